@@ -1,0 +1,129 @@
+"""Settings in: where ``conf/`` is, the resolvers it uses, and which ``_target_`` may be built from it."""
+
+import hashlib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+PACKAGE_DIR = Path(__file__).resolve().parent
+
+#: What a config may build besides the public names of bdbnet's own rooms.
+ALLOWED_TARGETS = frozenset({"torch.nn.Identity", "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"})
+ALLOWED_ROOMS = frozenset({"models", "losses", "loading", "training", "retrieval", "reporting"})
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the key and what to do."""
+
+
+def config_dir() -> Path:
+    """Folder of the Hydra groups: ``conf/`` of a checkout, else the copy that the wheel carries."""
+    checkout = PACKAGE_DIR.parent.parent / "conf"
+    return checkout if (checkout / "train.yaml").is_file() else PACKAGE_DIR / "conf"
+
+
+def run_name(override_dirname: str) -> str:
+    """Stable folder name of a run: its overrides, made safe for a file system.
+
+    The same command line always gives the same name, so that a requeued or resumed job finds its own folder.
+
+    >>> run_name("dataset=market1501,loss=hard_triplet")
+    'dataset=market1501,loss=hard_triplet'
+    >>> run_name("")
+    'default'
+    """
+    name = re.sub(r"[^\w=,.+-]", "_", override_dirname) or "default"
+    if len(name) <= 150:
+        return name
+    return f"{name[:130]}-{hashlib.sha256(override_dirname.encode()).hexdigest()[:12]}"
+
+
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def check_target(target: str) -> None:
+    """Refuse a ``_target_`` outside the allow-list: a config file must not be able to run arbitrary code."""
+    if target in ALLOWED_TARGETS:
+        return
+    match = re.fullmatch(r"bdbnet\.(\w+)\.(\w+)", target)
+    if match and match[1] in ALLOWED_ROOMS and match[2] in importlib.import_module(f"bdbnet.{match[1]}").__all__:
+        return
+    raise ConfigError(
+        f"_target_: {target} is not on the allow-list. Use a public name of bdbnet.{{{', '.join(sorted(ALLOWED_ROOMS))}}} "
+        f"or one of {', '.join(sorted(ALLOWED_TARGETS))}."
+    )
+
+
+def instantiate(config: DictConfig | ListConfig, **arguments: Any) -> Any:
+    """Build the object that ``config`` describes, after checking every ``_target_`` in it.
+
+    Raises:
+        ConfigError: a ``_target_`` is not on the allow-list, or an argument in the config is refused by its class.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    _check_targets(plain)
+    name = plain.get("_target_", "config") if isinstance(plain, dict) else "config"
+    try:
+        if not arguments:
+            return hydra.utils.instantiate(plain, _convert_="all")
+        # Arguments go in by a plain call: Hydra would copy what it is handed, and a copied network is another network.
+        return hydra.utils.instantiate({**plain, "_partial_": True}, _convert_="all")(**arguments)  # type: ignore[dict-item]
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | TypeError):
+            raise ConfigError(f"{name}: {cause}") from cause
+        raise
+    except TypeError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _check_targets(node: Any) -> None:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            check_target(node["_target_"])
+        for child in node.values():
+            _check_targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            _check_targets(child)
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Turn ``main(cfg)`` into a command with the config ``conf/<config_name>.yaml``.
+
+    Errors that bdbnet raises on purpose, and those of the file system, end the command with one clear message and exit status 1;
+    ``HYDRA_FULL_ERROR=1`` shows the trace instead. Anything else is a fault of ours and keeps its trace.
+    """
+
+    def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+        def run(cfg: DictConfig) -> Any:
+            try:
+                return main(cfg)
+            except KeyboardInterrupt:
+                print("\ninterrupted", file=sys.stderr)
+                sys.exit(130)
+            except Exception as error:
+                meant = type(error).__module__.startswith("bdbnet.") or isinstance(error, OSError)
+                if not meant or os.environ.get("HYDRA_FULL_ERROR") == "1":
+                    raise
+                print(f"\nerror: {_without_worker_trace(str(error))}", file=sys.stderr)
+                sys.exit(1)
+
+        run.__name__, run.__doc__, run.__module__ = main.__name__, main.__doc__, main.__module__
+        return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
+
+    return decorate
+
+
+def _without_worker_trace(message: str) -> str:
+    """What an error said in the worker process where it was raised, without the trace that PyTorch puts before it."""
+    if not message.startswith("Caught "):
+        return message
+    return re.split(r"\n(?:bdbnet\.)[\w.]+: ", message)[-1].strip()

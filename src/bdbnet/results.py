@@ -1,0 +1,147 @@
+"""Results out: ``result.json``, the one record of what was measured, under which protocol, from which config and data."""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+class ResultError(ValueError):
+    """A result file that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a number was measured. Two numbers may share a table cell only if their protocols are equal.
+
+    Attributes:
+        task: ``reid`` (single query, cameras) or ``retrieval`` (Recall@K).
+        dataset: key of the dataset judged on.
+        image_size: height and width of the network's input, pixels.
+        precision: arithmetic of the embedding, ``32-true`` or ``bf16-mixed``.
+        normalize: scaling of the embedding before distances: ``none``, ``joint`` or ``per_branch``.
+        ap_at: rank at which average precision is cut, None for the full list.
+        flip: embeddings of an image and its mirror image are averaged.
+        rerank: k1, k2 and lambda of k-reciprocal re-ranking, None where there is none.
+    """
+
+    task: str
+    dataset: str
+    image_size: tuple[int, int]
+    precision: str = "32-true"
+    normalize: str = "none"
+    ap_at: int | None = None
+    flip: bool = False
+    rerank: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run's record.
+
+    Attributes:
+        kind: ``train`` or ``evaluate``.
+        metrics: fractions in 0..1 (and ``valid_queries``), of the checkpoint that ``checkpoint`` names.
+        checkpoint: ``last``, or the path of the file that was judged.
+        data: name, fingerprint and counts of the dataset judged on; ``train`` adds those of the training rows.
+        before: the same metrics of the network before training, where they were asked for.
+        best: metrics and epoch of the best checkpoint. It was chosen on the test set, which its ``note`` says.
+        seconds: wall-clock seconds per phase; ``images_per_second`` likewise.
+    """
+
+    kind: str
+    metrics: Mapping[str, float]
+    protocol: Protocol
+    checkpoint: str
+    data: Mapping[str, Any]
+    config: Mapping[str, Any]
+    seed: int
+    before: Mapping[str, float] | None = None
+    best: Mapping[str, Any] | None = None
+    epochs: int | None = None
+    parameters: int | None = None
+    embedding_dim: int | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    images_per_second: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+    hardware: Mapping[str, Any] = field(default_factory=lambda: hardware())
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    schema: int = SCHEMA
+
+    def write(self, path: str | Path) -> Path:
+        """Write the record; a reader sees the old file or the whole new one, never a part."""
+        text = json.dumps(asdict(self), indent=2, allow_nan=False, default=str) + "\n"
+        return write_atomically(Path(path), text.encode())
+
+
+def read_result(path: str | Path) -> Result:
+    """Read a ``result.json``.
+
+    Raises:
+        ResultError: the file is missing, half-written, or of another schema; the message names it.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text())
+    except OSError as error:
+        raise ResultError(f"{path}: no result there ({error.strerror}); a run writes it when it ends") from error
+    except ValueError as error:
+        raise ResultError(f"{path}: not a complete result ({error}); run the training or evaluation again") from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else None
+        raise ResultError(f"{path}: schema {found}, this version reads schema {SCHEMA}; measure again")
+    protocol = record.pop("protocol")
+    protocol["image_size"] = tuple(protocol["image_size"])
+    return Result(protocol=Protocol(**protocol), **record)
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Write a file through a temporary one beside it and a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that decide a number."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("bdbnet", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, usable cores and GPUs of this machine."""
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        processor = next(names, processor)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return {"processor": processor, "cores": cores, "gpus": gpus}
