@@ -1,0 +1,242 @@
+"""The one table that every dataset becomes: a row per image, with a checked schema."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+Role = Literal["train", "query", "gallery"]
+
+ROLES: tuple[Role, ...] = ("train", "query", "gallery")
+# A "test" image is judged against all other test images: it is query and gallery at once.
+SPLITS_OF_ROLE: dict[Role, tuple[str, ...]] = {
+    "train": ("train",),
+    "query": ("query", "test"),
+    "gallery": ("gallery", "test"),
+}
+SPLITS = ("train", "query", "gallery", "test")
+COLUMNS = ("path", "label", "camera", "split")
+BOX_COLUMNS = ("x1", "y1", "x2", "y2")
+
+# Empty, absolute, with a drive letter, with a backslash or NUL, or with an empty, "." or ".." part.
+_BAD_PATH = re.compile(r"^$|^/|^[A-Za-z]:|[\\\0]|(?:^|/)\.{0,2}(?:/|$)")
+
+
+class DatasetError(ValueError):
+    """A dataset, a table or an archive that can't be used; the message says where and what to do."""
+
+
+class CountWarning(UserWarning):
+    """A dataset whose number of images or identities is not the published one."""
+
+
+class SplitCounts(NamedTuple):
+    """Size of one role of a dataset, as its authors publish it."""
+
+    identities: int
+    images: int
+    cameras: int
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """All images of a dataset.  Build one with `from_table`, which checks the table.
+
+    `table` has one row per image and the columns
+
+    - `path`: image file relative to `root`, with forward slashes,
+    - `label`: the dataset's own identity or class number, int64, 0 or more,
+    - `camera`: int64, 0 or more; -1 in every row of a dataset without cameras,
+    - `split`: `train`, `query`, `gallery`, or `test` for an image that is query and gallery,
+    - optional `x1 y1 x2 y2`: box in pixels, int64, right and lower edge excluded.
+
+    The order of the rows is part of the content: equal distances are ranked by gallery order.
+    """
+
+    table: pd.DataFrame
+    root: Path
+    name: str
+
+    @classmethod
+    def from_table(
+        cls, table: pd.DataFrame, root: str | Path, name: str, *, source: str | Path | None = None
+    ) -> "Manifest":
+        """Check `table` and build a manifest from a copy of it.
+
+        `source` is the file or folder that error messages name (default: `name`).
+        Raises DatasetError that names source, row (the first row is 1) and column.
+
+        >>> rows = {"path": ["a.jpg", "b.jpg"], "label": [7, 7], "camera": [-1, -1], "split": ["test", "test"]}
+        >>> manifest = Manifest.from_table(pd.DataFrame(rows), "photos", "two")
+        >>> len(manifest.subset("query").table), manifest.has_cameras
+        (2, False)
+        """
+        return cls(_checked_table(table, str(name if source is None else source)), Path(root).absolute(), name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of columns, values and row order, in hex.  Independent of `root` and `name`."""
+        digest = hashlib.sha256("\0".join(map(str, self.table.columns)).encode())
+        for column in self.table.columns:
+            values = self.table[column]
+            if column in ("path", "split"):
+                content = "\0".join(values).encode("utf-8", "surrogateescape")
+            else:
+                content = values.to_numpy().astype("<i8").tobytes()
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+        return digest.hexdigest()
+
+    @property
+    def has_cameras(self) -> bool:
+        """Whether the images come with camera numbers (all do, or none does)."""
+        return len(self.table) > 0 and bool((self.table["camera"] >= 0).all())
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Absolute path of every row's image file."""
+        root = self.root.as_posix().rstrip("/")
+        return [f"{root}/{path}" for path in self.table["path"]]
+
+    def subset(self, role: Role) -> "Manifest":
+        """The rows of one role in manifest order, numbered from 0.  May be empty: see `require`."""
+        return Manifest(self.table[self._has_role(role)].reset_index(drop=True), self.root, self.name)
+
+    def training_labels(self) -> np.ndarray:
+        """Labels of the train rows, (N,) int64, mapped to 0..C-1 in sorted order."""
+        labels = self.table.loc[self._has_role("train"), "label"].to_numpy()
+        return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+    def counts(self) -> pd.DataFrame:
+        """Number of identities, images and cameras of each role; the index is the role."""
+        rows = [self._count(role) for role in ROLES]
+        return pd.DataFrame(rows, index=pd.Index(ROLES, name="role"), columns=list(SplitCounts._fields))
+
+    def differences(self, published: Mapping[Role, SplitCounts]) -> list[str]:
+        """Where `counts()` differs from published counts, one phrase per number; empty if nowhere."""
+        return [
+            f"{role} has {found:,} {field}, published {expected:,}"
+            for role, size in published.items()
+            for field, found, expected in zip(SplitCounts._fields, self._count(role), size)
+            if found != expected
+        ]
+
+    def require(self, *roles: Role) -> None:
+        """Raise DatasetError unless each of `roles` has at least one image."""
+        empty = [role for role in roles if not self._has_role(role).any()]
+        if empty:
+            raise DatasetError(
+                f"dataset {self.name} at {self.root} has no {' and no '.join(empty)} images, "
+                f"which this needs. Its images per role: {self.counts()['images'].to_dict()}. "
+                f"Add rows with split {' / '.join(SPLITS_OF_ROLE[empty[0]])}, or choose another dataset."
+            )
+
+    def unmatched_queries(self) -> int:
+        """Number of queries whose identity has no other image in the gallery: no metric counts them."""
+        queries = self.table[self._has_role("query")]
+        available = self.table.loc[self._has_role("gallery"), "label"].value_counts()
+        matches = queries["label"].map(available).fillna(0).to_numpy() - (queries["split"] == "test").to_numpy()
+        return int((matches < 1).sum())
+
+    def _count(self, role: Role) -> SplitCounts:
+        rows = self.table[self._has_role(role)]
+        cameras = rows.loc[rows["camera"] >= 0, "camera"]
+        return SplitCounts(rows["label"].nunique(), len(rows), cameras.nunique())
+
+    def _has_role(self, role: Role) -> np.ndarray:
+        if role not in SPLITS_OF_ROLE:
+            raise DatasetError(f"unknown role {role!r}: choose one of {', '.join(ROLES)}")
+        return self.table["split"].isin(SPLITS_OF_ROLE[role]).to_numpy()
+
+
+def _checked_table(table: pd.DataFrame, source: str) -> pd.DataFrame:
+    """A copy of `table` with its columns in canonical order and type.  Raises DatasetError."""
+    boxes = BOX_COLUMNS if any(column in table.columns for column in BOX_COLUMNS) else ()
+    expected = (*COLUMNS, *boxes)
+    _check_columns(list(map(str, table.columns)), expected, source)
+    if table.empty:
+        raise DatasetError(f"{source}: the table has no rows. Write one row per image.")
+    checked: dict[str, object] = {}
+    for column in expected:
+        values = table[column].reset_index(drop=True)
+        _refuse(values.isna(), values, source, column, "where a value is needed: fill it in")
+        checked[column] = values if column in ("path", "split") else _whole_numbers(values, source, column)
+    result = pd.DataFrame(checked)
+    _check_paths(result["path"], source)
+    known = result["split"].isin(SPLITS)
+    _refuse(~known, result["split"], source, "split", f"is not one of {', '.join(SPLITS)}")
+    _check_numbers(result, source, bool(boxes))
+    _check_unique(result, source)
+    return result
+
+
+def _check_columns(found: Sequence[str], expected: Sequence[str], source: str) -> None:
+    for problem, columns in (
+        ("lacks", [column for column in expected if column not in found]),
+        ("has unknown", [column for column in found if column not in expected]),
+        ("repeats", sorted({column for column in found if found.count(column) > 1})),
+    ):
+        if columns:
+            raise DatasetError(
+                f"{source}: the table {problem} column(s) {', '.join(columns)}. Needed are {', '.join(COLUMNS)} "
+                f"(camera is -1 where there is none), optional {' '.join(BOX_COLUMNS)} together."
+            )
+
+
+def _whole_numbers(values: pd.Series, source: str, column: str) -> np.ndarray:
+    """`values` as int64.  Raises DatasetError at the first value that is not a whole number."""
+    if pd.api.types.is_signed_integer_dtype(values.dtype):
+        return values.to_numpy(dtype=np.int64)
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
+    # Beyond 2**53 a float no longer tells neighbouring whole numbers apart.
+    good = np.isfinite(numbers) & (np.abs(numbers) < 2**53) & (np.floor(numbers) == numbers)
+    _refuse(~good, values, source, column, "is not a whole number")
+    return numbers.astype(np.int64)
+
+
+def _check_paths(paths: pd.Series, source: str) -> None:
+    bad = np.fromiter((not isinstance(path, str) or _BAD_PATH.search(path) is not None for path in paths), bool)
+    advice = "is not a plain relative path: write it relative to the dataset folder, with '/', without '.' or '..'"
+    _refuse(bad, paths, source, "path", advice)
+
+
+def _check_numbers(table: pd.DataFrame, source: str, boxes: bool) -> None:
+    _refuse(table["label"] < 0, table["label"], source, "label", "is negative: leave junk images out of the table")
+    camera = table["camera"]
+    _refuse(camera < -1, camera, source, "camera", "is negative: number cameras from 0, or write -1 for none")
+    if (camera >= 0).any():
+        _refuse(camera < 0, camera, source, "camera", "means no camera, but other rows have one: give all or none")
+    if boxes:
+        for column in ("x1", "y1"):
+            _refuse(table[column] < 0, table[column], source, column, "lies outside of the image: count from 0")
+        for low, high in (("x1", "x2"), ("y1", "y2")):
+            _refuse(table[high] <= table[low], table[high], source, high, f"leaves an empty box: give more than {low}")
+
+
+def _check_unique(table: pd.DataFrame, source: str) -> None:
+    for role, splits in SPLITS_OF_ROLE.items():
+        paths = table.loc[table["split"].isin(splits), "path"]
+        repeated = paths.duplicated()
+        if repeated.any():
+            path = paths[repeated].iloc[0]
+            first, second = paths.index[paths == path][:2]
+            raise DatasetError(
+                f"{source}, row {second + 1}, column path: {path!r} is a {role} image already in row {first + 1}. "
+                "Remove one of the two rows."
+            )
+
+
+def _refuse(bad: pd.Series | np.ndarray, values: pd.Series, source: str, column: str, reason: str) -> None:
+    """Raise DatasetError at the first row where `bad` is true."""
+    rows = np.flatnonzero(bad)
+    if len(rows):
+        value = values.iloc[rows[0]]
+        shown = repr(value) if isinstance(value, str) else str(value)
+        more = f" (and {len(rows) - 1:,} more rows)" if len(rows) > 1 else ""
+        raise DatasetError(f"{source}, row {rows[0] + 1}, column {column}: {shown} {reason}{more}.")
