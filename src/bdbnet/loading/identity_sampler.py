@@ -1,0 +1,192 @@
+"""Batches of P identities with K images each, the same for any number of ranks."""
+
+from collections.abc import Iterator
+from typing import Literal, Self
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from bdbnet.loading.images import Draw
+
+
+class SamplerError(ValueError):
+    """Labels and batch settings that do not go together; the message names the settings."""
+
+
+class IdentityBatchSampler(Sampler[list[Draw]]):
+    """Draws batches of P identities x K images (paper, section 4.1; schedule of Hermans et al., 2017).
+
+    `labels` (N,) are the identities of the train rows.  A batch holds P different identities; the K images of one
+    identity lie side by side and are distinct where the identity has K images.  An identity with fewer gives all of
+    them and the rest again, with replacement.
+
+    `epoch="identities"`: an epoch draws each identity once, in random order; the last incomplete batch is dropped
+    (Market-1501, 32 x 4: 23 batches).  `epoch="images"`: an epoch draws every image at least once.  Each identity's
+    images are shuffled and cut into groups of K, the last filled from the same identity; the groups are dealt
+    evenly, at random, to the least number of batches in which no identity meets itself, and places left over are filled
+    with random further identities.
+
+    The order is a function of (seed, epoch) alone.  Every rank draws the share `rank` of each batch, P / world_size
+    whole identities: the ranks' batches put side by side in rank order are the batch of a single process.
+
+    Raises SamplerError where the labels can't fill a batch.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        identities_per_batch: int = 32,
+        images_per_identity: int = 4,
+        *,
+        epoch: Literal["identities", "images"] = "identities",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        labels = np.asarray(labels)
+        order = np.argsort(labels, kind="stable")
+        identities, first = np.unique(labels[order], return_index=True)
+        _check_settings(len(identities), identities_per_batch, images_per_identity, rank, world_size)
+        if epoch not in ("identities", "images"):
+            raise SamplerError(f"sampler.epoch is {epoch!r}: choose identities or images")
+        self.rows_of_identity = np.split(order, first[1:])
+        self.identities_per_batch = identities_per_batch
+        self.images_per_identity = images_per_identity
+        self.covers_images = epoch == "images"
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_batch = 0
+
+    @classmethod
+    def from_batch_size(
+        cls,
+        labels: np.ndarray,
+        batch_size: int = 128,
+        images_per_identity: int = 4,
+        *,
+        epoch: Literal["identities", "images"] = "identities",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Self:
+        """A sampler of `batch_size` = P x K images over all ranks.  Raises SamplerError where K does not divide it."""
+        if images_per_identity < 1 or batch_size < 1 or batch_size % images_per_identity:
+            raise SamplerError(
+                f"sampler.batch_size={batch_size} is not a multiple of "
+                f"sampler.images_per_identity={images_per_identity}: a batch holds whole identities"
+            )
+        return cls(
+            labels,
+            batch_size // images_per_identity,
+            images_per_identity,
+            epoch=epoch,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    @property
+    def sampler(self) -> Self:
+        """Itself: Lightning looks for `set_epoch` at a batch sampler's `sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch from the next iteration on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of batches of an epoch."""
+        if not self.covers_images:
+            return len(self.rows_of_identity) // self.identities_per_batch
+        groups = self._groups_per_identity()
+        return int(max(-(-groups.sum() // self.identities_per_batch), groups.max()))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        epoch = self.epoch
+        batches = self.batches(epoch)
+        share = self.identities_per_batch // self.world_size
+        for number in range(self.first_batch, len(batches)):
+            mine = batches[number, self.rank * share : (self.rank + 1) * share].reshape(-1)
+            start = (number * self.identities_per_batch + self.rank * share) * self.images_per_identity
+            yield [Draw(row, epoch, start + place) for place, row in enumerate(mine.tolist())]
+
+    def batches(self, epoch: int) -> np.ndarray:
+        """The rows of all ranks' batches of an epoch, int64 (batches, P, K)."""
+        generator = np.random.default_rng((self.seed, epoch))
+        return self._cover_images(generator) if self.covers_images else self._cover_identities(generator)
+
+    def _cover_identities(self, generator: np.random.Generator) -> np.ndarray:
+        order = generator.permutation(len(self.rows_of_identity))[: len(self) * self.identities_per_batch]
+        groups = np.stack([self._group(identity, generator) for identity in order])
+        return groups.reshape(len(self), self.identities_per_batch, self.images_per_identity)
+
+    def _cover_images(self, generator: np.random.Generator) -> np.ndarray:
+        groups_of = self._groups_per_identity()
+        batches: list[list[np.ndarray]] = [[] for _ in range(len(self))]
+        members: list[set[int]] = [set() for _ in batches]
+        load = np.zeros(len(batches))
+        for identity in generator.permutation(len(self.rows_of_identity)).tolist():
+            # The emptiest batches first, ties at random: loads never differ by more than one, so that none overflows.
+            chosen = np.argsort(load + generator.random(len(batches)))[: groups_of[identity]]
+            load[chosen] += 1
+            for batch, group in zip(chosen.tolist(), self._all_groups(identity, generator)):
+                batches[batch].append(group)
+                members[batch].add(identity)
+        for batch, present in zip(batches, members):
+            missing = self.identities_per_batch - len(batch)
+            if missing:
+                others = np.setdiff1d(np.arange(len(self.rows_of_identity)), list(present))
+                further = generator.choice(others, missing, replace=False)
+                batch.extend(self._group(identity, generator) for identity in further)
+        return np.stack([np.stack(batch)[generator.permutation(len(batch))] for batch in batches])
+
+    def _groups_per_identity(self) -> np.ndarray:
+        return -(-np.array([len(rows) for rows in self.rows_of_identity]) // self.images_per_identity)
+
+    def _all_groups(self, identity: int, generator: np.random.Generator) -> np.ndarray:
+        """All images of an identity, shuffled and cut into groups of K: (groups, K)."""
+        size = self.images_per_identity
+        shuffled = generator.permutation(self.rows_of_identity[identity])
+        rest = len(shuffled) % size
+        if rest == 0:
+            return shuffled.reshape(-1, size)
+        # The last group takes images of the groups before it, or, if it is the only one, repeats its own.
+        before = shuffled[:-rest]
+        fill = generator.choice(before if len(before) else shuffled, size - rest, replace=len(before) == 0)
+        return np.concatenate([shuffled, fill]).reshape(-1, size)
+
+    def _group(self, identity: int, generator: np.random.Generator) -> np.ndarray:
+        """K images of one identity, distinct as far as they go: (K,)."""
+        rows, size = self.rows_of_identity[identity], self.images_per_identity
+        if len(rows) >= size:
+            return generator.choice(rows, size, replace=False)
+        return np.concatenate([generator.permutation(rows), generator.choice(rows, size - len(rows))])
+
+
+def _check_settings(identities: int, per_batch: int, images: int, rank: int, world_size: int) -> None:
+    if identities < 2:
+        raise SamplerError(
+            f"the training set has {identities} identities, metric learning needs at least two: "
+            "there is nothing to tell apart"
+        )
+    if images < 1:
+        raise SamplerError(f"sampler.images_per_identity is {images}: give at least 1")
+    if per_batch < 2:
+        raise SamplerError(
+            f"a batch of {per_batch * images} images holds {per_batch} identities at sampler.images_per_identity="
+            f"{images}, and needs at least two: raise sampler.batch_size"
+        )
+    if per_batch > identities:
+        raise SamplerError(
+            f"a batch needs {per_batch} identities (sampler.batch_size / sampler.images_per_identity), the training "
+            f"set has {identities}: set sampler.batch_size to at most {identities * images}"
+        )
+    if not 0 <= rank < world_size:
+        raise SamplerError(f"rank {rank} does not exist among {world_size} ranks")
+    if per_batch % world_size:
+        raise SamplerError(
+            f"{per_batch} identities per batch (sampler.batch_size / sampler.images_per_identity) can't be shared by "
+            f"{world_size} ranks: choose a sampler.batch_size that is a multiple of {world_size * images}"
+        )

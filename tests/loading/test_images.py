@@ -1,0 +1,256 @@
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from bdbnet.datasets import Manifest
+from bdbnet.loading import Draw, EvaluationTransform, ImageDataset, ImageError, TrainTransform, images, read_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray = PIXELS, mode: str | None = None, **options: object) -> Path:
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def test_rgb_is_untouched(tmp_path: Path) -> None:
+    image = read_image(save(tmp_path / "a.png"))
+    assert (image.mode, image.size) == ("RGB", (4, 6))
+    np.testing.assert_array_equal(np.asarray(image), PIXELS)
+
+
+def test_greyscale_repeats_its_channel(tmp_path: Path) -> None:
+    image = np.asarray(read_image(save(tmp_path / "a.png", PIXELS[..., 0])))
+    np.testing.assert_array_equal(image, np.repeat(PIXELS[..., :1], 3, axis=2))
+
+
+def test_black_and_white(tmp_path: Path) -> None:
+    image = np.asarray(read_image(save(tmp_path / "a.png", np.array([[True, False]]))))
+    np.testing.assert_array_equal(image, [[[255] * 3, [0] * 3]])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_16_bit_is_scaled_not_clipped(tmp_path: Path, name: str) -> None:
+    values = np.array([[0, 255, 256, 128 * 256, 65_535]], dtype=np.uint16)
+    image = np.asarray(read_image(save(tmp_path / name, values)))
+    np.testing.assert_array_equal(image[0, :, 0], [0, 0, 1, 128, 255])
+    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+
+
+def test_32_bit_whole_numbers_within_16_bits_are_scaled_and_others_refused(tmp_path: Path) -> None:
+    good = save(tmp_path / "good.tiff", np.array([[0, 65_535]], dtype=np.int32))
+    np.testing.assert_array_equal(np.asarray(read_image(good))[0, :, 1], [0, 255])
+    bad = save(tmp_path / "bad.tiff", np.array([[0, 65_536]], dtype=np.int32))
+    with pytest.raises(ImageError, match=r"bad\.tiff.*8 or 16 bits"):
+        read_image(bad)
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"a\.tiff.*8 or 16 bits"):
+        read_image(save(tmp_path / "a.tiff", np.zeros((2, 2), dtype=np.float32)))
+
+
+def test_cmyk_jpeg_has_the_colours_of_the_rgb_one(tmp_path: Path) -> None:
+    flat = np.full((16, 16, 3), (200, 60, 20), dtype=np.uint8)
+    image = read_image(save(tmp_path / "a.jpg", flat, mode="CMYK", quality=100))
+    assert image.mode == "RGB"
+    np.testing.assert_allclose(np.asarray(image), flat, atol=3)
+
+
+def test_palette_keeps_its_colours(tmp_path: Path) -> None:
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [9, 9, 9]]], dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(colours).quantize(4).save(path)
+    np.testing.assert_array_equal(np.asarray(read_image(path)), colours)
+
+
+def test_transparent_pixels_lie_on_white(tmp_path: Path) -> None:
+    alpha = np.full((6, 4, 1), 255, dtype=np.uint8)
+    alpha[0] = 0
+    image = np.asarray(read_image(save(tmp_path / "a.png", np.concatenate([PIXELS, alpha], axis=2))))
+    assert (image[0] == 255).all()
+    np.testing.assert_array_equal(image[1:], PIXELS[1:])
+
+
+def test_transparent_palette_colour_lies_on_white(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    image.save(path, transparency=0)
+    np.testing.assert_array_equal(np.asarray(read_image(path)), [[[255] * 3, [40, 50, 60]]])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    upright = np.zeros((16, 32, 3), dtype=np.uint8)
+    upright[:8, :16] = 255  # only the upper left quarter is white
+    # How a camera stores the upright scene under each orientation tag.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.jpg", np.ascontiguousarray(stored), exif=exif, quality=100)
+    np.testing.assert_allclose(np.asarray(read_image(path)), upright, atol=2)
+
+
+def test_damaged_exif_does_not_lose_a_sound_image(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\xff\xff\xff\xff")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert read_image(path).size == (4, 6)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.jpg does not exist: check"):
+        read_image(tmp_path / "gone.jpg")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff\xd8\xff\xe0", bytes(1000)])
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "fake.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"fake\.jpg can't be read .*restore the file"):
+        read_image(path)
+
+
+def test_folder_named_like_an_image(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(ImageError, match=r"folder\.jpg can't be read"):
+        read_image(tmp_path / "folder.jpg")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_truncated_image_is_named(tmp_path: Path, name: str, share: float) -> None:
+    path = save(tmp_path / name, np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ImageError, match=r"a\.\w+ can't be read"):
+        read_image(path)
+
+
+def test_a_failing_image_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fail(path: Path, **options: object) -> None:
+        calls.append(path)
+        raise OSError("disk error")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ImageError, match="disk error"):
+        read_image(tmp_path / "a.jpg")
+    assert len(calls) == 1
+
+
+def test_programs_are_never_started(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match="not one of JPEG"):
+        read_image(path)
+
+
+def test_pixel_cap_is_an_error_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "bomb.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", 24)
+    assert read_image(path).size == (4, 6)
+    monkeypatch.setattr(images, "MAX_PIXELS", 23)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=r"bomb\.png has 4 x 6 pixels, the limit is 23: scale it down"):
+        read_image(path)
+
+
+def test_pillows_own_bomb_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with pytest.raises(ImageError, match=r"bomb\.png has too many pixels"):
+        read_image(path)
+
+
+def test_pillow_never_warns_about_an_image_that_is_accepted() -> None:
+    assert Image.MAX_IMAGE_PIXELS is not None
+    assert images.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
+
+
+def test_box_excludes_right_and_lower_edge(tmp_path: Path) -> None:
+    image = read_image(save(tmp_path / "a.png"), box=(1, 2, 3, 6))
+    np.testing.assert_array_equal(np.asarray(image), PIXELS[2:6, 1:3])
+
+
+def test_box_over_the_border_is_cut_to_the_image(tmp_path: Path) -> None:
+    image = read_image(save(tmp_path / "a.png"), box=(2, 3, 9, 9))
+    np.testing.assert_array_equal(np.asarray(image), PIXELS[3:, 2:])
+
+
+def test_box_beside_the_image_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"a\.png \(4 x 6 pixels\) has nothing in its box x1=4.*correct the box"):
+        read_image(save(tmp_path / "a.png"), box=(4, 0, 9, 9))
+
+
+def make_manifest(root: Path, *, boxes: bool = False) -> Manifest:
+    for name in ("a.png", "b.png", "c.png"):
+        save(root / name)
+    rows = {"path": ["a.png", "b.png", "c.png"], "label": [30, 10, 30], "camera": [0, 1, 2], "split": ["train"] * 3}
+    if boxes:
+        rows |= {"x1": [0, 1, 0], "y1": [0, 2, 0], "x2": [4, 3, 4], "y2": [6, 4, 6]}
+    return Manifest.from_table(pd.DataFrame(rows), root, "three")
+
+
+def test_sample_has_the_values_of_its_row(tmp_path: Path) -> None:
+    dataset = ImageDataset(
+        make_manifest(tmp_path),
+        EvaluationTransform((6, 4)),
+        labels=np.array([1, 0, 1]),
+        columns={"is_query": np.array([False, True, False])},
+    )
+    sample = dataset[Draw(1, 5, 7)]
+    np.testing.assert_array_equal(sample["image"].permute(1, 2, 0).numpy(), PIXELS)
+    assert sample["erased"].shape == (0, 4)
+    assert {name: sample[name] for name in ("label", "camera", "index", "position", "is_query")} == {
+        "label": 0,
+        "camera": 1,
+        "index": 1,
+        "position": 7,
+        "is_query": True,
+    }
+    assert dataset[2]["position"] == 2
+    assert len(dataset) == 3
+    assert ImageDataset(dataset_manifest := make_manifest(tmp_path), EvaluationTransform(4))[0]["label"] == 30
+    assert len(dataset_manifest.table) == 3
+
+
+def test_box_of_the_row_is_cut_out(tmp_path: Path) -> None:
+    sample = ImageDataset(make_manifest(tmp_path, boxes=True), EvaluationTransform(2))[1]
+    np.testing.assert_array_equal(sample["image"].permute(1, 2, 0).numpy(), PIXELS[2:4, 1:3])
+
+
+def test_columns_of_another_length_are_refused(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path)
+    with pytest.raises(ValueError, match="labels has 2 values for the 3 images of three"):
+        ImageDataset(manifest, EvaluationTransform(4), labels=np.array([0, 1]))
+
+
+def test_randomness_depends_on_each_part_of_the_draw_and_nothing_else(tmp_path: Path) -> None:
+    transform = TrainTransform((8, 8), resize=64)
+    first = ImageDataset(make_manifest(tmp_path), transform, seed=3)
+    second = ImageDataset(make_manifest(tmp_path), transform, seed=3)
+    second[Draw(1, 0, 0)]  # what was drawn before does not matter
+    reference = first[Draw(0, 1, 2)]["image"]
+    assert reference.equal(second[Draw(0, 1, 2)]["image"])
+    # The three files are equal, so that only the randomness can tell the samples apart.
+    for draw in (Draw(0, 2, 2), Draw(0, 1, 3), Draw(2, 1, 2)):
+        assert not reference.equal(first[draw]["image"])
+    assert not reference.equal(ImageDataset(make_manifest(tmp_path), transform, seed=4)[Draw(0, 1, 2)]["image"])
