@@ -1,0 +1,173 @@
+"""torchmetrics classes that collect embeddings batch by batch, on every rank, and judge them together.
+
+Each image carries its row in the test set. Rows that were seen twice, such as the padding of a distributed sampler,
+count once, and everything is put in row order first: the result does not depend on batches or on the number of ranks.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from bdbnet.retrieval.metrics import recall_at_k, reid_metrics
+
+_GALLERY, _QUERY, _BOTH = 0, 1, 2
+_NO_CAMERA = -1
+_STATES = ("embeddings", "labels", "cameras", "roles", "indices")
+
+
+class _EmbeddingCollector(Metric):
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    embeddings: list[Tensor] | Tensor
+    labels: list[Tensor] | Tensor
+    cameras: list[Tensor] | Tensor
+    roles: list[Tensor] | Tensor
+    indices: list[Tensor] | Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in _STATES:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(
+        self, embeddings: Tensor, labels: Tensor, cameras: Tensor | None, is_query: Tensor | None, index: Tensor
+    ) -> None:
+        """Add one batch.
+
+        Args:
+            embeddings: (N, D); half precision is stored as float32.
+            labels: integers (N,).
+            cameras: integers (N,), or None where the data have none.
+            is_query: bool (N,), True for queries, False for gallery images; None where every image is both.
+            index: integers (N,), the images' rows in the test set (queries and gallery may be numbered separately).
+        """
+        count = len(embeddings)
+        if embeddings.ndim != 2:
+            raise ValueError(f"embeddings must have shape (images, dimensions), got {tuple(embeddings.shape)}")
+        if cameras is None:
+            cameras = labels.new_full((count,), _NO_CAMERA)
+        roles = labels.new_full((count,), _BOTH) if is_query is None else is_query.to(torch.int64)
+        batch = {"labels": labels, "cameras": cameras, "is_query": roles, "index": index}
+        for name, values in batch.items():
+            if values.shape != (count,):
+                raise ValueError(f"{name} must have shape ({count},), got {tuple(values.shape)}")
+        embeddings = embeddings.detach()
+        embeddings = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
+        for name, values in zip(_STATES, (embeddings, *batch.values()), strict=True):
+            stored = getattr(self, name)
+            stored.append(values if values is embeddings else values.to(embeddings.device, torch.int64))
+
+    def collected(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Everything given to `update` on all ranks, once per image and in row order, gallery before queries.
+
+        Returns embeddings (N, D), labels (N,), cameras (N,; -1 for none) and `is_query` bool (N,), None where every
+        image is both.
+        """
+        with self.sync_context():
+            embeddings, labels, cameras, roles = self._collected()
+        return embeddings, labels, cameras, None if bool((roles == _BOTH).all()) else roles == _QUERY
+
+    def _collected(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings, labels, cameras and roles of the distinct images, in row order."""
+        if len(self.indices) == 0:
+            raise ValueError("no images were given: call update before compute")
+        embeddings, labels, cameras, roles, indices = (dim_zero_cat(getattr(self, name)) for name in _STATES)
+        if bool((roles == _BOTH).any()) and not bool((roles == _BOTH).all()):
+            raise ValueError("is_query was given for some batches and None for others")
+        # Stable sorts, last key first: by role, then by row.
+        order = torch.argsort(indices, stable=True)
+        order = order[torch.argsort(roles[order], stable=True)]
+        repeated = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+        repeated[1:] = (roles[order].diff() == 0) & (indices[order].diff() == 0)
+        previous = order.roll(1)
+        conflict = repeated & ((labels[order] != labels[previous]) | (cameras[order] != cameras[previous]))
+        if bool(conflict.any()):
+            row = int(indices[order[conflict]][0])
+            raise ValueError(
+                f"row {row} was given twice with different labels or cameras: index must be the image's row"
+            )
+        kept = order[~repeated]
+        return embeddings[kept], labels[kept], cameras[kept], roles[kept]
+
+
+class ReIDMetrics(_EmbeddingCollector):
+    """`reid_metrics` over everything given to `update`, across batches and ranks.
+
+    Where `is_query` was None, every image is searched for among all others. Where every camera is None or -1, no image
+    is left out for its camera.
+
+    Args:
+        ranks, ap_at, chunk_memory_mb: see `reid_metrics`.
+        kwargs: options of `torchmetrics.Metric`, such as `compute_on_cpu`.
+    """
+
+    def __init__(
+        self,
+        ranks: Sequence[int] = (1, 5, 10),
+        *,
+        ap_at: int | None = None,
+        chunk_memory_mb: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.ranks = tuple(ranks)
+        self.ap_at = ap_at
+        self.chunk_memory_mb = chunk_memory_mb
+
+    def compute(self) -> dict[str, float | int]:
+        """The values of `reid_metrics`; raises its errors."""
+        embeddings, labels, cameras, roles = self._collected()
+        options: dict[str, Any] = {"ranks": self.ranks, "ap_at": self.ap_at, "chunk_memory_mb": self.chunk_memory_mb}
+        views = cameras if bool((cameras != _NO_CAMERA).any()) else None
+        if bool((roles == _BOTH).all()):
+            return reid_metrics(embeddings, embeddings, labels, labels, views, views, **options)
+        query, gallery = roles == _QUERY, roles == _GALLERY
+        return reid_metrics(
+            embeddings[query],
+            embeddings[gallery],
+            labels[query],
+            labels[gallery],
+            None if views is None else views[query],
+            None if views is None else views[gallery],
+            **options,
+        )
+
+
+class RetrievalRecall(_EmbeddingCollector):
+    """`recall_at_k` over everything given to `update`, across batches and ranks.
+
+    Where `is_query` was None, every image is a query against all others, else queries are searched for in the gallery.
+    Cameras are not used.
+
+    Args:
+        ks, chunk_memory_mb: see `recall_at_k`.
+        kwargs: options of `torchmetrics.Metric`, such as `compute_on_cpu`.
+    """
+
+    def __init__(
+        self, ks: Sequence[int] = (1, 2, 4, 8), *, chunk_memory_mb: float | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.ks = tuple(ks)
+        self.chunk_memory_mb = chunk_memory_mb
+
+    def compute(self) -> dict[str, float | int]:
+        """The values of `recall_at_k`; raises its errors."""
+        embeddings, labels, _, roles = self._collected()
+        if bool((roles == _BOTH).all()):
+            return recall_at_k(embeddings, labels, self.ks, chunk_memory_mb=self.chunk_memory_mb)
+        query, gallery = roles == _QUERY, roles == _GALLERY
+        return recall_at_k(
+            embeddings[query],
+            labels[query],
+            self.ks,
+            gallery=embeddings[gallery],
+            gallery_labels=labels[gallery],
+            chunk_memory_mb=self.chunk_memory_mb,
+        )
