@@ -1,0 +1,24 @@
+"""``python -m bdbnet.report``: a run folder as one page to look at, keep and pass on."""
+
+from omegaconf import DictConfig
+
+from bdbnet.config import ConfigError, command
+
+
+@command("report")
+def main(config: DictConfig) -> None:
+    if not config.run:
+        raise ConfigError("run= is missing: which run? python -m bdbnet.report run=outputs/train/default, for example")
+    for key in ("queries", "top", "seed"):
+        if not isinstance(config[key], int) or isinstance(config[key], bool):
+            raise ConfigError(f"{key}={config[key]}: give a whole number")
+    from bdbnet.reporting import read_run, write_report
+    from bdbnet.training.tables import metrics_table
+
+    page = write_report(config.run, queries=config.queries, top=config.top, seed=config.seed)
+    print(metrics_table(read_run(page.parent).result))
+    print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    main()

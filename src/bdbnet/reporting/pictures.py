@@ -1,0 +1,159 @@
+"""The sections of the page that hold pictures: training curves and ranking lists."""
+
+import base64
+import io
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from bdbnet.reporting.run_folder import RunFolder, choose_queries, image_root
+from bdbnet.reporting.wording import distance, percent
+from bdbnet.visualization import label_of, read_thumbnail
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def curves(run: RunFolder) -> str:
+    """Section with the training curves, drawn for light and for dark screens; empty for a run without history."""
+    history = run.history
+    if history is None or history.empty:
+        return ""
+    from bdbnet import visualization as vis
+
+    pictures = []
+    if metrics := vis.metric_columns(history):
+        before = run.result.before
+        light, dark = (vis.metric_curves(history, before=before, theme=theme) for theme in (vis.LIGHT, vis.DARK))
+        pictures.append(_curve(light, dark, "Metrics by epoch", _first_and_last(history, metrics, fractions=True)))
+    if losses := vis.loss_columns(history):
+        light, dark = (vis.loss_curves(history, theme=theme) for theme in (vis.LIGHT, vis.DARK))
+        pictures.append(_curve(light, dark, "Loss by epoch", _first_and_last(history, losses)))
+    if "learning_rate" in history and history["learning_rate"].notna().any():
+        light, dark = (vis.learning_rate_curve(history, theme=theme) for theme in (vis.LIGHT, vis.DARK))
+        rate = _first_and_last(history, ["learning_rate"])
+        pictures.append(_curve(light, dark, "Learning rate by epoch", rate))
+    return f'<section>\n<h2>Training</h2>\n<div class="curves">\n{"".join(pictures)}</div>\n</section>'
+
+
+def _first_and_last(history: pd.DataFrame, columns: Iterable[str], *, fractions: bool = False) -> str:
+    """The curves in words, for those who can't see them."""
+    parts = []
+    for column in columns:
+        values = history[column].dropna()
+        first, last = (percent(v) if fractions else f"{v:.3g}" for v in (values.iloc[0], values.iloc[-1]))
+        parts.append(f"{label_of(column)} from {first} to {last}")
+    return ", ".join(parts)
+
+
+def _curve(light: "Figure", dark: "Figure", title: str, words: str) -> str:
+    alt = escape(f"{title}: {words}")
+    return (
+        f'<picture>\n<source media="screen and (prefers-color-scheme: dark)" srcset="{_svg(dark)}">\n'
+        f'<img src="{_svg(light)}" alt="{alt}" title="{alt}">\n</picture>\n'
+    )
+
+
+def _svg(figure: "Figure") -> str:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "bdbnet", "svg.fonttype": "path"}):  # the same bytes every time
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return _data_uri("image/svg+xml", buffer.getvalue())
+
+
+def _data_uri(mime: str, content: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def ranking_lists(run: RunFolder, queries: int, top: int, seed: int) -> str:
+    """Section with ranking lists, in words and borders that need no colour; empty for a run without them."""
+    ranking = run.ranking
+    if ranking is None or ranking.empty or queries == 0:
+        return ""
+    root, remark = image_root(run.result)
+    total, kept = ranking["query_index"].nunique(), int(ranking["rank"].max())
+    remarks = [remark] if remark else []
+    judged = run.result.metrics.get("valid_queries", total)
+    if judged < total:
+        remarks.append(f"{total - judged:,.0f} queries have no correct image in the gallery. They count in no metric.")
+    chosen = choose_queries(ranking, queries, seed)
+    groups = (
+        (f"{len(chosen.random)} at random", f"Drawn from all {total:,} queries, seed {seed}.", chosen.random),
+        (
+            f"{len(chosen.worst)} of the worst",
+            f"Of the other queries, those whose first correct image comes latest in the list of {kept}, "
+            "drawn at random among equals, an identity at most once where there are enough.",
+            chosen.worst,
+        ),
+    )
+    parts = [
+        "<section>\n<h2>Ranking lists</h2>\n<p>The query at the left, then the gallery images nearest to it with "
+        "rank and distance. <b>✓</b> solid green border: correct. <b>✗</b> dashed red border: wrong.</p>\n",
+        *(f'<p class="note">{escape(text)}</p>\n' for text in remarks),
+    ]
+    for heading, explanation, members in groups:
+        if members:
+            parts.append(f'<h3>{heading}</h3>\n<p class="soft">{escape(explanation)}</p>\n')
+        for query in members:
+            parts.append(_ranking_list(ranking[ranking["query_index"] == query], root, top, run.result.protocol.task))
+    return "".join(parts) + "</section>"
+
+
+def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str) -> str:
+    noun = "identity" if task == "reid" else "class"
+    first = rows.iloc[0]
+    who = _who(noun, first.query_label, first.query_camera)
+    hits = rows.loc[rows["correct"], "rank"]
+    found = f"first correct image at rank {hits.min()}" if len(hits) else f"no correct image in the first {len(rows)}"
+    items = [
+        f'<li class="asked">{_picture(root, first.query_path, f"query: {who}")}'
+        f"<b>query</b>{_small(noun, first.query_label, first.query_camera)}</li>"
+    ]
+    for row in rows.head(top).to_dict("records"):
+        rank, label, camera, away = (
+            row["rank"],
+            row["gallery_label"],
+            row["gallery_camera"],
+            distance(float(row["distance"])),
+        )
+        word, mark = ("right", "✓") if row["correct"] else ("wrong", "✗")
+        alt = f"rank {rank}, {word}: {_who(noun, label, camera)}, distance {away}"
+        items.append(
+            f'<li class="{word}">{_picture(root, row["gallery_path"], alt)}<b>{rank} {mark}</b>'
+            f"<span>{away}</span>{_small(noun, label, camera)}</li>"
+        )
+    ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"
+    return f'<div class="query">\n<p>{escape(f"{who}: {found}".capitalize())}</p>\n{ranks}\n</div>\n'
+
+
+def _who(noun: str, label: Any, camera: Any) -> str:
+    return f"{noun} {label}" + (f", camera {camera}" if camera >= 0 else "")
+
+
+def _small(noun: str, label: Any, camera: Any) -> str:
+    short = {"identity": "id"}.get(noun, noun)
+    return f"<span>{escape(f'{short} {label}')}</span>" + (f"<span>cam {camera}</span>" if camera >= 0 else "")
+
+
+def _picture(root: Path | None, path: str, alt: str) -> str:
+    problem = "image not found"
+    if root is not None:
+        try:
+            image = read_thumbnail(root / path)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            problem = "image not readable"
+        else:
+            buffer = io.BytesIO()
+            image.save(buffer, format="JPEG", quality=85)
+            uri = _data_uri("image/jpeg", buffer.getvalue())
+            size = f'width="{image.width}" height="{image.height}"'
+            return f'<img src="{uri}" {size} alt="{escape(alt)}" title="{escape(path)}">'
+    words = escape(f"{alt} ({problem})")
+    return f'<div class="missing" role="img" aria-label="{words}" title="{escape(path)}">{problem}</div>'

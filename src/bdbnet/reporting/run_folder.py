@@ -1,0 +1,129 @@
+"""What a run left behind, read back and checked: result, history and ranking lists."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bdbnet.datasets import CountWarning, DatasetError, load_manifest
+from bdbnet.results import Result, read_result
+
+RESULT, HISTORY, TOP_K = "result.json", "history.csv", "topk.parquet"
+TOP_K_COLUMNS = (
+    *("query_index", "rank", "distance", "correct"),
+    *("query_path", "query_label", "query_camera"),
+    *("gallery_path", "gallery_label", "gallery_camera"),
+)
+
+
+class ReportError(ValueError):
+    """A run folder that cannot be reported on; the message names the file or key and says what to do."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A finished run. `history` and `ranking` are None where the run wrote none."""
+
+    path: Path
+    result: Result
+    history: pd.DataFrame | None
+    ranking: pd.DataFrame | None
+
+
+class Selection(NamedTuple):
+    """Query indices chosen for a page: some at random, and some of the worst."""
+
+    random: list[int]
+    worst: list[int]
+
+
+def read_run(folder: str | Path) -> RunFolder:
+    """Read the folder of a training run or an evaluation.
+
+    Raises:
+        ReportError: the folder is missing, is not a run's, or one of its tables cannot be read.
+        ResultError: its `result.json` is half-written or of another schema.
+    """
+    path = Path(folder).expanduser()
+    if path.name == RESULT:
+        path = path.parent
+    if not path.is_dir():
+        raise ReportError(f"run={folder}: no such folder. Give the folder that a training or an evaluation wrote.")
+    if not (path / RESULT).is_file():
+        runs = sorted(str(found.parent) for found in path.glob(f"*/{RESULT}"))[:5]
+        below = f" Runs below it: {'; '.join(runs)}" if runs else " A run writes it at its end: let it finish."
+        raise ReportError(f"run={folder}: not a run folder, it has no {RESULT}.{below}")
+    return RunFolder(path, read_result(path / RESULT), _read_history(path / HISTORY), _read_ranking(path / TOP_K))
+
+
+def _read_history(path: Path) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    advice = "Move it away to get a page without curves, or train again."
+    try:
+        history = pd.read_csv(path)
+    except (ValueError, OSError) as error:  # pandas' parser errors and bad encodings are ValueErrors
+        raise ReportError(f"{path}: not a readable table ({error}). {advice}") from error
+    if "epoch" not in history:
+        raise ReportError(f"{path}: no column `epoch`; its columns are {', '.join(map(str, history))}. {advice}")
+    for column in history:
+        if not pd.api.types.is_numeric_dtype(history[column]):
+            raise ReportError(f"{path}: column {column} holds something that is not a number. {advice}")
+    return history
+
+
+def _read_ranking(path: Path) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    advice = "Move it away to get a page without ranking lists, or judge again."
+    try:
+        ranking = pd.read_parquet(path)
+    except (ValueError, OSError) as error:  # pyarrow's errors are both
+        raise ReportError(f"{path}: not a readable Parquet file ({error}). {advice}") from error
+    missing = [column for column in TOP_K_COLUMNS if column not in ranking]
+    if missing:
+        raise ReportError(f"{path}: lacks the column(s) {', '.join(missing)}. {advice}")
+    return ranking.sort_values(["query_index", "rank"], kind="stable", ignore_index=True)
+
+
+def choose_queries(ranking: pd.DataFrame, count: int, seed: int) -> Selection:
+    """Choose `count` queries: half of them (rounded up) at random, the rest from the worst of the others.
+
+    Worst are those whose first correct image has the largest rank; those without a correct image in their list come
+    first. Ties are broken at random, and an identity comes a second time only after all others. The same table and
+    seed always give the same choice.
+    """
+    queries = ranking.drop_duplicates("query_index").set_index("query_index")["query_label"].sort_index()
+    first_correct = ranking[ranking["correct"]].groupby("query_index")["rank"].min()
+    order = np.random.default_rng(seed).permutation(queries.index.to_numpy())
+    drawn = [int(query) for query in order[: count - count // 2]]
+    rest = pd.DataFrame({"query": order[len(drawn) :]})
+    rest["label"] = queries.reindex(rest["query"]).to_numpy()
+    rest["first"] = first_correct.reindex(rest["query"]).fillna(np.inf).to_numpy()
+    rest = rest.sort_values("first", ascending=False, kind="stable")
+    rest["again"] = rest.groupby("label").cumcount()
+    worst = rest.sort_values("again", kind="stable")["query"].head(count // 2)
+    return Selection(drawn, [int(query) for query in worst])
+
+
+def image_root(result: Result) -> tuple[Path | None, str]:
+    """Folder that the ranking lists' paths are relative to, and a remark for the reader ("" where all is well).
+
+    The dataset is read as the run read it. None where it cannot be found now; the remark says why.
+    """
+    dataset = result.config.get("dataset")
+    if not isinstance(dataset, Mapping) or not dataset.get("name") or not dataset.get("root"):
+        return None, "The images are not shown: the run's settings do not say where its dataset lies."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CountWarning)  # the counts stand on the page
+            manifest = load_manifest(dataset["name"], dataset["root"], **(dataset.get("options") or {}))
+    except (DatasetError, OSError) as error:
+        return None, f"The images are not shown, because the dataset was not found where the run had it: {error}"
+    if manifest.fingerprint != result.data.get("fingerprint", manifest.fingerprint):
+        return manifest.root, f"The dataset at {manifest.root} has changed since this run: pictures may be wrong ones."
+    return manifest.root, ""

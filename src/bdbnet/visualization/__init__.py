@@ -1,0 +1,30 @@
+"""Arrays and tables -> matplotlib figures. Matplotlib itself is imported when the first figure is drawn."""
+
+from bdbnet.visualization.curves import (
+    DARK,
+    LIGHT,
+    Theme,
+    label_of,
+    learning_rate_curve,
+    loss_columns,
+    loss_curves,
+    metric_columns,
+    metric_curves,
+)
+from bdbnet.visualization.ranking_lists import RankedImage, RankingList, ranking_lists_figure, read_thumbnail
+
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "RankedImage",
+    "RankingList",
+    "Theme",
+    "label_of",
+    "learning_rate_curve",
+    "loss_columns",
+    "loss_curves",
+    "metric_columns",
+    "metric_curves",
+    "ranking_lists_figure",
+    "read_thumbnail",
+]

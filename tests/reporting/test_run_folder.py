@@ -1,0 +1,120 @@
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bdbnet.reporting import ReportError, read_run
+from bdbnet.reporting.run_folder import choose_queries, image_root
+from bdbnet.results import ResultError
+
+
+def ranking(firsts: list[int | None], labels: list[int] | None = None, kept: int = 5) -> pd.DataFrame:
+    """One list of `kept` images per query, with its first correct image at the given rank."""
+    rows = [
+        (query, rank, (labels or range(len(firsts)))[query], rank == first)
+        for query, first in enumerate(firsts)
+        for rank in range(1, kept + 1)
+    ]
+    return pd.DataFrame(rows, columns=["query_index", "rank", "query_label", "correct"])
+
+
+def test_a_run_is_read_whole(run_folder):
+    run = read_run(run_folder)
+    assert run.result.metrics["rank1"] == 0.9121
+    assert list(run.history["epoch"]) == [1, 2]
+    assert len(run.ranking) == 6 * 5
+
+
+def test_the_result_file_may_be_named_instead_of_its_folder(run_folder):
+    assert read_run(run_folder / "result.json").path == run_folder
+
+
+def test_an_evaluation_has_no_history(run_folder):
+    (run_folder / "history.csv").unlink()
+    assert read_run(run_folder).history is None
+
+
+def test_missing_folder_and_folder_of_runs_are_named(run_folder):
+    with pytest.raises(ReportError, match=r"absent: no such folder"):
+        read_run(run_folder / "absent")
+    with pytest.raises(ReportError, match=r"not a run folder.*loss=none,seed=3"):
+        read_run(run_folder.parent)
+    with pytest.raises(ReportError, match=r"not a run folder.*let it finish"):
+        read_run(run_folder.parent / "images")
+
+
+def test_half_written_result_is_named(run_folder):
+    path = run_folder / "result.json"
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(ResultError, match=r"result\.json: not a complete result"):
+        read_run(run_folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("", "not a readable table"), ("a,b\n1,2\n", "no column `epoch`"), ("epoch,loss\n1,abc\n", "column loss holds")],
+)
+def test_bad_history_is_named(run_folder, content, reason):
+    (run_folder / "history.csv").write_text(content)
+    with pytest.raises(ReportError, match=rf"history\.csv: {reason}.*Move it away"):
+        read_run(run_folder)
+
+
+def test_bad_ranking_lists_are_named(run_folder):
+    path = run_folder / "topk.parquet"
+    pd.read_parquet(path).drop(columns=["correct", "rank"]).to_parquet(path)
+    with pytest.raises(ReportError, match=r"topk\.parquet: lacks the column\(s\) rank, correct"):
+        read_run(run_folder)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ReportError, match=r"topk\.parquet: not a readable Parquet file"):
+        read_run(run_folder)
+
+
+def test_half_is_drawn_and_half_is_worst():
+    table = ranking([1] * 18 + [None, 4])
+    for seed in range(20):
+        chosen = choose_queries(table, 4, seed)
+        bad = [query for query in (18, 19) if query not in chosen.random]
+        assert len(chosen.random) == 2
+        assert chosen.worst[: len(bad)] == bad
+
+
+def test_random_half_depends_on_the_seed_alone():
+    table = ranking([1] * 50)
+    assert choose_queries(table, 8, 0) == choose_queries(table.sample(frac=1, random_state=3), 8, 0)
+    assert choose_queries(table, 8, 0) != choose_queries(table, 8, 1)
+
+
+def test_an_identity_comes_twice_only_after_all_others():
+    table = ranking([None] * 10 + [3] * 2 + [1] * 8, labels=[7] * 10 + [8] * 2 + [9] * 8)
+    worst = choose_queries(table, 7, 0).worst
+    labels = table.drop_duplicates("query_index").set_index("query_index")["query_label"]
+    assert sorted(labels[worst]) == [7, 8, 9]
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(1, 5)), min_size=1, max_size=12), st.integers(0, 15), st.integers(0, 3)
+)
+def test_choice_has_no_repeats_and_as_many_as_there_are(firsts, count, seed):
+    chosen = choose_queries(ranking(firsts), count, seed)
+    both = chosen.random + chosen.worst
+    assert len(set(both)) == len(both) <= min(count, len(firsts))
+    assert set(both) <= set(range(len(firsts)))
+    if count <= len(firsts):
+        assert len(both) == count
+        assert len(chosen.random) == count - count // 2
+
+
+def test_image_root_and_its_remarks(run_folder, change_result):
+    root = run_folder.parent / "images"
+    assert image_root(read_run(run_folder).result) == (root, "")
+    change_result(data={"fingerprint": "0" * 64})
+    found, remark = image_root(read_run(run_folder).result)
+    assert found == root
+    assert "has changed since this run" in remark
+    root.rename(root.with_name("elsewhere"))
+    found, remark = image_root(read_run(run_folder).result)
+    assert found is None
+    assert str(root) in remark
+    change_result(config={})
+    assert image_root(read_run(run_folder).result)[1].endswith("where its dataset lies.")

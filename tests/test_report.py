@@ -1,0 +1,71 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from bdbnet.report import main
+from bdbnet.results import Protocol, Result
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "dataset=drawn,loss=none"
+    metrics = {"rank1": 0.9121, "mAP": 0.5, "valid_queries": 3.0}
+    protocol = Protocol("reid", "drawn", (32, 16))
+    Result("evaluate", metrics, protocol, "last", {"fingerprint": "0"}, {"seed": 1}, 1).write(folder / "result.json")
+    return folder
+
+
+def config(**keys: object):
+    return OmegaConf.create({"run": None, "queries": 8, "top": 10, "seed": 0} | keys)
+
+
+def test_prints_the_table_and_the_path(run_folder, capsys):
+    main(config(run=str(run_folder)))
+    printed = capsys.readouterr().out
+    assert "91.2" in printed
+    assert f"report: {run_folder / 'report.html'}" in printed
+    assert (run_folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "run= is missing"),
+        ({"run": "no/such/folder"}, "run=no/such/folder: no such folder"),
+        ({"run": "."}, "not a run folder"),
+        ({"run": ".", "top": "many"}, "top=many: give a whole number"),
+        ({"run": ".", "queries": -1}, "queries=-1: give 0 or more"),
+    ],
+)
+def test_errors_name_the_key(keys, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(config(**keys))
+    assert ended.value.code == 1
+    assert message in capsys.readouterr().err
+
+
+def test_half_written_result(run_folder, capsys):
+    path = run_folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()))[:50])
+    with pytest.raises(SystemExit):
+        main(config(run=str(run_folder)))
+    assert "result.json: not a complete result" in capsys.readouterr().err
+
+
+@pytest.mark.end_to_end
+def test_command_takes_a_run_folder_as_it_is_named_and_writes_nothing_else(run_folder):
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, "-m", "bdbnet.report", f"run={run_folder.name}", "top=3"]
+    done = subprocess.run(command, cwd=run_folder.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in run_folder.parent.iterdir()] == [run_folder.name]
+    assert sorted(path.name for path in run_folder.iterdir()) == ["report.html", "result.json"]
+    assert done.stderr == ""
