@@ -1,0 +1,27 @@
+"""The network: trunks, branches, drop layers, and weights from files."""
+
+from bdbnet.models.backbone import ResNetTrunk
+from bdbnet.models.branches import BranchOutput, FeatureDroppingBranch, GlobalBranch
+from bdbnet.models.checkpoints import CheckpointError, initialize_from, load_network, read_checkpoint, read_state_dict
+from bdbnet.models.dropping import BatchDropBlock, BatchDropout, DropBlock, Dropout, SpatialDropout
+from bdbnet.models.network import BDBNetwork
+from bdbnet.models.osnet import OSNetTrunk
+
+__all__ = [
+    "BDBNetwork",
+    "BatchDropBlock",
+    "BatchDropout",
+    "BranchOutput",
+    "CheckpointError",
+    "DropBlock",
+    "Dropout",
+    "FeatureDroppingBranch",
+    "GlobalBranch",
+    "OSNetTrunk",
+    "ResNetTrunk",
+    "SpatialDropout",
+    "initialize_from",
+    "load_network",
+    "read_checkpoint",
+    "read_state_dict",
+]

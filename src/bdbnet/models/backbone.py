@@ -1,0 +1,64 @@
+"""The ResNet trunk of the BDB Network: torchvision's without head, stage 4 at stride 1 (paper, section 3)."""
+
+from pathlib import Path
+
+import torchvision.models
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+
+from bdbnet.models.checkpoints import CheckpointError, load_strictly, load_trunk
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+class ResNetTrunk(nn.Module):
+    """ResNet up to the output of stage 4: images (N, 3, H, W) to features (N, C, H / 16, W / 16).
+
+    C is `out_channels`: 512 for resnet18 and 34, 2048 for the others, so that resnet50 maps a 384 x 128 image to
+    2048 x 24 x 8. He et al., "Deep Residual Learning", CVPR 2016; key names are torchvision's.
+
+    Args:
+        name: resnet18, resnet34, resnet50, resnet101 or resnet152.
+        weights: "imagenet" (torchvision's IMAGENET1K_V1, downloaded once), "none", or a file: a torchvision state_dict
+            (its `fc` is left out) or a checkpoint of a `BDBNetwork` on this trunk, of which the trunk takes its own
+            part.
+        last_stride: stride of stage 4; 2 is torchvision's ResNet.
+
+    Raises:
+        ValueError: unknown name or stride.
+        CheckpointError: the download failed, or the file can't be read safely or holds another architecture.
+    """
+
+    def __init__(self, name: str = "resnet50", weights: str | Path | None = "imagenet", last_stride: int = 1) -> None:
+        super().__init__()
+        if name not in RESNETS:
+            raise ValueError(f"unknown ResNet {name!r}; choose from {', '.join(RESNETS)}")
+        if last_stride not in (1, 2):
+            raise ValueError(f"last_stride must be 1 or 2, got {last_stride}")
+        resnet = torchvision.models.get_model(name, weights=None)
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+        first = self.layer4[0]
+        strided = first.conv2 if isinstance(first, Bottleneck) else first.conv1
+        strided.stride = first.downsample[0].stride = (last_stride, last_stride)
+        self.out_channels: int = resnet.fc.in_features
+        if weights == "imagenet":
+            load_strictly(self, _imagenet_weights(name), f"torchvision's ImageNet weights of {name}")
+        elif weights not in (None, "none"):
+            load_trunk(self, str(weights))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+def _imagenet_weights(name: str) -> dict[str, Tensor]:
+    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network, refused, folder not writable; a hash that differs
+        raise CheckpointError(
+            f"the ImageNet weights of {name} could not be downloaded from {weights.url} ({error}); "
+            "use backbone.weights=none to start from random weights, or backbone.weights=<file> with a local copy"
+        ) from error
+    return {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}

@@ -1,0 +1,184 @@
+"""Drop layers of the feature dropping branch: Batch DropBlock and its rivals of the paper's Table 3.
+
+Every layer maps features (N, C, H, W) to the same shape, has no parameters and is the identity in eval mode. What it
+drops is a function of `(seed, step)` alone, where `step` is a persistent buffer that counts the training forwards.
+Ranks that start alike therefore draw alike without talking to each other, a checkpoint restores the sequence, and
+nothing waits for the device or recompiles as the step changes. The layers that drop per image (`DropBlock`, `Dropout`,
+`SpatialDropout`) also count in the image's place in the batch and `rank`, a plain attribute (default 0) that the
+training code may set.
+"""
+
+from abc import ABC, abstractmethod
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+Shape = torch.Size | tuple[int, int, int, int]
+
+_WORD = 0xFFFFFFFF
+_ROW, _COLUMN = 0, 1  # which draw of a step a number is for
+
+
+def counter_hash(*counters: Tensor | int) -> Tensor | int:
+    """Random 32-bit words (0 .. 2**32 - 1, held in int64) from integer counters, which broadcast against each other.
+
+    Counters are folded in one at a time by two rounds of xor-shift and multiply. The multiplier is below 2**31, so
+    products of 32-bit words stay inside int64 and every device and compiler gives the same words.
+
+    >>> counter_hash(0, 1) == counter_hash(0, 1) != counter_hash(1, 0)
+    True
+    """
+    word: Tensor | int = 0x9E3779B9
+    for counter in counters:
+        word = (word ^ counter ^ (counter >> 32)) & _WORD
+        for _ in range(2):
+            word = ((word ^ (word >> 16)) * 0x045D9F3B) & _WORD
+        word = word ^ (word >> 16)
+    return word
+
+
+class _DropLayer(nn.Module, ABC):
+    """What all drop layers share: the ratios, the random counter and the training forward."""
+
+    step: Tensor
+    per_image = False  # whether images (and ranks) differ
+    rescale = 1.0  # factor on what is kept
+
+    def __init__(self, height_ratio: float, width_ratio: float, *, seed: int = 0) -> None:
+        super().__init__()
+        self.height_ratio = _ratio("height_ratio", height_ratio)
+        self.width_ratio = _ratio("width_ratio", width_ratio)
+        self.seed = seed
+        self.rank = 0
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    @abstractmethod
+    def dropped(self, shape: Shape) -> Tensor:
+        """What the next training forward drops: bool, True = dropped, broadcastable to `shape` (N, C, H, W)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not self.training:
+            return features
+        kept = (~self.dropped(features.shape)).to(features.dtype) * self.rescale
+        self.step.add_(1)
+        return features * kept
+
+    def extra_repr(self) -> str:
+        return f"height_ratio={self.height_ratio}, width_ratio={self.width_ratio}, seed={self.seed}"
+
+    def _random(self, *counters: Tensor | int) -> Tensor:
+        stream = self.rank if self.per_image else 0
+        return cast(Tensor, counter_hash(self.seed, stream, self.step, *counters))
+
+    def _count(self, size: int, dim: int) -> Tensor:
+        """0 .. size - 1 along dimension `dim` of (N, C, H, W)."""
+        shape = [1, 1, 1, 1]
+        shape[dim] = size
+        return torch.arange(size, device=self.step.device).view(shape)
+
+
+class BatchDropBlock(_DropLayer):
+    """One rectangle of units, the same for all images and channels of the batch, set to zero (paper, section 3).
+
+    The rectangle has round(height_ratio * H) rows and round(width_ratio * W) columns (Python's `round`) at a uniformly
+    drawn position inside the map. What is kept is not rescaled.
+
+    Args:
+        height_ratio: share of the rows, 0..1; 0 drops nothing.
+        width_ratio: share of the columns, 0..1; 0 drops nothing.
+        seed: chooses the sequence of rectangles.
+
+    Raises:
+        ValueError: a ratio outside 0..1.
+    """
+
+    def dropped(self, shape: Shape) -> Tensor:
+        images, _, rows, columns = shape
+        image = (self._count(images, 0),) if self.per_image else ()
+        return self._interval(rows, self.height_ratio, 2, _ROW, *image) & self._interval(
+            columns, self.width_ratio, 3, _COLUMN, *image
+        )
+
+    def _interval(self, size: int, ratio: float, dim: int, *draw: Tensor | int) -> Tensor:
+        length = round(ratio * size)
+        start = (self._random(*draw) * (size - length + 1)) >> 32  # uniform over the size - length + 1 positions
+        place = self._count(size, dim)
+        return (place >= start) & (place < start + length)
+
+
+class DropBlock(BatchDropBlock):
+    """One rectangle per image, the size of Batch DropBlock's, at a position of its own (paper, Figure 6 and Table 3).
+
+    After Ghiasi et al., "DropBlock", NeurIPS 2018, reduced to what the paper compares with: one block an image, shared
+    by its channels, without that publication's growing rate and without its rescaling. Arguments as in
+    `BatchDropBlock`.
+    """
+
+    per_image = True
+
+
+class _RandomUnits(_DropLayer):
+    """Drops what is counted by `_counters` independently, with probability `rate`."""
+
+    def __init__(self, height_ratio: float, width_ratio: float, *, seed: int = 0, rate: float | None = None) -> None:
+        super().__init__(height_ratio, width_ratio, seed=seed)
+        self.rate = self.height_ratio * self.width_ratio if rate is None else _ratio("rate", rate)
+
+    def dropped(self, shape: Shape) -> Tensor:
+        return self._random(*self._counters(shape)) < int(self.rate * 2**32)
+
+    @abstractmethod
+    def _counters(self, shape: Shape) -> tuple[Tensor, ...]:
+        """Numbers of the units to draw for, broadcastable to `shape` (N, C, H, W)."""
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rate={self.rate}"
+
+
+class BatchDropout(_RandomUnits):
+    """Random spatial positions, the same for all images and channels of the batch, set to zero (paper, Table 3).
+
+    Each position is dropped with probability `rate`, by default height_ratio * width_ratio, which drops the area of
+    Batch DropBlock on average but not in one piece. What is kept is not rescaled.
+    """
+
+    def _counters(self, shape: Shape) -> tuple[Tensor, ...]:
+        return self._count(shape[2], 2), self._count(shape[3], 3)
+
+
+class _Rescaled(_RandomUnits):
+    per_image = True
+
+    def __init__(self, height_ratio: float, width_ratio: float, *, seed: int = 0, rate: float | None = None) -> None:
+        super().__init__(height_ratio, width_ratio, seed=seed, rate=rate)
+        self.rescale = 1 / (1 - self.rate) if self.rate < 1 else 0.0
+
+
+class SpatialDropout(_Rescaled):
+    """Whole channels of each image set to zero (Tompson et al., CVPR 2015; paper, Table 3).
+
+    Each channel of each image is dropped with probability `rate`, by default height_ratio * width_ratio. What is kept
+    is multiplied by 1 / (1 - rate).
+    """
+
+    def _counters(self, shape: Shape) -> tuple[Tensor, ...]:
+        return self._count(shape[0], 0), self._count(shape[1], 1)
+
+
+class Dropout(_Rescaled):
+    """Single units set to zero (Srivastava et al., JMLR 2014; paper, Table 3).
+
+    Each unit is dropped with probability `rate`, by default height_ratio * width_ratio. What is kept is multiplied by
+    1 / (1 - rate).
+    """
+
+    def _counters(self, shape: Shape) -> tuple[Tensor, ...]:
+        position = self._count(shape[2], 2) * shape[3] + self._count(shape[3], 3)
+        return self._count(shape[0], 0), self._count(shape[1], 1), position
+
+
+def _ratio(argument: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{argument} must lie between 0 and 1, got {value}")
+    return float(value)

@@ -1,0 +1,75 @@
+"""The Batch DropBlock Network (paper, Figure 3)."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bdbnet.models.backbone import RESNETS, ResNetTrunk
+from bdbnet.models.branches import BranchOutput, FeatureDroppingBranch, GlobalBranch
+from bdbnet.models.osnet import WIDTHS, OSNetTrunk
+
+_OSNETS = {f"osnet_x{width}".replace(".", "_"): width for width in WIDTHS}
+BACKBONES = (*RESNETS, *_OSNETS)
+Branch = GlobalBranch | FeatureDroppingBranch
+EMBEDDING_DIMS = {"global": 512, "dropping": 1024}
+
+
+class BDBNetwork(nn.Module):
+    """A trunk whose feature map T goes to a global branch and a feature dropping branch.
+
+    Args:
+        num_classes: identities of the training set; 0 leaves the classifiers out.
+        backbone: a trunk with `out_channels`, or a name ("resnet50", "osnet_x0_25") for one with random weights.
+        branches: any of "global" and "dropping", in the order of the embedding; ("global",) is the paper's baseline.
+        dropping: the drop layer; None is `BatchDropBlock(0.3, 1.0)`.
+        pooling: of the dropping branch, "max" (paper) or "avg" (Figure 7b).
+        embedding_dims: length of a branch's embedding where it is not 512 (global) or 1024 (dropping).
+
+    Raises:
+        ValueError: unknown backbone, branch or pooling; no branch or one named twice.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str | nn.Module = "resnet50",
+        branches: Sequence[str] = ("global", "dropping"),
+        dropping: nn.Module | None = None,
+        pooling: str = "max",
+        embedding_dims: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        dims = {**EMBEDDING_DIMS, **(embedding_dims or {})}
+        if not branches or len({*branches}) < len(branches) or not {*branches, *dims} <= {*EMBEDDING_DIMS}:
+            raise ValueError(
+                f"branches {[*branches]} with embedding_dims {dims}: "
+                f"choose one or more of {', '.join(EMBEDDING_DIMS)}, each once"
+            )
+        self.backbone = _trunk(backbone) if isinstance(backbone, str) else backbone
+        channels = cast(int, self.backbone.out_channels)
+        self.branches = nn.ModuleDict()
+        for name in branches:
+            if name == "global":
+                self.branches[name] = GlobalBranch(channels, num_classes, dims[name])
+            else:
+                self.branches[name] = FeatureDroppingBranch(channels, num_classes, dims[name], dropping, pooling)
+        self.branch_dims = tuple(dims[name] for name in branches)
+        self.embedding_dim = sum(self.branch_dims)
+
+    def forward(self, images: Tensor) -> dict[str, BranchOutput]:
+        """Images (N, 3, H, W) to each branch's embedding and logits, for the losses."""
+        features = self.backbone(images)
+        return {name: branch(features) for name, branch in self.branches.items()}
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to descriptors (N, embedding_dim): the branches' embeddings joined, not normalised."""
+        features = self.backbone(images)
+        return torch.cat([cast(Branch, branch).embed(features) for branch in self.branches.values()], dim=1)
+
+
+def _trunk(name: str) -> nn.Module:
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)}")
+    return OSNetTrunk(_OSNETS[name]) if name in _OSNETS else ResNetTrunk(name, weights="none")

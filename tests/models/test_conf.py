@@ -1,0 +1,42 @@
+"""Every file of the groups model, backbone and dropping builds what it is named after."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def files(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", files("backbone"))
+def test_backbones(name: str) -> None:
+    config = OmegaConf.load(CONF / "backbone" / f"{name}.yaml")
+    config.weights = "none"
+    with torch.device("meta"):
+        trunk = instantiate(config)
+        assert trunk(torch.empty(1, 3, 64, 32)).shape == (1, trunk.out_channels, 4, 2)
+
+
+@pytest.mark.parametrize("name", files("dropping"))
+def test_drop_layers_take_their_ratios_from_the_dataset(name: str) -> None:
+    layer = OmegaConf.load(CONF / "dropping" / f"{name}.yaml")
+    config = OmegaConf.create({"seed": 4, "dataset": {"drop_ratio": [0.25, 0.5]}, "dropping": layer})
+    drop = instantiate(config.dropping)
+    if name == "none":
+        assert isinstance(drop, torch.nn.Identity)
+    else:
+        assert type(drop).__name__.lower() == name.replace("_", "")
+        assert (drop.height_ratio, drop.width_ratio, drop.seed) == (0.25, 0.5, 4)
+
+
+@pytest.mark.parametrize(("name", "branches"), [("bdb", ["global", "dropping"]), ("baseline", ["global"])])
+def test_models(name: str, branches: list[str]) -> None:
+    with torch.device("meta"):
+        network = instantiate(OmegaConf.load(CONF / "model" / f"{name}.yaml"), num_classes=5, backbone="osnet_x0_25")
+    assert [*network.branches] == branches
