@@ -5,7 +5,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,12 @@ PACKAGE_DIR = Path(__file__).resolve().parent
 #: What a config may build besides the public names of bdbnet's own rooms.
 ALLOWED_TARGETS = frozenset({"torch.nn.Identity", "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"})
 ALLOWED_ROOMS = frozenset({"models", "losses", "loading", "training", "retrieval", "reporting"})
+
+
+#: Keys whose values are files or folders, which may have any name.
+PATH_KEYS = frozenset(
+    {"archive", "backbone.weights", "checkpoint", "ckpt_path", "data_root", "dataset.root", "output_root", "run"}
+)
 
 
 class ConfigError(ValueError):
@@ -78,9 +84,13 @@ def instantiate(config: DictConfig | ListConfig, **arguments: Any) -> Any:
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError | TypeError):
-            raise ConfigError(f"{name}: {cause}") from cause
+            raise (
+                cause if type(cause).__module__.startswith("bdbnet.") else ConfigError(f"{name}: {cause}")
+            ) from cause
         raise
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
+        if type(error).__module__.startswith("bdbnet."):
+            raise
         raise ConfigError(f"{name}: {error}") from error
 
 
@@ -95,14 +105,14 @@ def _check_targets(node: Any) -> None:
             _check_targets(child)
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
     """Turn ``main(cfg)`` into a command with the config ``conf/<config_name>.yaml``.
 
     Errors that bdbnet raises on purpose, and those of the file system, end the command with one clear message and exit status 1;
     ``HYDRA_FULL_ERROR=1`` shows the trace instead. Anything else is a fault of ours and keeps its trace.
     """
 
-    def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+    def decorate(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
         def run(cfg: DictConfig) -> Any:
             try:
                 return main(cfg)
@@ -117,9 +127,35 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 sys.exit(1)
 
         run.__name__, run.__doc__, run.__module__ = main.__name__, main.__doc__, main.__module__
-        return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
+        start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
+
+        def entry(*config: DictConfig) -> Any:
+            sys.argv[1:] = quote_paths(sys.argv[1:])
+            return start(*config)
+
+        return entry
 
     return decorate
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
+    """Put paths into quotes: Hydra's grammar would take a name like ``loss=none,seed=2`` or one with a space apart.
+
+    >>> quote_paths(["run=outputs/train/loss=none,seed=2", "seed=2"])
+    ['run="outputs/train/loss=none,seed=2"', 'seed=2']
+    """
+    quoted = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if (
+            key.lstrip("+") in PATH_KEYS
+            and value
+            and value[0] not in "\"'"
+            and value not in ("null", "last", "none", "imagenet")
+        ):
+            argument = f'{key}="' + value.replace('"', '\\"') + '"'
+        quoted.append(argument)
+    return quoted
 
 
 def _without_worker_trace(message: str) -> str:

@@ -98,9 +98,12 @@ def read_result(path: str | Path) -> Result:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
         raise ResultError(f"{path}: schema {found}, this version reads schema {SCHEMA}; measure again")
-    protocol = record.pop("protocol")
-    protocol["image_size"] = tuple(protocol["image_size"])
-    return Result(protocol=Protocol(**protocol), **record)
+    try:
+        protocol = dict(record.pop("protocol"))
+        protocol["image_size"] = tuple(protocol["image_size"])
+        return Result(protocol=Protocol(**protocol), **record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultError(f"{path}: not a record of this schema ({error}); measure again") from error
 
 
 def write_atomically(path: Path, content: bytes) -> Path:

@@ -1,0 +1,5 @@
+"""Training and judging: where network, losses, data and metrics meet."""
+
+from bdbnet.training.schedules import PaperSchedule
+
+__all__ = ["PaperSchedule"]

@@ -1,0 +1,181 @@
+"""What happens around the steps: a stop at the first loss that is not finite, the log by epoch, the checkpoints."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+
+from bdbnet.results import write_atomically
+
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+HISTORY = "history.csv"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says where it stopped and what to do."""
+
+
+class FiniteLossGuard(Callback):
+    """Stops at a loss that is NaN or infinite, before a checkpoint is written from it.
+
+    The loss of a step is looked at when the next one starts: by then the device has finished it, so that the check does not
+    make the host wait. The error names epoch, step, loss parts and the batch's images.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[int, int, Tensor, dict[str, Tensor], Tensor] | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._check(trainer)
+        self._pending = (trainer.current_epoch, batch_idx, outputs["loss"].detach(), outputs["parts"], batch["index"])
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._check(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._check(trainer)
+
+    def _check(self, trainer: pl.Trainer) -> None:
+        if self._pending is None:
+            return
+        epoch, step, loss, parts, index = self._pending
+        self._pending = None
+        if torch.isfinite(loss):
+            return
+        shown = ", ".join(f"{name} = {part.item():.4g}" for name, part in parts.items())
+        paths = trainer.datamodule.train_paths(index.tolist())  # type: ignore[attr-defined]
+        listed = "\n  ".join(
+            [str(path) for path in paths[:8]] + ([f"... and {len(paths) - 8} more"] if len(paths) > 8 else [])
+        )
+        raise TrainingError(
+            f"the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1} ({shown}).\nImages of the batch:\n  {listed}\n"
+            f"The last good checkpoint is kept ({LAST} of the run folder, if an epoch was finished). Lower optimizer.lr, set "
+            "trainer.gradient_clip_val, or use trainer.precision=32-true, and go on with ckpt_path=last."
+        )
+
+
+class JudgeLastEpoch(Callback):
+    """Judges at the end of the last epoch, whatever the interval between judgings."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
+
+
+class InterruptionHint(Callback):
+    """Says after Ctrl-C where the run stands and how to go on."""
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            kept = Path(trainer.default_root_dir) / LAST
+            tail = (
+                f"Kept: {kept}. Go on with the same command and ckpt_path=last."
+                if kept.is_file()
+                else "No epoch was finished."
+            )
+            print(f"\nInterrupted in epoch {trainer.current_epoch + 1}. {tail}", flush=True)
+
+
+class History(Callback):
+    """Writes ``history.csv``: one row per epoch with time, images/s, learning rate, mean losses and judged metrics.
+
+    The rows are part of every checkpoint, so a resumed run continues its table where the checkpoint stands.
+
+    Args:
+        folder: run folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / HISTORY
+        self.rows: list[dict[str, float]] = []
+        self.before: dict[str, float] | None = None  # metrics of the starting weights, if they were judged
+        self._began = self._waited = self._wait_began = 0.0
+        self._rate = 0.0
+        self._images = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the epoch it is the next one's already
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch["label"]) * trainer.world_size
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._wait_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._waited += time.perf_counter() - self._wait_began
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        seconds = time.perf_counter() - self._began - self._waited
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self._images / seconds, 2),
+            "learning_rate": self._rate,
+        }
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row |= {name: value for name, value in values.items() if name == "loss" or name.startswith("loss/")}
+        if getattr(module, "metrics_epoch", None) == trainer.current_epoch:
+            row |= module.metrics  # type: ignore[arg-type]
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self._write()
+
+    def judge_last(self, metrics: dict[str, float]) -> None:
+        """Add the metrics of a judging after the last epoch to its row."""
+        self.rows[-1] |= metrics
+        self._write()
+
+    def _write(self) -> None:
+        write_atomically(self.path, pd.DataFrame(self.rows).to_csv(index=False).encode())
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds spent in training epochs, those before a resume included."""
+        return math.fsum(row["seconds"] for row in self.rows)
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second over the whole run; 0 before the first epoch ends."""
+        images = math.fsum(row["seconds"] * row["images_per_second"] for row in self.rows)
+        return images / self.train_seconds if self.rows else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "before": self.before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [dict(row) for row in state_dict["rows"]]
+        self.before = state_dict["before"]
+
+
+def checkpoint_callbacks(folder: str | Path, monitor: str, every_n_epochs: int) -> list[Callback]:
+    """``last.ckpt``, for resuming and judging, and ``best.ckpt`` by a metric of the test set, for those who ask for it."""
+    shared: dict[str, Any] = {
+        "dirpath": Path(folder),
+        "auto_insert_metric_name": False,
+        "enable_version_counter": False,
+    }
+    return [
+        ModelCheckpoint(
+            filename=Path(LAST).stem,
+            every_n_epochs=every_n_epochs,
+            save_on_train_epoch_end=True,
+            save_top_k=1,
+            **shared,
+        ),
+        ModelCheckpoint(
+            filename=Path(BEST).stem, monitor=monitor, mode="max", save_top_k=1, save_weights_only=True, **shared
+        ),
+    ]

@@ -1,0 +1,73 @@
+"""The paper's objective: a metric loss and a softmax loss on every branch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bdbnet.training.distributed import gather, gather_with_gradient
+
+
+class BranchLosses(nn.Module):
+    """Sum over the branches of metric loss and label-smoothed softmax (paper section 3, "Loss function").
+
+    The metric loss sees the images of all ranks, because the paper's batch of 128 is one loss calculation; the softmax is a
+    mean over images, which averaging over ranks gives anyway. Both are computed in float32 under autocast.
+
+    Args:
+        metric: ``loss(embeddings (N, D), labels (N,)) -> scalar``, or None for the softmax alone.
+        name: of the metric loss in logs, for example ``triplet``.
+        metric_weight: factor of the metric loss.
+        softmax_weight: factor of the softmax loss; 0 leaves it out.
+        label_smoothing: share of the target spread evenly over all identities (0.1 as in the released code).
+
+    Raises:
+        ValueError: neither loss is left, or a weight or the smoothing is out of range.
+    """
+
+    def __init__(
+        self,
+        metric: Callable[[Tensor, Tensor], Tensor] | None,
+        *,
+        name: str = "metric",
+        metric_weight: float = 1.0,
+        softmax_weight: float = 1.0,
+        label_smoothing: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if metric_weight < 0 or softmax_weight < 0 or not 0 <= label_smoothing < 1:
+            raise ValueError("metric_weight and softmax_weight must be at least 0, label_smoothing in [0, 1)")
+        if (metric is None or metric_weight == 0) and softmax_weight == 0:
+            raise ValueError("nothing to train with: no metric loss and softmax_weight=0")
+        self.metric = metric
+        self.name = name
+        self.metric_weight = metric_weight
+        self.softmax_weight = softmax_weight
+        self.label_smoothing = label_smoothing
+
+    def forward(self, outputs: Mapping[str, Any], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss and its parts.
+
+        Args:
+            outputs: branch name -> ``BranchOutput(embedding (N, D) | None, logits (N, C) | None)``.
+            labels: (N,) identities numbered 0..C-1.
+
+        Returns:
+            The weighted sum, and each unweighted part under ``<name>_<branch>`` or ``softmax_<branch>``.
+        """
+        parts: dict[str, Tensor] = {}
+        terms: list[Tensor] = []
+        every_label = gather(labels) if self.metric is not None else labels
+        for branch, output in outputs.items():
+            if self.metric is not None and output.embedding is not None:
+                loss = self.metric(gather_with_gradient(output.embedding), every_label)
+                parts[f"{self.name}_{branch}"] = loss
+                terms.append(self.metric_weight * loss)
+            if self.softmax_weight and output.logits is not None:
+                logits = output.logits if output.logits.dtype == torch.float64 else output.logits.float()
+                loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+                parts[f"softmax_{branch}"] = loss
+                terms.append(self.softmax_weight * loss)
+        return torch.stack(terms).sum(), parts

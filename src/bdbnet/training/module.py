@@ -1,0 +1,125 @@
+"""LightningModule: network + losses + optimiser while training, embeddings + metrics while judging."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from bdbnet.config import ConfigError
+from bdbnet.models import BDBNetwork
+from bdbnet.training.criterion import BranchLosses
+
+#: Scalings of the concatenated embedding before distances; the paper's is raw.
+NORMALIZATIONS = ("none", "joint", "per_branch")
+
+
+class ReIDModule(pl.LightningModule):
+    """Trains a two-branch network and judges its embeddings.
+
+    Training and judging share this one class, so that every number of every command comes through the same code.
+
+    Args:
+        network: see ``BDBNetwork``.
+        criterion: the losses; None where the module only judges.
+        optimizer: ``parameters -> Optimizer``.
+        schedule: ``epoch -> factor on the learning rate``.
+        metric: torchmetrics class over the test set (``ReIDMetrics`` or ``RetrievalRecall``).
+        config: the resolved configuration as plain data; goes into every checkpoint.
+        num_classes: identities that the classifiers know; goes into every checkpoint.
+        normalize: one of ``NORMALIZATIONS``.
+        precision: arithmetic of the embedding when judging: ``32-true``, or ``bf16-mixed`` for speed.
+        compile: run the training step's forward pass through ``torch.compile``.
+
+    Raises:
+        ConfigError: an unknown ``normalize`` or ``precision``.
+    """
+
+    def __init__(
+        self,
+        network: BDBNetwork,
+        *,
+        metric: Metric,
+        config: Mapping[str, Any],
+        num_classes: int,
+        criterion: BranchLosses | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        schedule: Callable[[int], float] | None = None,
+        normalize: str = "none",
+        precision: str = "32-true",
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if normalize not in NORMALIZATIONS:
+            raise ConfigError(f"evaluation.normalize={normalize!r}: choose one of {', '.join(NORMALIZATIONS)}")
+        if precision not in ("32-true", "bf16-mixed"):
+            raise ConfigError(f"evaluation.precision={precision!r}: choose 32-true or bf16-mixed")
+        self.network = network
+        self.criterion = criterion
+        self.metric = metric
+        self.config = config
+        self.num_classes = num_classes
+        self.normalize = normalize
+        self.eval_precision = precision
+        self.metrics: dict[str, float] = {}
+        self.metrics_epoch: int | None = None
+        self._make_optimizer = optimizer
+        self._schedule = schedule
+        # A method, not a submodule: compiled or not, checkpoints have the same keys.
+        self._train_forward = torch.compile(network.forward) if compile else network.forward
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> dict[str, Any]:
+        assert self.criterion is not None
+        loss, parts = self.criterion(self._train_forward(batch["image"]), batch["label"])
+        values = {"loss": loss.detach()} | {f"loss/{name}": part.detach() for name, part in parts.items()}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch["label"]))
+        return {"loss": loss, "parts": {name: part.detach() for name, part in parts.items()}}
+
+    def configure_optimizers(self) -> Any:
+        assert self._make_optimizer is not None
+        optimizer = self._make_optimizer(self.network.parameters())
+        if self._schedule is None:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def on_validation_epoch_start(self) -> None:
+        self.metric.reset()
+        # Images that are query and gallery at once have no role to tell apart.
+        self._one_set = bool((self.trainer.datamodule.test_table["split"] == "test").all())  # type: ignore[attr-defined]
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_index: int) -> None:
+        embeddings = self.embed(batch["image"])
+        is_query = None if self._one_set else batch["is_query"]
+        self.metric.update(embeddings, batch["label"], batch["camera"], is_query, batch["index"])
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = self.metric.compute()
+        self.metrics = {name: float(value) for name, value in metrics.items()}
+        self.metrics_epoch = self.current_epoch
+        self.log_dict(self.metrics, rank_zero_only=True)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings that are judged: (N, 3, H, W) -> (N, D) float32, in ``precision``, scaled as ``normalize`` says."""
+        mixed = self.eval_precision == "bf16-mixed"
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=mixed):
+            embeddings = self.network.embed(images)
+        return scale_embeddings(embeddings.float(), self.network.branch_dims, self.normalize)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["bdbnet"] = {"config": self.config, "num_classes": self.num_classes}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Judged metrics belong to the epoch that was judged, not to the one that a run resumes at.
+        self.metrics, self.metrics_epoch = {}, None
+
+
+def scale_embeddings(embeddings: Tensor, dims: Iterable[int], normalize: str) -> Tensor:
+    """Scale (N, D) embeddings made of parts of ``dims`` columns: not at all, to unit length, or each part to unit length."""
+    if normalize == "none":
+        return embeddings
+    parts = [embeddings] if normalize == "joint" else embeddings.split(list(dims), dim=1)
+    return torch.cat([nn.functional.normalize(part) for part in parts], dim=1)

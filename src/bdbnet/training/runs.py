@@ -1,0 +1,292 @@
+"""A training run from configuration to ``result.json``, and the judging of a checkpoint."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from bdbnet.config import ConfigError, instantiate
+from bdbnet.datasets import Manifest
+from bdbnet.loading import ReIDDataModule
+from bdbnet.models import BDBNetwork, CheckpointError, load_network, read_checkpoint
+from bdbnet.results import Result
+from bdbnet.training.callbacks import (
+    BEST,
+    HISTORY,
+    LAST,
+    FiniteLossGuard,
+    History,
+    InterruptionHint,
+    JudgeLastEpoch,
+    checkpoint_callbacks,
+)
+from bdbnet.training.module import ReIDModule
+from bdbnet.training.progress import TrainingProgress
+from bdbnet.training.setup import (
+    build_data,
+    build_manifest,
+    build_module,
+    build_network,
+    build_protocol,
+    build_trainer,
+    main_metric,
+    quiet_libraries,
+    resolve_precision,
+)
+from bdbnet.training.topk import write_ranking_lists
+
+RESULT = "result.json"
+
+
+def train(config: DictConfig, folder: Path) -> Result:
+    """Train, judge and record one run in ``folder``.
+
+    Raises:
+        ConfigError: settings that do not go together, or a folder that holds an earlier run.
+        DatasetError, ImageError, CheckpointError, TrainingError: see there.
+    """
+    quiet_libraries()
+    refuse_distributed_sweep(config)
+    resume = prepare_folder(folder, config.ckpt_path, overwrite=config.overwrite)
+    resolve_precision(config)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    manifest = build_manifest(config)
+    data = build_data(config, manifest, channels_last=config.trainer.channels_last)
+    network, loaded = build_network(config, data.num_classes)
+    if config.trainer.channels_last:
+        network.to(memory_format=torch.channels_last)
+    if resume is not None:
+        check_resumable(network, resume)
+    module = build_module(config, network, data.num_classes, train=True)
+    history = History(folder)
+    callbacks = [FiniteLossGuard(), JudgeLastEpoch(), history, InterruptionHint(), *instantiate(config.callbacks.extra)]
+    if config.callbacks.progress:
+        callbacks.append(TrainingProgress())
+    callbacks += checkpoint_callbacks(folder, main_metric(config), config.callbacks.checkpoint_every_n_epochs)
+    trainer = build_trainer(config, folder, callbacks)
+    trainer.check_val_every_n_epoch = config.evaluation.every_n_epochs
+    if trainer.is_global_zero:
+        _announce(config, folder, data, network, loaded, resume)
+    if config.evaluation.before_training and resume is None:
+        trainer.validate(module, data, verbose=False)
+        history.before, module.metrics_epoch = module.metrics, None
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    seconds = time.perf_counter()
+    if module.metrics_epoch != trainer.current_epoch - 1:  # stopped by time, or resumed at its end
+        trainer.validate(module, data, verbose=False)
+        history.judge_last(module.metrics)
+    return _record_training(config, folder, trainer, module, manifest, history, time.perf_counter() - seconds)
+
+
+def evaluate(config: DictConfig, folder: Path) -> Result:
+    """Judge ``config.checkpoint`` on ``config.dataset`` and record it in ``folder``.
+
+    Raises:
+        ConfigError: the checkpoint does not say what network it is for and the configuration does not either.
+        CheckpointError, DatasetError, ImageError: see there.
+    """
+    quiet_libraries()
+    path = Path(config.checkpoint).expanduser()
+    origin = _architecture(config, path)
+    image_size = config.image_size or origin.image_size or list(config.dataset.image_size)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    manifest = build_manifest(config)
+    network, _ = build_network(origin.config, num_classes=0)
+    load_network(network, path, classifiers="drop")
+    network.to(memory_format=torch.channels_last)  # faster on CPUs, no slower elsewhere
+    data = build_data(config, manifest, image_size=image_size, channels_last=True)
+    module = build_module(config, network, 0, train=False)
+    trainer = build_trainer(config, folder, [TrainingProgress()])
+    began = time.perf_counter()
+    trainer.validate(module, data, verbose=False)
+    seconds = time.perf_counter() - began
+    result = Result(
+        kind="evaluate",
+        metrics=module.metrics,
+        protocol=build_protocol(config, image_size),
+        checkpoint=str(config.checkpoint),
+        data=describe(manifest),
+        config={**module.config, "trained_with": origin.trained_with},
+        seed=config.seed,
+        parameters=_count_parameters(network),
+        embedding_dim=network.embedding_dim,
+        seconds={"evaluate": round(seconds, 2)},
+        images_per_second={"evaluate": round(len(data.test_table) / seconds, 2)},
+    )
+    write_ranking_lists(module, data, folder, k=config.evaluation.top_k)
+    if trainer.is_global_zero:
+        result.write(folder / RESULT)
+    return result
+
+
+def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> Path | None:
+    """Make the run folder ready and find the checkpoint to go on from.
+
+    Args:
+        folder: of the run; made if it does not exist.
+        ckpt_path: None, ``last``, or a file.
+        overwrite: remove the files of an earlier run.
+
+    Raises:
+        ConfigError: an earlier run is there and nothing says what to do with it; or ``ckpt_path`` is no file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    last = folder / LAST
+    if overwrite:
+        for name in (LAST, BEST, RESULT, HISTORY, "topk.parquet", "report.html"):
+            (folder / name).unlink(missing_ok=True)
+    if ckpt_path == "last":
+        return last if last.is_file() else None
+    if ckpt_path is not None:
+        path = Path(ckpt_path).expanduser()
+        if not path.is_file():
+            raise ConfigError(
+                f"ckpt_path={ckpt_path}: no such file; ckpt_path=last goes on from the run's own last checkpoint"
+            )
+        return path
+    if last.is_file():
+        raise ConfigError(
+            f"{folder} holds an earlier run with these settings. Go on with it: ckpt_path=last. Throw it away: overwrite=true. "
+            "Keep both: run_name=<another name>."
+        )
+    return None
+
+
+def check_resumable(network: BDBNetwork, path: Path) -> None:
+    """Refuse a checkpoint that this run can't go on from, before anything is changed.
+
+    Raises:
+        CheckpointError: damaged, of another network, or without the optimiser's state.
+    """
+    load_network(network, path)
+    if "optimizer_states" not in read_checkpoint(path):
+        raise CheckpointError(
+            f"{path}: weights alone, without the optimiser's state. Go on from a last.ckpt, or start anew from these weights "
+            f"with backbone.weights={path}"
+        )
+
+
+def refuse_distributed_sweep(config: DictConfig) -> None:
+    """A sweep (``-m``) whose jobs start processes of their own would have each of them run the whole sweep again."""
+    several = str(config.trainer.devices) not in ("1", "[0]") and config.trainer.accelerator != "cpu"
+    if (
+        HydraConfig.initialized()
+        and HydraConfig.get().mode == RunMode.MULTIRUN
+        and several
+        and torch.cuda.device_count() > 1
+    ):
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices} in a sweep: every process would run the sweep again. Use trainer.devices=1 "
+            "per job with a parallel Hydra launcher, or start each job under torchrun."
+        )
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """Name, fingerprint and counts of a dataset for ``result.json``."""
+    counts = manifest.counts()
+    return {
+        "name": manifest.name,
+        "fingerprint": manifest.fingerprint,
+        "counts": {str(role): {str(k): int(v) for k, v in row.items()} for role, row in counts.iterrows()},
+    }
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a network's architecture is known from."""
+
+    config: DictConfig
+    image_size: list[int] | None
+    trained_with: dict[str, Any] | None
+
+
+def _architecture(config: DictConfig, path: Path) -> _Origin:
+    saved = read_checkpoint(path).get("bdbnet")
+    given = [group for group in ("model", "backbone") if config.get(group) is not None]
+    if saved is None:
+        if len(given) < 2:
+            raise ConfigError(
+                f"{path}: bare weights, which do not say what network they are for. Add model= and backbone=, for example "
+                "model=baseline backbone=osnet_x0_25 for torchreid's OSNet x0.25."
+            )
+        parts = {"model": config.model, "backbone": {**config.backbone, "weights": "none"}}
+        bare = OmegaConf.create({**parts, "dropping": {"_target_": "torch.nn.Identity"}})
+        return _Origin(bare, None, None)
+    if given:
+        raise ConfigError(f"{' and '.join(f'{name}=' for name in given)}: leave out, {path} knows its own network")
+    trained = OmegaConf.create(saved["config"])
+    trained.backbone.weights = "none"
+    return _Origin(trained, list(trained.dataset.image_size), saved["config"])
+
+
+def _record_training(
+    config: DictConfig,
+    folder: Path,
+    trainer: pl.Trainer,
+    module: ReIDModule,
+    manifest: Manifest,
+    history: History,
+    evaluate_seconds: float,
+) -> Result:
+    data: ReIDDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    monitor = main_metric(config)
+    trainer.save_checkpoint(folder / LAST)
+    judged = [row for row in history.rows if monitor in row]
+    best = max(judged, key=lambda row: row[monitor])
+    if best is history.rows[-1]:
+        trainer.save_checkpoint(folder / BEST, weights_only=True)
+    result = Result(
+        kind="train",
+        metrics=module.metrics,
+        protocol=build_protocol(config, config.dataset.image_size),
+        checkpoint="last",
+        data=describe(manifest),
+        config=module.config,
+        seed=config.seed,
+        before=history.before,
+        best={
+            "metrics": {name: best[name] for name in module.metrics},
+            "epoch": best["epoch"],
+            "note": "chosen on the test set, so it flatters",
+        },
+        epochs=trainer.current_epoch,
+        parameters=_count_parameters(module.network),
+        embedding_dim=module.network.embedding_dim,
+        seconds={"train": round(history.train_seconds, 2)},
+        images_per_second={"train": round(history.images_per_second, 2)},
+    )
+    write_ranking_lists(module, data, folder, k=config.evaluation.top_k)
+    if trainer.is_global_zero:
+        result.write(folder / RESULT)
+    return result
+
+
+def _count_parameters(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _announce(
+    config: DictConfig,
+    folder: Path,
+    data: ReIDDataModule,
+    network: torch.nn.Module,
+    loaded: list[str],
+    resume: Path | None,
+) -> None:
+    counts = data.manifest.counts()
+    print(f"{config.dataset.name}: " + "; ".join(f"{role} {int(r['images'])} images of {int(r['identities'])} identities"
+                                                 for role, r in counts.iterrows()))  # fmt: skip
+    weights = config.backbone.get("weights", "none")
+    start = (
+        f"{', '.join(loaded)} from {weights}"
+        if loaded
+        else {"none": "random weights"}.get(weights, f"{weights} weights")
+    )
+    print(f"network: {_count_parameters(network) / 1e6:.2f} M parameters, {start}; {config.trainer.precision}")
+    print(f"run folder: {folder}" + (f", going on from {resume}" if resume else ""))

@@ -1,0 +1,185 @@
+"""From a configuration to the objects that a run needs."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torchmetrics import Metric
+
+from bdbnet.config import ConfigError, instantiate
+from bdbnet.datasets import Manifest, load_manifest
+from bdbnet.loading import ReIDDataModule, transforms_for
+from bdbnet.models import BDBNetwork, initialize_from
+from bdbnet.results import Protocol
+from bdbnet.retrieval import ReIDMetrics, RetrievalRecall
+from bdbnet.training.criterion import BranchLosses
+from bdbnet.training.module import ReIDModule
+
+#: Keys of the trainer group that are ours, not Lightning's.
+_OWN_TRAINER_KEYS = frozenset({"channels_last", "compile"})
+
+
+def has_native_bfloat16(accelerator: str) -> bool:
+    """Whether the device multiplies bfloat16 in hardware, where it is several times as fast as float32."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if accelerator in ("auto", "cpu"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def resolve_precision(config: DictConfig) -> None:
+    """Replace ``auto`` in ``trainer.precision`` and ``trainer.channels_last`` by what this device is fastest with."""
+    trainer = config.trainer
+    if trainer.precision == "auto":
+        trainer.precision = "bf16-mixed" if has_native_bfloat16(trainer.accelerator) else "32-true"
+    if trainer.channels_last == "auto":
+        trainer.channels_last = str(trainer.precision) in ("bf16-mixed", "16-mixed")
+
+
+def quiet_libraries() -> None:
+    """Keep hints for programmers of the libraries out of a user's terminal; errors and our own warnings stay."""
+    for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in (
+        ".*does not have many workers.*", ".*Checkpoint directory.*exists and is not empty.*",
+        ".*number of training batches.*is smaller than the logging interval.*", ".*treespec, LeafSpec.*",
+        ".*You are running on a GPU.*", ".*tensorboardX.*",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", pattern)
+
+
+def build_manifest(config: DictConfig) -> Manifest:
+    """The dataset that ``config.dataset`` names, with a warning for queries that can never be answered."""
+    dataset = config.dataset
+    manifest = load_manifest(dataset.name, dataset.root, **OmegaConf.to_container(dataset.options))  # type: ignore[arg-type]
+    manifest.require("query", "gallery")
+    if unmatched := manifest.unmatched_queries():
+        warnings.warn(
+            f"{manifest.name}: {unmatched} queries have no true match in the gallery; they are left out of every metric",
+            stacklevel=2,
+        )
+    return manifest
+
+
+def build_data(
+    config: DictConfig, manifest: Manifest, *, image_size: Any = None, channels_last: bool = False
+) -> ReIDDataModule:
+    """Data module for ``manifest`` with the transforms of its protocol."""
+    dataset = config.dataset
+    augmentation = config.get("augmentation") or OmegaConf.create({"flip": 0.0, "erasing": []})
+    train, test = transforms_for(
+        dataset.protocol,
+        list(image_size or dataset.image_size),
+        flip=augmentation.flip,
+        erasing=instantiate(augmentation.erasing),
+        resize=dataset.get("resize"),
+    )
+    sampler: dict[str, Any] = dict(config.get("sampler") or {})
+    settings: dict[str, Any] = {**sampler, **config.loading}
+    return ReIDDataModule(manifest, train, test, **settings, seed=config.seed, channels_last=channels_last)
+
+
+def build_network(config: DictConfig, num_classes: int) -> tuple[BDBNetwork, list[str]]:
+    """The network, and the names of its parts that start from a file of weights."""
+    backbone = instantiate(config.backbone)
+    network: BDBNetwork = instantiate(
+        config.model, num_classes=num_classes, backbone=backbone, dropping=instantiate(config.dropping)
+    )
+    weights = config.backbone.get("weights", "none")
+    if weights in ("none", "imagenet"):
+        return network, []
+    return network, initialize_from(network, weights)
+
+
+def build_metric(config: DictConfig) -> Metric:
+    """What the dataset's protocol is judged by."""
+    evaluation = config.evaluation
+    if config.dataset.protocol == "reid":
+        return ReIDMetrics(tuple(evaluation.ranks), ap_at=evaluation.ap_at, chunk_memory_mb=evaluation.chunk_memory_mb)
+    return RetrievalRecall(tuple(evaluation.recall_at), chunk_memory_mb=evaluation.chunk_memory_mb)
+
+
+def main_metric(config: DictConfig) -> str:
+    """The number by which the best checkpoint is chosen: Rank-1 or Recall@1."""
+    if config.dataset.protocol == "reid":
+        return f"rank{min(config.evaluation.ranks)}"
+    return f"recall@{min(config.evaluation.recall_at)}"
+
+
+def build_protocol(config: DictConfig, image_size: Any) -> Protocol:
+    """What has to be equal before two numbers may be compared."""
+    height, width = image_size
+    return Protocol(
+        task=config.dataset.protocol,
+        dataset=config.dataset.name,
+        image_size=(int(height), int(width)),
+        precision=config.evaluation.precision,
+        normalize=config.evaluation.normalize,
+        ap_at=config.evaluation.ap_at if config.dataset.protocol == "reid" else None,
+    )
+
+
+def build_module(config: DictConfig, network: BDBNetwork, num_classes: int, *, train: bool) -> ReIDModule:
+    """The LightningModule; without ``train`` it can only judge."""
+    settings: dict[str, Any] = {}
+    if train:
+        loss = config.loss
+        metric_loss = instantiate(loss.metric) if loss.metric is not None else None
+        settings = {
+            "criterion": BranchLosses(
+                metric_loss, name=loss.name, metric_weight=loss.metric_weight, softmax_weight=loss.softmax_weight,
+                label_smoothing=loss.label_smoothing,
+            ),
+            "optimizer": _optimizer_factory(config.optimizer),
+            "schedule": instantiate(config.schedule),
+            "compile": config.trainer.compile,
+        }  # fmt: skip
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return ReIDModule(
+        network,
+        metric=build_metric(config),
+        config=plain,
+        num_classes=num_classes,
+        normalize=config.evaluation.normalize,
+        precision=config.evaluation.precision,
+        **settings,
+    )
+
+
+def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's trainer with the settings of ``config.trainer``, logging into ``folder`` alone."""
+    settings: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    for key in _OWN_TRAINER_KEYS:
+        settings.pop(key, None)
+    logger = config.get("logger")
+    try:
+        return pl.Trainer(
+            **settings,
+            logger=instantiate(logger.logger) if logger is not None and logger.logger is not None else False,
+            callbacks=callbacks,
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # our batch sampler is rank-aware; a strided one would tear identities apart
+            enable_model_summary=False,
+            enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(
+            f"trainer: {error} (keys of this group are arguments of pytorch_lightning.Trainer)"
+        ) from error
+
+
+def _optimizer_factory(config: DictConfig) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
+    def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = instantiate(config, params=list(parameters))
+        return optimizer
+
+    return build

@@ -1,0 +1,46 @@
+"""A result as a table for the terminal."""
+
+from collections.abc import Mapping
+
+from bdbnet.results import Result
+
+_TITLES = {"rank": "Rank-", "recall@": "Recall@"}
+
+
+def metrics_table(result: Result) -> str:
+    """Percentages of a result, one line per moment at which the network was judged.
+
+    The best checkpoint's line says that it was chosen on the test set.
+    """
+    names = [name for name in result.metrics if name != "valid_queries"]
+    lines = [["", *(_title(name) for name in names), "valid queries"]]
+    if result.before is not None:
+        lines.append(["before training", *_row(result.before, names)])
+    label = "after training" if result.kind == "train" else result.protocol.dataset
+    lines.append([label, *_row(result.metrics, names)])
+    if result.best is not None:
+        lines.append([f"best: epoch {result.best['epoch']}*", *_row(result.best["metrics"], names)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rows = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+        for line in lines
+    ]
+    rows.insert(1, "-" * len(rows[0]))
+    note = [] if result.best is None else [f"* {result.best['note']}"]
+    protocol = result.protocol
+    height, width = protocol.image_size
+    facts = [protocol.dataset, f"{height} x {width}", protocol.precision, f"normalize {protocol.normalize}"]
+    if protocol.ap_at is not None:
+        facts.append(f"AP cut at rank {protocol.ap_at}")
+    return "\n".join(["", *rows, *note, ", ".join(facts)])
+
+
+def _title(name: str) -> str:
+    for key, title in _TITLES.items():
+        if name.startswith(key):
+            return title + name.removeprefix(key)
+    return name
+
+
+def _row(metrics: Mapping[str, float], names: list[str]) -> list[str]:
+    return [*(f"{100 * metrics[name]:.1f}" for name in names), f"{metrics['valid_queries']:.0f}"]

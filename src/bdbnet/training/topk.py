@@ -1,0 +1,54 @@
+"""Ranking lists of a judged test set as a Parquet file, for pictures and for looking at errors."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bdbnet.loading import ReIDDataModule
+from bdbnet.results import write_atomically
+from bdbnet.retrieval import ReIDMetrics, top_k
+from bdbnet.training.module import ReIDModule
+
+TOP_K = "topk.parquet"
+
+
+def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, *, k: int) -> Path | None:
+    """Write each query's k nearest gallery images, under the rule by which the metrics were computed.
+
+    Columns: ``query_index``, ``rank`` (from 1), ``gallery_index`` (both rows of the test set), ``distance`` (Euclidean),
+    ``query_path``, ``gallery_path`` (relative to the dataset's root), ``query_label``, ``gallery_label``, ``query_camera``,
+    ``gallery_camera``, ``correct``. Every rank takes part in collecting the embeddings; rank 0 writes.
+
+    Returns:
+        The file, or None for k = 0 and on the other ranks.
+    """
+    embeddings, _, _, is_query = module.metric.collected()  # type: ignore[operator]
+    if k == 0 or not module.trainer.is_global_zero:
+        return None
+    table = data.test_table
+    labels, cameras, split = (table[name].to_numpy() for name in ("label", "camera", "split"))
+    queries, gallery = np.flatnonzero(split != "gallery"), np.flatnonzero(split != "query")
+    filters: dict[str, Any] = {}
+    if isinstance(module.metric, ReIDMetrics):
+        filters = {"query_labels": labels[queries], "query_cameras": cameras[queries]}
+        filters |= {"gallery_labels": labels[gallery], "gallery_cameras": cameras[gallery]}
+    if is_query is None:
+        nearest, distances = top_k(embeddings, None, k, **filters)
+    else:
+        nearest, distances = top_k(embeddings[is_query], embeddings[~is_query], k, **filters)
+    row, place = np.nonzero(nearest >= 0)  # a query may have fewer than k gallery images to be compared with
+    q, g = queries[row], gallery[nearest[row, place]]
+    paths = table["path"].to_numpy()
+    lists = pd.DataFrame(
+        {
+            "query_index": q, "rank": place + 1, "gallery_index": g, "distance": distances[row, place].astype(np.float32),
+            "query_path": paths[q], "gallery_path": paths[g], "query_label": labels[q], "gallery_label": labels[g],
+            "query_camera": cameras[q], "gallery_camera": cameras[g], "correct": labels[q] == labels[g],
+        }
+    )  # fmt: skip
+    buffer = io.BytesIO()
+    lists.to_parquet(buffer, index=False)
+    return write_atomically(folder / TOP_K, buffer.getvalue())

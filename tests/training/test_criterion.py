@@ -1,0 +1,80 @@
+"""The sum of metric and softmax losses against the formulas written out."""
+
+import math
+
+import pytest
+import torch
+
+from bdbnet.losses import BatchHardTripletLoss
+from bdbnet.models import BranchOutput
+from bdbnet.training.criterion import BranchLosses
+
+
+def naive_smoothed_softmax(logits: list[list[float]], labels: list[int], smoothing: float) -> float:
+    """Cross-entropy against a target of 1 - s on the identity plus s / C on every class (Szegedy et al. 2016)."""
+    total = 0.0
+    for row, label in zip(logits, labels):
+        log_sum = math.log(sum(math.exp(value) for value in row))
+        for place, value in enumerate(row):
+            target = smoothing / len(row) + (1 - smoothing if place == label else 0)
+            total -= target * (value - log_sum)
+    return total / len(labels)
+
+
+@pytest.fixture
+def outputs() -> dict[str, BranchOutput]:
+    torch.manual_seed(0)
+    return {
+        name: BranchOutput(torch.randn(6, dim, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64))
+        for name, dim in (("global", 4), ("dropping", 7))
+    }
+
+
+LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_every_branch_has_both_losses(outputs, smoothing):
+    triplet = BatchHardTripletLoss()
+    criterion = BranchLosses(triplet, name="triplet", metric_weight=2.0, softmax_weight=0.5, label_smoothing=smoothing)
+    total, parts = criterion(outputs, LABELS)
+    assert set(parts) == {"triplet_global", "softmax_global", "triplet_dropping", "softmax_dropping"}
+    expected = 0.0
+    for name, output in outputs.items():
+        softmax = naive_smoothed_softmax(output.logits.tolist(), LABELS.tolist(), smoothing)
+        assert parts[f"softmax_{name}"].item() == pytest.approx(softmax, abs=1e-10)
+        assert parts[f"triplet_{name}"].item() == triplet(output.embedding, LABELS).item()
+        expected += 2 * parts[f"triplet_{name}"].item() + 0.5 * softmax
+    assert total.item() == pytest.approx(expected, abs=1e-10)
+
+
+def test_without_a_metric_loss_the_softmax_is_left(outputs):
+    total, parts = BranchLosses(None)(outputs, LABELS)
+    assert set(parts) == {"softmax_global", "softmax_dropping"}
+    assert total.item() == pytest.approx(sum(part.item() for part in parts.values()))
+
+
+def test_a_head_without_logits_or_embedding_takes_part_with_the_other(outputs):
+    mixed = {
+        "a": BranchOutput(outputs["global"].embedding, None),
+        "b": BranchOutput(None, outputs["dropping"].logits),
+    }
+    assert set(BranchLosses(BatchHardTripletLoss(), name="t")(mixed, LABELS)[1]) == {"t_a", "softmax_b"}
+
+
+def test_is_float32_under_autocast():
+    torch.manual_seed(0)
+    output = {"global": BranchOutput(torch.randn(6, 4).bfloat16(), torch.randn(6, 3).bfloat16())}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, parts = BranchLosses(BatchHardTripletLoss())(output, LABELS)
+    assert total.dtype == torch.float32
+    assert all(part.dtype == torch.float32 for part in parts.values())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"metric_weight": -1}, {"label_smoothing": 1.0}, {"softmax_weight": 0}, {"softmax_weight": 0, "metric_weight": 0}],
+)
+def test_nothing_to_train_with_is_refused(settings):
+    with pytest.raises(ValueError):
+        BranchLosses(None, **settings)
