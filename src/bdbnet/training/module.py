@@ -1,5 +1,6 @@
 """LightningModule: network + losses + optimiser while training, embeddings + metrics while judging."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -65,6 +66,7 @@ class ReIDModule(pl.LightningModule):
         self.eval_precision = precision
         self.metrics: dict[str, float] = {}
         self.metrics_epoch: int | None = None
+        self.judge_seconds = 0.0
         self._make_optimizer = optimizer
         self._schedule = schedule
         # A method, not a submodule: compiled or not, checkpoints have the same keys.
@@ -87,6 +89,7 @@ class ReIDModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.metric.reset()
+        self._judging_began = time.perf_counter()
         # Images that are query and gallery at once have no role to tell apart.
         self._one_set = bool((self.trainer.datamodule.test_table["split"] == "test").all())  # type: ignore[attr-defined]
 
@@ -99,6 +102,7 @@ class ReIDModule(pl.LightningModule):
         metrics = self.metric.compute()
         self.metrics = {name: float(value) for name, value in metrics.items()}
         self.metrics_epoch = self.current_epoch
+        self.judge_seconds = time.perf_counter() - self._judging_began
         self.log_dict(self.metrics, rank_zero_only=True)
 
     @torch.no_grad()

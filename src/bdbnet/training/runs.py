@@ -1,6 +1,5 @@
 """A training run from configuration to ``result.json``, and the judging of a checkpoint."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,15 +72,21 @@ def train(config: DictConfig, folder: Path) -> Result:
     trainer.check_val_every_n_epoch = config.evaluation.every_n_epochs
     if trainer.is_global_zero:
         _announce(config, folder, data, network, loaded, resume)
-    if config.evaluation.before_training and resume is None:
-        trainer.validate(module, data, verbose=False)
-        history.before, module.metrics_epoch = module.metrics, None
-    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    seconds = time.perf_counter()
-    if module.metrics_epoch != trainer.current_epoch - 1:  # stopped by time, or resumed at its end
-        trainer.validate(module, data, verbose=False)
-        history.judge_last(module.metrics)
-    return _record_training(config, folder, trainer, module, manifest, history, time.perf_counter() - seconds)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(module.config)  # type: ignore[arg-type]
+    try:
+        if config.evaluation.before_training and resume is None:
+            trainer.validate(module, data, verbose=False)
+            history.before, module.metrics_epoch = module.metrics, None
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        if module.metrics_epoch != trainer.current_epoch - 1:  # stopped by time, or resumed at its end
+            trainer.validate(module, data, verbose=False)
+            history.judge_last(module.metrics)
+        return _record_training(config, folder, trainer, module, manifest, history)
+    finally:
+        for logger in trainer.loggers:
+            if callable(finish := getattr(getattr(logger, "experiment", None), "finish", None)):
+                finish()  # W&B: an unfinished run would swallow the next one of a sweep
 
 
 def evaluate(config: DictConfig, folder: Path) -> Result:
@@ -103,9 +108,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     data = build_data(config, manifest, image_size=image_size, channels_last=True)
     module = build_module(config, network, 0, train=False)
     trainer = build_trainer(config, folder, [TrainingProgress()])
-    began = time.perf_counter()
     trainer.validate(module, data, verbose=False)
-    seconds = time.perf_counter() - began
     result = Result(
         kind="evaluate",
         metrics=module.metrics,
@@ -116,8 +119,8 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         seed=config.seed,
         parameters=_count_parameters(network),
         embedding_dim=network.embedding_dim,
-        seconds={"evaluate": round(seconds, 2)},
-        images_per_second={"evaluate": round(len(data.test_table) / seconds, 2)},
+        seconds={"evaluate": round(module.judge_seconds, 2)},
+        images_per_second={"evaluate": round(len(data.test_table) / module.judge_seconds, 2)},
     )
     write_ranking_lists(module, data, folder, k=config.evaluation.top_k)
     if trainer.is_global_zero:
@@ -232,7 +235,6 @@ def _record_training(
     module: ReIDModule,
     manifest: Manifest,
     history: History,
-    evaluate_seconds: float,
 ) -> Result:
     data: ReIDDataModule = trainer.datamodule  # type: ignore[attr-defined]
     monitor = main_metric(config)
@@ -258,8 +260,11 @@ def _record_training(
         epochs=trainer.current_epoch,
         parameters=_count_parameters(module.network),
         embedding_dim=module.network.embedding_dim,
-        seconds={"train": round(history.train_seconds, 2)},
-        images_per_second={"train": round(history.images_per_second, 2)},
+        seconds={"train": round(history.train_seconds, 2), "evaluate": round(module.judge_seconds, 2)},
+        images_per_second={
+            "train": round(history.images_per_second, 2),
+            "evaluate": round(len(data.test_table) / module.judge_seconds, 2),
+        },
     )
     write_ranking_lists(module, data, folder, k=config.evaluation.top_k)
     if trainer.is_global_zero:

@@ -1,0 +1,142 @@
+"""The commands as a user types them, in processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from bdbnet.results import read_result
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TINY = [
+    "dataset.options={train_identities:4,test_identities:4,images_per_camera:2,cameras:2,distractors:2,image_size:[32,16],workers:1}",
+    "dataset.image_size=[64,32]", "backbone=osnet_x0_25", "sampler.batch_size=8", "loading.num_workers=0", "evaluation.top_k=3",
+    "run_name=tiny",
+]  # fmt: skip
+
+pytestmark = pytest.mark.end_to_end
+
+
+def environment(source: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BDBNET", "HYDRA", "PYTHON"))}
+    return kept | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(
+    command: str, *arguments: str, folder: Path, source: Path = CHECKOUT / "src"
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"bdbnet.{command}", *arguments],
+        cwd=folder, env=environment(source), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "prepare", "report"])
+def test_help_says_what_the_command_does_and_how_to_use_it(command, tmp_path):
+    done = run(command, "--help", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m bdbnet.{command}" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_evaluate_elsewhere_and_report(workplace):
+    done = run("train", *TINY, "trainer.max_epochs=1", folder=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "Rank-1" in done.stdout
+    folder = workplace / "outputs" / "train" / "tiny"
+    assert read_result(folder / "result.json").epochs == 1
+
+    # Judged on a set that it was not trained on, at the size that it was trained at.
+    judged = run(
+        "evaluate", f"checkpoint={folder / 'last.ckpt'}", "dataset=synthetic_retrieval", "run_name=elsewhere",
+        "dataset.options={train_classes:4,test_classes:4,images_per_class:3,image_size:[32,32],workers:1}",
+        folder=workplace,
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stderr
+    assert "Recall@1" in judged.stdout
+    result = read_result(workplace / "outputs" / "evaluate" / "elsewhere" / "result.json")
+    assert result.protocol.dataset == "synthetic_retrieval"
+    assert result.protocol.image_size == (64, 32)
+
+    page = run("report", f"run={folder.relative_to(workplace)}", folder=workplace)
+    assert page.returncode == 0, page.stderr
+    assert (folder / "report.html").stat().st_size > 10_000
+
+    again = run("train", *TINY, "trainer.max_epochs=1", folder=workplace)
+    assert again.returncode == 1
+    assert "ckpt_path=last" in again.stderr
+    assert {path.name for path in workplace.iterdir()} == {"data", "outputs"}
+
+
+def test_a_sweep_leaves_a_folder_per_job(workplace):
+    tiny = [argument for argument in TINY if not argument.startswith("run_name")]
+    done = run("train", "-m", *tiny, "trainer.max_epochs=1", "dropping.height_ratio=0.2,0.5", folder=workplace)
+    assert done.returncode == 0, done.stderr
+    results = sorted((workplace / "outputs" / "sweeps").rglob("result.json"))
+    assert [read_result(path).config["dropping"]["height_ratio"] for path in results] == [0.2, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["dataset=market150"], "market1501"),
+        (["dropping.height_ration=0.3"], "height_ration"),
+        (["lose=hard_triplet"], "lose"),
+        (["dataset=market1501"], "python -m bdbnet.prepare dataset=market1501 archive="),
+    ],
+)
+def test_wrong_arguments_are_answered_without_a_trace(arguments, said, tmp_path):
+    done = run("train", *arguments, folder=tmp_path)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_keeps_a_checkpoint_that_the_run_goes_on_from(workplace):
+    arguments = [*TINY[:-1], "run_name=stopped", "trainer.max_epochs=12"]
+    folder = workplace / "outputs" / "train" / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bdbnet.train", *arguments], cwd=workplace, env=environment(CHECKOUT / "src"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not (folder / "last.ckpt").is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode not in (0, -signal.SIGINT), said
+    assert "ckpt_path=last" in said, errors
+    assert "Traceback" not in errors
+    assert not (folder / "result.json").exists()
+
+    done = run("train", *arguments, "ckpt_path=last", folder=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stdout
+    assert read_result(folder / "result.json").epochs == 12
+
+
+def test_a_wheel_installed_elsewhere_trains(workplace, tmp_path):
+    built = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=CHECKOUT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert (site / "bdbnet" / "conf" / "train.yaml").is_file()
+    done = run("train", *TINY, "trainer.max_epochs=1", f"data_root={workplace / 'data'}", folder=tmp_path, source=site)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "outputs" / "train" / "tiny"
+    page = run("report", f"run={folder}", folder=tmp_path, source=site)
+    assert page.returncode == 0, page.stderr
