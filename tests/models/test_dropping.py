@@ -222,3 +222,24 @@ def test_compiled_in_one_graph_that_serves_every_step(layer: type) -> None:
         for _ in range(5):
             assert torch.equal(kept(compiled, 2, 3, 12, 8), kept(plain, 2, 3, 12, 8))
     assert drop.step == 5
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_nothing_is_read_back_from_the_device(layer: type) -> None:
+    """A tensor without data cannot be read: any wait for the device would be an error here."""
+    drop = layer(0.3, 1.0).to("meta").train()
+    assert drop(torch.ones(2, 4, 6, 3, device="meta")).shape == (2, 4, 6, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("layer", LAYERS)
+def test_on_cuda_it_draws_as_on_the_cpu_and_does_not_wait(layer: type) -> None:
+    host, device = layer(0.3, 1.0, seed=3).train(), layer(0.3, 1.0, seed=3).train().cuda()
+    features = torch.ones(2, 4, 6, 3)
+    on_device = features.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = [device(on_device) for _ in range(3)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(host(features), each.cpu()) for each in found)

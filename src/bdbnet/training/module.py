@@ -72,6 +72,11 @@ class ReIDModule(pl.LightningModule):
         # A method, not a submodule: compiled or not, checkpoints have the same keys.
         self._train_forward = torch.compile(network.forward) if compile else network.forward
 
+    def on_fit_start(self) -> None:
+        for layer in self.network.modules():
+            if hasattr(layer, "per_image"):
+                layer.rank = self.global_rank  # type: ignore[assignment]  # images of different ranks get masks of their own
+
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> dict[str, Any]:
         assert self.criterion is not None
         loss, parts = self.criterion(self._train_forward(batch["image"]), batch["label"])
