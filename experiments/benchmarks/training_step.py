@@ -3,8 +3,9 @@
     python experiments/benchmarks/training_step.py
     python experiments/benchmarks/training_step.py --device cuda --batch 128 --compile
 
-The step normalises 8-bit images, draws the mask, computes triplet and softmax on both branches and steps Adam; the floor runs the same
-network forward and backward with ready-made gradients. Both alternate in one process; medians are compared.
+The step normalises 8-bit images, draws the mask, computes triplet and softmax on both branches and steps Adam; the
+floor runs the same network forward and backward with ready-made gradients. Both alternate in one process; medians are
+compared. `--plain-malloc` shows what both cost without the setting of the C library that training makes on a CPU.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from bdbnet.loading import normalize
 from bdbnet.losses import BatchHardTripletLoss
 from bdbnet.models import BatchDropBlock, BDBNetwork
 from bdbnet.training.criterion import BranchLosses
+from bdbnet.training.setup import keep_freed_memory
 
 
 def main() -> None:
@@ -26,10 +28,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(384, 128), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--plain-malloc", action="store_true", help="leave glibc as it is (CPU)")
     parser.add_argument("--float32", action="store_true", help="instead of bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile both")
     options = parser.parse_args()
 
+    if not options.plain_malloc:
+        keep_freed_memory()
     torch.manual_seed(0)
     device = torch.device(options.device)
     network = BDBNetwork(751, options.backbone, dropping=BatchDropBlock(0.3, 1.0))

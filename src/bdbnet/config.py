@@ -1,5 +1,6 @@
 """Settings in: where ``conf/`` is, the resolvers it uses, and which ``_target_`` may be built from it."""
 
+import functools
 import hashlib
 import importlib
 import os
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 
@@ -113,29 +116,44 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
-        def run(cfg: DictConfig) -> Any:
-            try:
-                return main(cfg)
-            except KeyboardInterrupt:
-                print("\ninterrupted", file=sys.stderr)
-                sys.exit(130)
-            except Exception as error:
-                meant = type(error).__module__.startswith("bdbnet.") or isinstance(error, OSError)
-                if not meant or os.environ.get("HYDRA_FULL_ERROR") == "1":
-                    raise
-                print(f"\nerror: {_without_worker_trace(str(error))}", file=sys.stderr)
-                sys.exit(1)
+        full_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-        run.__name__, run.__doc__, run.__module__ = main.__name__, main.__doc__, main.__module__
-        start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
+        def speaking(call: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(call)
+            def run(*config: DictConfig) -> Any:
+                try:
+                    return call(*config)
+                except KeyboardInterrupt:
+                    print("\ninterrupted", file=sys.stderr)
+                    sys.exit(130)
+                except Exception as error:
+                    if full_trace or not _is_meant(error):
+                        raise
+                    print(f"\nerror: {_shortened(str(error))}", file=sys.stderr)
+                    sys.exit(1)
+
+            return run
+
+        # Inside Hydra for what the command raises, outside for what Hydra does with the command line.
+        start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(speaking(main))
 
         def entry(*config: DictConfig) -> Any:
             sys.argv[1:] = quote_paths(sys.argv[1:])
-            return start(*config)
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, then, instead of printing half a trace and leaving
+            try:
+                return speaking(start)(*config)
+            finally:
+                os.environ["HYDRA_FULL_ERROR"] = str(int(full_trace))
 
         return entry
 
     return decorate
+
+
+def shown_path(path: str | Path) -> Path:
+    """A path as a user would type it: relative to the working directory where it lies below it."""
+    path = Path(path)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
@@ -158,8 +176,14 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     return quoted
 
 
-def _without_worker_trace(message: str) -> str:
-    """What an error said in the worker process where it was raised, without the trace that PyTorch puts before it."""
-    if not message.startswith("Caught "):
-        return message
-    return re.split(r"\n(?:bdbnet\.)[\w.]+: ", message)[-1].strip()
+def _is_meant(error: Exception) -> bool:
+    """Whether an error speaks to the user: one of ours, of the file system, or of Hydra about the command line."""
+    ours = type(error).__module__.startswith("bdbnet.")
+    return ours or isinstance(error, OSError | HydraException | OmegaConfBaseException)
+
+
+def _shortened(message: str) -> str:
+    """A message without the worker's trace that PyTorch puts before it and the search path that Hydra puts behind it."""
+    if message.startswith("Caught "):
+        message = re.split(r"\nbdbnet\.[\w.]+: ", message)[-1]
+    return message.partition("\nConfig search path:")[0].strip()

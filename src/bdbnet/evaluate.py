@@ -1,15 +1,17 @@
 """``python -m bdbnet.evaluate``: judge a checkpoint on the dataset it was trained for, or on another."""
 
-from pathlib import Path
-
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bdbnet.config import ConfigError, command
+from bdbnet.config import ConfigError, command, shown_path
 
 
 @command("evaluate")
 def main(config: DictConfig) -> float:
+    if config.checkpoint is None:
+        raise ConfigError(
+            "checkpoint= is missing: which file should be judged? outputs/train/<run>/last.ckpt, for example"
+        )
     if config.get("dataset") is None:
         raise ConfigError(
             "dataset= is missing: on which dataset should the checkpoint be judged? dataset=market1501, for example"
@@ -18,7 +20,7 @@ def main(config: DictConfig) -> float:
     from bdbnet.training.setup import main_metric
     from bdbnet.training.tables import metrics_table
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = shown_path(HydraConfig.get().runtime.output_dir)
     result = evaluate(config, folder)
     print(metrics_table(result))
     print(f"result: {folder / 'result.json'}\nranking lists: {folder / 'topk.parquet'}")

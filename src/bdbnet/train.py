@@ -1,11 +1,9 @@
 """``python -m bdbnet.train``: train a network, judge it, and leave a run folder with everything that was measured."""
 
-from pathlib import Path
-
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bdbnet.config import command
+from bdbnet.config import command, shown_path
 
 
 @command("train")
@@ -14,7 +12,7 @@ def main(config: DictConfig) -> float:
     from bdbnet.training.setup import main_metric
     from bdbnet.training.tables import metrics_table
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = shown_path(HydraConfig.get().runtime.output_dir)
     result = train(config, folder)
     print(metrics_table(result))
     print(f"result: {folder / 'result.json'}\na page to look at: python -m bdbnet.report run={folder}")

@@ -34,9 +34,11 @@ from bdbnet.training.setup import (
     build_network,
     build_protocol,
     build_trainer,
+    keep_freed_memory,
     main_metric,
     quiet_libraries,
     resolve_precision,
+    seed_everything,
 )
 from bdbnet.training.topk import write_ranking_lists
 
@@ -51,10 +53,11 @@ def train(config: DictConfig, folder: Path) -> Result:
         DatasetError, ImageError, CheckpointError, TrainingError: see there.
     """
     quiet_libraries()
+    keep_freed_memory()
     refuse_distributed_sweep(config)
     resume = prepare_folder(folder, config.ckpt_path, overwrite=config.overwrite)
     resolve_precision(config)
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    seed_everything(config.seed)
     manifest = build_manifest(config)
     data = build_data(config, manifest, channels_last=config.trainer.channels_last)
     network, loaded = build_network(config, data.num_classes)
@@ -97,10 +100,11 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         CheckpointError, DatasetError, ImageError: see there.
     """
     quiet_libraries()
+    keep_freed_memory()
     path = Path(config.checkpoint).expanduser()
     origin = _architecture(config, path)
     image_size = config.image_size or origin.image_size or list(config.dataset.image_size)
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    seed_everything(config.seed)
     manifest = build_manifest(config)
     network, _ = build_network(origin.config, num_classes=0)
     load_network(network, path, classifiers="drop")
