@@ -18,7 +18,17 @@ from omegaconf.errors import OmegaConfBaseException
 PACKAGE_DIR = Path(__file__).resolve().parent
 
 #: What a config may build besides the public names of bdbnet's own rooms.
-ALLOWED_TARGETS = frozenset({"torch.nn.Identity", "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"})
+ALLOWED_TARGETS = frozenset(
+    {
+        "torch.nn.Identity",
+        *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "SGD")),
+        *(f"pytorch_lightning.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger")),
+        *(
+            f"pytorch_lightning.callbacks.{name}"
+            for name in ("DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor", "StochasticWeightAveraging")
+        ),
+    }
+)
 ALLOWED_ROOMS = frozenset({"models", "losses", "loading", "training", "retrieval", "reporting"})
 
 
@@ -116,7 +126,14 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
-        full_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
+        setting = os.environ.get("HYDRA_FULL_ERROR")
+        full_trace = setting == "1"
+
+        def restore_setting() -> None:
+            if setting is None:
+                os.environ.pop("HYDRA_FULL_ERROR", None)
+            else:
+                os.environ["HYDRA_FULL_ERROR"] = setting
 
         def speaking(call: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(call)
@@ -134,8 +151,13 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
             return run
 
+        @functools.wraps(main)
+        def composed(config: DictConfig) -> Any:
+            restore_setting()  # the processes of other ranks start from here
+            return speaking(main)(config)
+
         # Inside Hydra for what the command raises, outside for what Hydra does with the command line.
-        start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(speaking(main))
+        start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(composed)
 
         def entry(*config: DictConfig) -> Any:
             sys.argv[1:] = quote_paths(sys.argv[1:])
@@ -143,7 +165,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             try:
                 return speaking(start)(*config)
             finally:
-                os.environ["HYDRA_FULL_ERROR"] = str(int(full_trace))
+                restore_setting()
 
         return entry
 

@@ -16,14 +16,17 @@ def main(config: DictConfig) -> float:
         raise ConfigError(
             "dataset= is missing: on which dataset should the checkpoint be judged? dataset=market1501, for example"
         )
+    from pytorch_lightning.utilities import rank_zero_only
+
+    from bdbnet.reporting.tables import metrics_table
     from bdbnet.training.runs import evaluate
     from bdbnet.training.setup import main_metric
-    from bdbnet.training.tables import metrics_table
 
     folder = shown_path(HydraConfig.get().runtime.output_dir)
     result = evaluate(config, folder)
-    print(metrics_table(result))
-    print(f"result: {folder / 'result.json'}\nranking lists: {folder / 'topk.parquet'}")
+    say = rank_zero_only(print)
+    say(metrics_table(result))
+    say(f"result: {folder / 'result.json'}\nranking lists: {folder / 'topk.parquet'}")
     return result.metrics[main_metric(config)]
 
 

@@ -13,7 +13,7 @@ def main(config: DictConfig) -> None:
         if not isinstance(config[key], int) or isinstance(config[key], bool):
             raise ConfigError(f"{key}={config[key]}: give a whole number")
     from bdbnet.reporting import read_run, write_report
-    from bdbnet.training.tables import metrics_table
+    from bdbnet.reporting.tables import metrics_table
 
     page = write_report(config.run, queries=config.queries, top=config.top, seed=config.seed)
     print(metrics_table(read_run(page.parent).result))

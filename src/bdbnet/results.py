@@ -13,6 +13,14 @@ from typing import Any
 
 SCHEMA = 1
 
+# Files of a run folder.
+RESULT = "result.json"
+HISTORY = "history.csv"
+TOP_K = "topk.parquet"
+REPORT = "report.html"
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+
 
 class ResultError(ValueError):
     """A result file that cannot be used; the message names it."""

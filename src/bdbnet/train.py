@@ -8,14 +8,17 @@ from bdbnet.config import command, shown_path
 
 @command("train")
 def main(config: DictConfig) -> float:
+    from pytorch_lightning.utilities import rank_zero_only
+
+    from bdbnet.reporting.tables import metrics_table
     from bdbnet.training.runs import train
     from bdbnet.training.setup import main_metric
-    from bdbnet.training.tables import metrics_table
 
     folder = shown_path(HydraConfig.get().runtime.output_dir)
     result = train(config, folder)
-    print(metrics_table(result))
-    print(f"result: {folder / 'result.json'}\na page to look at: python -m bdbnet.report run={folder}")
+    say = rank_zero_only(print)
+    say(metrics_table(result))
+    say(f"result: {folder / 'result.json'}\na page to look at: python -m bdbnet.report run={folder}")
     return result.metrics[main_metric(config)]
 
 

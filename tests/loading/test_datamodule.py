@@ -113,7 +113,6 @@ def test_test_batches_hold_queries_then_gallery_each_once(manifest: Manifest) ->
     joined = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     assert joined["index"].tolist() == [0, 1, 2, 3, 4]
     assert joined["is_query"].tolist() == [True, True, True, False, False]
-    assert joined["is_gallery"].tolist() == [False, True, False, True, True]
     assert joined["label"].tolist() == [1, 3, 2, 1, 2]
     assert joined["camera"].tolist() == [1, 1, 2, 2, 1]
     pixels = np.asarray(Image.open(manifest.root / "q1.png").resize(SIZE[::-1], Image.Resampling.BILINEAR)) / 255

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from bdbnet.config import ConfigError
+from bdbnet.datasets import Manifest
 from bdbnet.loading import ImageError, SamplerError
 from bdbnet.models import CheckpointError
 from bdbnet.results import read_result
 from bdbnet.training.callbacks import History, TrainingError
 from bdbnet.training.criterion import BranchLosses
+from bdbnet.training.module import EvaluationError, ReIDModule
 from bdbnet.training.runs import evaluate, prepare_folder, train
+from bdbnet.training.setup import build_manifest, build_trainer
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -47,10 +50,9 @@ def test_a_run_leaves_everything_that_was_measured(finished_run):
     assert result.protocol.image_size == (64, 32)
     assert list(history["epoch"]) == [1, 2]
     assert history["mAP"].iloc[-1] == pytest.approx(result.metrics["mAP"])
-    assert (
-        history["mAP"].max() == pytest.approx(history["mAP"][result.best["epoch"] - 1])
-        or "rank1" in result.best["metrics"]
-    )
+    assert result.best["metrics"]["rank1"] == pytest.approx(history["rank1"].max())
+    best = torch.load(finished_run / "best.ckpt", weights_only=True)
+    assert best["epoch"] + 1 == result.best["epoch"]
     parts = [column for column in history if column.startswith("loss/")]
     assert len(parts) == 4
     assert history["loss"].to_numpy() == pytest.approx(history[parts].sum(axis=1).to_numpy(), rel=1e-5)
@@ -107,6 +109,148 @@ def test_a_resumed_run_ends_with_the_same_weights(finished_run, tiny_config, tmp
     assert list(pd.read_csv(tmp_path / "history.csv")["epoch"]) == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.lr=1e-5", "optimizer.lr was 0.001, is 1e-05"),
+        ("trainer.max_epochs=9", "trainer.max_epochs"),
+        ("dropping=none", "dropping._target_"),
+        ("seed=2", "seed was 1, is 2"),
+    ],
+)
+def test_a_run_does_not_go_on_with_settings_that_the_checkpoint_would_override(
+    override, said, finished_run, tiny_config, tmp_path
+):
+    with pytest.raises(ConfigError, match=said):
+        train(tiny_config(f"ckpt_path={finished_run / 'last.ckpt'}", override), tmp_path)
+
+
+def test_weights_alone_are_nothing_to_go_on_from(finished_run, tiny_config, tmp_path):
+    with pytest.raises(CheckpointError, match=r"backbone\.weights="):
+        train(tiny_config(f"ckpt_path={finished_run / 'best.ckpt'}"), tmp_path)
+
+
+def test_a_new_run_starts_from_the_weights_of_another(finished_run, tiny_config, tmp_path, capsys):
+    train(tiny_config(f"backbone.weights={finished_run / 'last.ckpt'}", "trainer.max_epochs=1"), tmp_path)
+    assert "backbone, branches.global, branches.dropping from" in capsys.readouterr().out
+
+
+def test_a_run_that_is_stopped_by_time_is_whole_epochs_and_judged(tiny_config, tmp_path):
+    result = train(tiny_config("trainer.max_epochs=50", "trainer.max_time=00:00:00:01"), tmp_path)
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert result.epochs == len(history) < 50
+    assert history["rank1"].iloc[-1] == pytest.approx(result.metrics["rank1"])
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == result.epochs
+
+
+def test_time_that_is_over_before_the_first_epoch_is_said(tiny_config, tmp_path):
+    with pytest.raises(TrainingError, match="max_time"):
+        train(tiny_config("trainer.max_time=00:00:00:00"), tmp_path)
+
+
+def test_the_best_checkpoint_survives_an_interruption(tiny_config, tmp_path, monkeypatch):
+    """Scores .1, .9, .5, .2 with a stop after the second epoch: result and file both name the second."""
+    scores = {0: 0.1, 1: 0.9, 2: 0.5, 3: 0.2}
+    judge, begin_epoch = ReIDModule.on_validation_epoch_end, History.on_train_epoch_start
+
+    def scored(self):
+        judge(self)
+        self.metrics["rank1"] = scores[self.current_epoch]
+        self.log_dict(self.metrics)
+
+    def stop_in_third_epoch(self, trainer, module):
+        begin_epoch(self, trainer, module)
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    overrides = ["trainer.max_epochs=4", "evaluation.every_n_epochs=1"]
+    monkeypatch.setattr(ReIDModule, "on_validation_epoch_end", scored)
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_epoch_start", stop_in_third_epoch)
+        with pytest.raises(SystemExit):
+            train(tiny_config(*overrides), tmp_path)
+    result = train(tiny_config(*overrides, "ckpt_path=last"), tmp_path)
+    assert result.best["epoch"] == 2
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_no_progress_bar_where_none_is_asked_for(tiny_config, tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr("bdbnet.training.runs.build_trainer", lambda *a: built.append(build_trainer(*a)) or built[0])
+    train(tiny_config("trainer.max_epochs=1"), tmp_path)
+    assert built[0].progress_bar_callback is None
+
+
+def test_tensorboard_files_lie_in_the_run_folder(tiny_config, tmp_path):
+    config = tiny_config("logger=tensorboard", "trainer.max_epochs=1", f"logger.logger.save_dir={tmp_path}")
+    train(config, tmp_path)
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def with_table(monkeypatch, table: pd.DataFrame, root: Path) -> None:
+    monkeypatch.setattr("bdbnet.training.setup.load_manifest", lambda *_, **__: Manifest(table, root))
+
+
+def test_queries_without_any_match_are_refused_before_training(tiny_config, tmp_path, monkeypatch):
+    manifest = build_manifest(tiny_config())
+    table = manifest.table.copy()
+    table.loc[table["split"] == "gallery", "label"] = 0
+    with_table(monkeypatch, table, manifest.root)
+    with pytest.raises(ConfigError, match="none of the 8 queries has a true match"):
+        train(tiny_config(), tmp_path)
+
+
+def test_queries_absent_from_the_gallery_are_counted_and_left_out(tiny_config, tmp_path, monkeypatch):
+    manifest = build_manifest(tiny_config())
+    table = manifest.table
+    victim = table.loc[table["split"] == "query", "label"].iloc[0]
+    table = table[(table["split"] != "gallery") | (table["label"] != victim)].reset_index(drop=True)
+    with_table(monkeypatch, table, manifest.root)
+    with pytest.warns(UserWarning, match="2 queries have no true match"):
+        result = train(tiny_config("trainer.max_epochs=1"), tmp_path)
+    assert result.metrics["valid_queries"] == 6
+
+
+def test_mixed_splits_are_refused(tiny_config, tmp_path, monkeypatch):
+    manifest = build_manifest(tiny_config())
+    table = manifest.table.copy()
+    table.loc[table["split"] == "query", "split"] = "test"
+    with_table(monkeypatch, table, manifest.root)
+    with pytest.raises(ConfigError, match="split test"):
+        train(tiny_config(), tmp_path)
+
+
+def test_lists_without_cameras_hold_the_matches(tiny_config, tmp_path, monkeypatch):
+    manifest = build_manifest(tiny_config())
+    with_table(monkeypatch, manifest.table.assign(camera=-1), manifest.root)
+    result = train(tiny_config("trainer.max_epochs=1"), tmp_path)
+    lists = pd.read_parquet(tmp_path / "topk.parquet")
+    assert lists[lists["rank"] == 1]["correct"].mean() == pytest.approx(result.metrics["rank1"])
+
+
+def test_embeddings_that_are_not_finite_are_named(finished_run, tiny_config, tmp_path):
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    content["state_dict"]["network.branches.global.reduction.0.weight"].fill_(torch.nan)
+    torch.save(content, tmp_path / "spoilt.ckpt")
+    config = tiny_config(f"checkpoint={tmp_path / 'spoilt.ckpt'}", "dataset=synthetic_reid", command="evaluate")
+    config.dataset.options = read_result(finished_run / "result.json").config["dataset"]["options"]
+    with pytest.raises(EvaluationError, match="NaN"):
+        evaluate(config, tmp_path)
+
+
+def test_a_file_of_one_tensor_is_no_checkpoint(tiny_config, tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    overrides = [
+        f"checkpoint={tmp_path / 'tensor.pth'}",
+        "dataset=synthetic_reid",
+        "model=baseline",
+        "backbone=osnet_x0_25",
+    ]
+    with pytest.raises(CheckpointError, match=r"tensor\.pth"):
+        evaluate(tiny_config(*overrides, command="evaluate"), tmp_path)
+
+
 def test_an_interruption_says_how_to_go_on(tiny_config, tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -148,6 +292,8 @@ def test_an_earlier_run_is_neither_overwritten_nor_continued_unasked(tmp_path):
     assert prepare_folder(tmp_path, None, overwrite=True) is None
     assert list(tmp_path.iterdir()) == []
     assert prepare_folder(tmp_path, "last", overwrite=False) is None
+    with pytest.raises(ConfigError, match="leave one out"):
+        prepare_folder(tmp_path, "last", overwrite=True)
     with pytest.raises(ConfigError, match="no such file"):
         prepare_folder(tmp_path, str(tmp_path / "other.ckpt"), overwrite=False)
 
@@ -213,6 +359,16 @@ def test_a_batch_that_cannot_be_drawn_is_refused(override, said, tiny_config, tm
         ("evaluation.normalize=l3", "evaluation.normalize"),
         ("dropping.height_ratio=1.5", "height_ratio"),
         ("model.branches=[local]", "local"),
+        ("evaluation.ranks=[0]", "evaluation.ranks"),
+        ("evaluation.ap_at=0", "evaluation.ap_at"),
+        ("evaluation.chunk_memory_mb=0", "evaluation.chunk_memory_mb"),
+        ("evaluation.every_n_epochs=0", "evaluation.every_n_epochs"),
+        ("evaluation.top_k=-1", "evaluation.top_k"),
+        ("seed=-1", "seed=-1"),
+        ("dataset.image_size=64", "image_size=64"),
+        ("dataset.image_size=[64]", "image_size"),
+        ("augmentation.flip=2", "flip"),
+        ("loading.num_workers=-1", "loading.num_workers"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(override, said, tiny_config, tmp_path):

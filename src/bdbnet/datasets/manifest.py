@@ -46,7 +46,7 @@ class SplitCounts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """All images of a dataset.  Build one with `from_table`, which checks the table.
+    """All images of a dataset.  Its table is checked and copied; DatasetError names source, row and column.
 
     `table` has one row per image and the columns
 
@@ -61,15 +61,18 @@ class Manifest:
 
     table: pd.DataFrame
     root: Path
-    name: str
+    name: str = "dataset"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", _checked_table(self.table, self.name))
+        object.__setattr__(self, "root", Path(self.root).absolute())
 
     @classmethod
     def from_table(
         cls, table: pd.DataFrame, root: str | Path, name: str, *, source: str | Path | None = None
     ) -> "Manifest":
-        """Check `table` and build a manifest from a copy of it.
+        """A manifest whose error messages name `source`, the file or folder of the table (default: `name`).
 
-        `source` is the file or folder that error messages name (default: `name`).
         Raises DatasetError that names source, row (the first row is 1) and column.
 
         >>> rows = {"path": ["a.jpg", "b.jpg"], "label": [7, 7], "camera": [-1, -1], "split": ["test", "test"]}
@@ -77,7 +80,19 @@ class Manifest:
         >>> len(manifest.subset("query").table), manifest.has_cameras
         (2, False)
         """
-        return cls(_checked_table(table, str(name if source is None else source)), Path(root).absolute(), name)
+        checked = _checked_table(table, str(name if source is None else source))
+        return cls._trusted(checked, Path(root).absolute(), name)
+
+    def with_rows(self, table: pd.DataFrame) -> "Manifest":
+        """The same dataset with some of its own rows, in another order; they are not checked again."""
+        return self._trusted(table, self.root, self.name)
+
+    @classmethod
+    def _trusted(cls, table: pd.DataFrame, root: Path, name: str) -> "Manifest":
+        manifest = object.__new__(cls)
+        for field, value in (("table", table), ("root", root), ("name", name)):
+            object.__setattr__(manifest, field, value)
+        return manifest
 
     @cached_property
     def fingerprint(self) -> str:
@@ -106,7 +121,7 @@ class Manifest:
 
     def subset(self, role: Role) -> "Manifest":
         """The rows of one role in manifest order, numbered from 0.  May be empty: see `require`."""
-        return Manifest(self.table[self._has_role(role)].reset_index(drop=True), self.root, self.name)
+        return self.with_rows(self.table[self._has_role(role)].reset_index(drop=True))
 
     def training_labels(self) -> np.ndarray:
         """Labels of the train rows, (N,) int64, mapped to 0..C-1 in sorted order."""
@@ -138,11 +153,17 @@ class Manifest:
             )
 
     def unmatched_queries(self) -> int:
-        """Number of queries whose identity has no other image in the gallery: no metric counts them."""
-        queries = self.table[self._has_role("query")]
-        available = self.table.loc[self._has_role("gallery"), "label"].value_counts()
-        matches = queries["label"].map(available).fillna(0).to_numpy() - (queries["split"] == "test").to_numpy()
-        return int((matches < 1).sum())
+        """Number of queries without a true match in the gallery: no metric counts them.
+
+        A match has the query's identity and another camera; without cameras it is another image of the identity.
+        """
+        queries, gallery = self.table[self._has_role("query")], self.table[self._has_role("gallery")]
+        matches = _occurrences(queries, gallery, ["label"])
+        if self.has_cameras:
+            left_out = _occurrences(queries, gallery, ["label", "camera"])
+        else:
+            left_out = (queries["split"] == "test").to_numpy(np.int64)
+        return int((matches <= left_out).sum())
 
     def _count(self, role: Role) -> SplitCounts:
         rows = self.table[self._has_role(role)]
@@ -153,6 +174,12 @@ class Manifest:
         if role not in SPLITS_OF_ROLE:
             raise DatasetError(f"unknown role {role!r}: choose one of {', '.join(ROLES)}")
         return self.table["split"].isin(SPLITS_OF_ROLE[role]).to_numpy()
+
+
+def _occurrences(rows: pd.DataFrame, among: pd.DataFrame, columns: list[str]) -> np.ndarray:
+    """How often the values in `columns` of each of `rows` occur in `among`."""
+    counted = among.groupby(columns).size().rename("size").reset_index()
+    return rows[columns].merge(counted, how="left", on=columns)["size"].fillna(0).to_numpy(np.int64)
 
 
 def _checked_table(table: pd.DataFrame, source: str) -> pd.DataFrame:

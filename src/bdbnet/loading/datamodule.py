@@ -1,6 +1,5 @@
 """Train and test batches of a manifest for a Lightning trainer."""
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ class ReIDDataModule(pl.LightningDataModule):
 
     After the transfer to the device, a batch holds `image` float32 (N, 3, H, W), normalised, and int64 (N,) `label`,
     `camera`, `index`, `position`.  Training labels are 0..C-1, `index` is the row among the train rows
-    (`train_paths`).  Test batches have the dataset's own labels, `is_query` and `is_gallery` bool (N,), and `index`
+    (`train_paths`).  Test batches have the dataset's own labels, `is_query` bool (N,), and `index`
     is the row in `test_table`: queries (and images that are both) first, then the rest of the gallery, each in
     manifest order.
 
@@ -56,6 +55,8 @@ class ReIDDataModule(pl.LightningDataModule):
         super().__init__()
         if seed < 0:
             raise ValueError(f"seed is {seed}: give 0 or more")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"loading.num_workers is {num_workers}: give 0 or more")
         self.manifest = manifest
         self.train_manifest = manifest.subset("train")
         self.test_table = _test_table(manifest)
@@ -65,9 +66,16 @@ class ReIDDataModule(pl.LightningDataModule):
         self.images_per_identity = images_per_identity
         self.epoch = epoch
         self.test_batch_size = test_batch_size
-        self.num_workers = default_workers() if num_workers is None else num_workers
+        self._given_workers = num_workers
         self.seed = seed
         self.channels_last = channels_last
+
+    @property
+    def num_workers(self) -> int:
+        """Processes of this rank that decode images."""
+        if self._given_workers is not None:
+            return self._given_workers
+        return default_workers(1 if self.trainer is None else self.trainer.num_devices)
 
     @property
     def num_classes(self) -> int:
@@ -111,12 +119,11 @@ class ReIDDataModule(pl.LightningDataModule):
         rank, world_size = self._rank()
         table = self.test_table
         dataset = ImageDataset(
-            dataclasses.replace(self.manifest, table=table),
+            self.manifest.with_rows(table),
             self.test_transform,
             seed=self.seed,
             columns={
                 "is_query": table["split"].isin(("query", "test")).to_numpy(),
-                "is_gallery": table["split"].isin(("gallery", "test")).to_numpy(),
             },
         )
         return DataLoader(
@@ -192,11 +199,10 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
     return batch
 
 
-def default_workers() -> int:
-    """Worker processes for one rank: half of the cores that this process may use, 1 to 8, shared by local ranks."""
+def default_workers(local_ranks: int = 1) -> int:
+    """Worker processes for one rank: half of the cores that this process may use, shared by the ranks here; 1 to 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ranks = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
-    return min(max(cores // (2 * ranks), 1), _MOST_WORKERS)
+    return min(max(cores // (2 * local_ranks), 1), _MOST_WORKERS)
 
 
 def _test_table(manifest: Manifest) -> pd.DataFrame:

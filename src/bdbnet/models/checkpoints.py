@@ -41,7 +41,7 @@ def read_checkpoint(path: str | Path) -> Any:
     Raises:
         CheckpointError: as `read_state_dict`.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file of weights")
     if path.stat().st_size == 0:

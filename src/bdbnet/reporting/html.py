@@ -9,10 +9,8 @@ from pathlib import Path
 from bdbnet.reporting.pictures import curves, ranking_lists
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
 from bdbnet.reporting.wording import duration, flatten, percent, protocol_line
-from bdbnet.results import Result, write_atomically
+from bdbnet.results import REPORT, Result, write_atomically
 from bdbnet.visualization import label_of
-
-REPORT = "report.html"
 
 
 def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, seed: int = 0) -> Path:

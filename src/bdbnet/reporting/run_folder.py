@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from bdbnet.datasets import CountWarning, DatasetError, load_manifest
-from bdbnet.results import Result, read_result
+from bdbnet.results import HISTORY, RESULT, TOP_K, Result, read_result
 
-RESULT, HISTORY, TOP_K = "result.json", "history.csv", "topk.parquet"
 TOP_K_COLUMNS = (
     *("query_index", "rank", "distance", "correct"),
     *("query_path", "query_label", "query_camera"),

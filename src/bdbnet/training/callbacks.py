@@ -3,7 +3,7 @@
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -11,11 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
-from bdbnet.results import write_atomically
-
-LAST = "last.ckpt"
-BEST = "best.ckpt"
-HISTORY = "history.csv"
+from bdbnet.results import BEST, HISTORY, LAST, write_atomically
 
 
 class TrainingError(RuntimeError):
@@ -25,18 +21,24 @@ class TrainingError(RuntimeError):
 class FiniteLossGuard(Callback):
     """Stops at a loss that is NaN or infinite, before a checkpoint is written from it.
 
-    The loss of a step is looked at when the next one starts: by then the device has finished it, so that the check does not
-    make the host wait. The error names epoch, step, loss parts and the batch's images.
+    Whether a step's loss is finite is copied to the host while the next step runs and looked at after that, so that the host
+    never waits for work that it has just queued. The error names epoch, step, loss parts and the batch's images.
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[int, int, Tensor, dict[str, Tensor], Tensor] | None = None
+        self._pending: _Step | None = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        loss = outputs["loss"].detach()
+        finite = torch.isfinite(loss).to("cpu", non_blocking=True)
+        copied = None
+        if loss.is_cuda:
+            copied = torch.cuda.Event()
+            copied.record()
         self._check(trainer)
-        self._pending = (trainer.current_epoch, batch_idx, outputs["loss"].detach(), outputs["parts"], batch["index"])
+        self._pending = _Step(trainer.current_epoch, batch_idx, finite, copied, loss, outputs["parts"], batch["index"])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._check(trainer)
@@ -45,22 +47,35 @@ class FiniteLossGuard(Callback):
         self._check(trainer)
 
     def _check(self, trainer: pl.Trainer) -> None:
-        if self._pending is None:
+        step, self._pending = self._pending, None
+        if step is None:
             return
-        epoch, step, loss, parts, index = self._pending
-        self._pending = None
-        if torch.isfinite(loss):
+        if step.copied is not None:
+            step.copied.synchronize()
+        if step.finite:
             return
-        shown = ", ".join(f"{name} = {part.item():.4g}" for name, part in parts.items())
-        paths = trainer.datamodule.train_paths(index.tolist())  # type: ignore[attr-defined]
-        listed = "\n  ".join(
-            [str(path) for path in paths[:8]] + ([f"... and {len(paths) - 8} more"] if len(paths) > 8 else [])
-        )
+        shown = ", ".join(f"{name} = {part.item():.4g}" for name, part in step.parts.items())
+        paths = [str(path) for path in trainer.datamodule.train_paths(step.rows.tolist())]  # type: ignore[attr-defined]
+        listed = "\n  ".join(paths[:8] + ([f"... and {len(paths) - 8} more"] if len(paths) > 8 else []))
+        last = Path(trainer.default_root_dir) / LAST
+        kept = f"The last good checkpoint is {last}. " if last.is_file() else "No epoch was finished. "
         raise TrainingError(
-            f"the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1} ({shown}).\nImages of the batch:\n  {listed}\n"
-            f"The last good checkpoint is kept ({LAST} of the run folder, if an epoch was finished). Lower optimizer.lr, set "
-            "trainer.gradient_clip_val, or use trainer.precision=32-true, and go on with ckpt_path=last."
+            f"the loss is {step.loss.item()} in epoch {step.epoch + 1}, step {step.batch + 1} ({shown}).\n"
+            f"Images of the batch:\n  {listed}\n{kept}Lower optimizer.lr in a new run (backbone.weights={last} starts it "
+            "from there), or go on with ckpt_path=<that file> and trainer.gradient_clip_val=1 or trainer.precision=32-true."
         )
+
+
+class _Step(NamedTuple):
+    """A training step whose loss has yet to be looked at."""
+
+    epoch: int
+    batch: int
+    finite: Tensor
+    copied: torch.cuda.Event | None
+    loss: Tensor
+    parts: dict[str, Tensor]
+    rows: Tensor
 
 
 class JudgeLastEpoch(Callback):
@@ -98,6 +113,7 @@ class History(Callback):
         self.path = Path(folder) / HISTORY
         self.rows: list[dict[str, float]] = []
         self.before: dict[str, float] | None = None  # metrics of the starting weights, if they were judged
+        self.epochs_elsewhere = 0  # epochs that another run's folder holds the checkpoints of
         self._began = self._waited = self._wait_began = 0.0
         self._rate = 0.0
         self._images = 0
@@ -133,10 +149,11 @@ class History(Callback):
         if trainer.is_global_zero:
             self._write()
 
-    def judge_last(self, metrics: dict[str, float]) -> None:
+    def judge_last(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         """Add the metrics of a judging after the last epoch to its row."""
         self.rows[-1] |= metrics
-        self._write()
+        if trainer.is_global_zero:
+            self._write()
 
     def _write(self) -> None:
         write_atomically(self.path, pd.DataFrame(self.rows).to_csv(index=False).encode())
@@ -153,29 +170,28 @@ class History(Callback):
         return images / self.train_seconds if self.rows else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "before": self.before}
+        folder = str(self.path.parent.resolve())
+        return {"rows": self.rows, "before": self.before, "folder": folder, "epochs_elsewhere": self.epochs_elsewhere}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = [dict(row) for row in state_dict["rows"]]
         self.before = state_dict["before"]
+        same = state_dict["folder"] == str(self.path.parent.resolve())
+        self.epochs_elsewhere = state_dict["epochs_elsewhere"] if same else len(self.rows)
 
 
 def checkpoint_callbacks(folder: str | Path, monitor: str, every_n_epochs: int) -> list[Callback]:
-    """``last.ckpt``, for resuming and judging, and ``best.ckpt`` by a metric of the test set, for those who ask for it."""
+    """``last.ckpt``, to go on from and to judge, and ``best.ckpt`` by a metric of the test set, for those who ask for it."""
     shared: dict[str, Any] = {
-        "dirpath": Path(folder),
-        "auto_insert_metric_name": False,
-        "enable_version_counter": False,
-    }
+        "dirpath": Path(folder), "save_top_k": 1, "auto_insert_metric_name": False, "enable_version_counter": False
+    }  # fmt: skip
     return [
+        # The best is chosen when the test set has been judged, before the epoch ends: last.ckpt then holds that choice.
         ModelCheckpoint(
-            filename=Path(LAST).stem,
-            every_n_epochs=every_n_epochs,
-            save_on_train_epoch_end=True,
-            save_top_k=1,
+            filename=Path(BEST).stem, monitor=monitor, mode="max", save_weights_only=True, save_on_train_epoch_end=False,
             **shared,
         ),
         ModelCheckpoint(
-            filename=Path(BEST).stem, monitor=monitor, mode="max", save_top_k=1, save_weights_only=True, **shared
+            filename=Path(LAST).stem, every_n_epochs=every_n_epochs, save_on_train_epoch_end=True, **shared
         ),
-    ]
+    ]  # fmt: skip

@@ -62,7 +62,10 @@ class BranchLosses(nn.Module):
         every_label = gather(labels) if self.metric is not None else labels
         for branch, output in outputs.items():
             if self.metric is not None and output.embedding is not None:
-                loss = self.metric(gather_with_gradient(output.embedding), every_label)
+                embedding = output.embedding
+                # Widened before the ranks' gradients are summed, not after.
+                embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
+                loss = self.metric(gather_with_gradient(embedding), every_label)
                 parts[f"{self.name}_{branch}"] = loss
                 terms.append(self.metric_weight * loss)
             if self.softmax_weight and output.logits is not None:

@@ -1,14 +1,29 @@
 """Talking to other ranks: the only file that does."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 def world_size() -> int:
     """Number of processes that train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks; backward gives each rank the sum of all ranks' gradients for its own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return gather(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def gather_with_gradient(values: Tensor) -> Tensor:
@@ -18,9 +33,7 @@ def gather_with_gradient(values: Tensor) -> Tensor:
     the gradients of all ranks' copies of that loss, which is world_size times the true gradient; the averaging of
     ``DistributedDataParallel`` takes the factor out again.
     """
-    if world_size() == 1:
-        return values
-    return torch.cat(tuple(all_gather(values.contiguous())))
+    return values if world_size() == 1 else _GatherRows.apply(values)
 
 
 def gather(values: Tensor) -> Tensor:

@@ -17,6 +17,10 @@ from bdbnet.training.criterion import BranchLosses
 NORMALIZATIONS = ("none", "joint", "per_branch")
 
 
+class EvaluationError(RuntimeError):
+    """Embeddings that no metric can be computed from; the message says why."""
+
+
 class ReIDModule(pl.LightningModule):
     """Trains a two-branch network and judges its embeddings.
 
@@ -67,6 +71,7 @@ class ReIDModule(pl.LightningModule):
         self.metrics: dict[str, float] = {}
         self.metrics_epoch: int | None = None
         self.judge_seconds = 0.0
+        self.judged: tuple[Tensor, Tensor | None] | None = None  # embeddings and which are queries, as last judged
         self._make_optimizer = optimizer
         self._schedule = schedule
         # A method, not a submodule: compiled or not, checkpoints have the same keys.
@@ -81,7 +86,8 @@ class ReIDModule(pl.LightningModule):
         assert self.criterion is not None
         loss, parts = self.criterion(self._train_forward(batch["image"]), batch["label"])
         values = {"loss": loss.detach()} | {f"loss/{name}": part.detach() for name, part in parts.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch["label"]))
+        several = self.trainer.world_size > 1
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch["label"]), sync_dist=several)
         return {"loss": loss, "parts": {name: part.detach() for name, part in parts.items()}}
 
     def configure_optimizers(self) -> Any:
@@ -104,11 +110,17 @@ class ReIDModule(pl.LightningModule):
         self.metric.update(embeddings, batch["label"], batch["camera"], is_query, batch["index"])
 
     def on_validation_epoch_end(self) -> None:
-        metrics = self.metric.compute()
+        try:
+            metrics = self.metric.compute()
+        except ValueError as error:
+            raise EvaluationError(f"the embeddings can't be judged: {error}") from error
+        # Kept now, while the ranks are still together and on their devices: afterwards nothing can be gathered.
+        embeddings, _, _, is_query = self.metric.collected()  # type: ignore[operator]
+        self.judged = (embeddings.cpu(), None if is_query is None else is_query.cpu())
         self.metrics = {name: float(value) for name, value in metrics.items()}
         self.metrics_epoch = self.current_epoch
         self.judge_seconds = time.perf_counter() - self._judging_began
-        self.log_dict(self.metrics, rank_zero_only=True)
+        self.log_dict(self.metrics)  # the same on every rank
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class TrainingProgress(ProgressBar):
         if self.live:
             self._bar = tqdm(
                 total=batches * epochs, initial=batches * trainer.current_epoch, unit="step", dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar:12}| {elapsed}<{remaining} {postfix}",
+                bar_format="{desc}{percentage:3.0f}%|{bar:12}| {elapsed}<{remaining}{postfix}",
             )  # fmt: skip
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -1,28 +1,25 @@
 """A training run from configuration to ``result.json``, and the judging of a checkpoint."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, instantiate
 from bdbnet.datasets import Manifest
 from bdbnet.loading import ReIDDataModule
-from bdbnet.models import BDBNetwork, CheckpointError, load_network, read_checkpoint
-from bdbnet.results import Result
+from bdbnet.models import CheckpointError, load_network, read_checkpoint
+from bdbnet.results import BEST, HISTORY, LAST, REPORT, RESULT, TOP_K, Result
 from bdbnet.training.callbacks import (
-    BEST,
-    HISTORY,
-    LAST,
     FiniteLossGuard,
     History,
     InterruptionHint,
     JudgeLastEpoch,
+    TrainingError,
     checkpoint_callbacks,
 )
 from bdbnet.training.module import ReIDModule
@@ -34,6 +31,7 @@ from bdbnet.training.setup import (
     build_network,
     build_protocol,
     build_trainer,
+    check_evaluation,
     keep_freed_memory,
     main_metric,
     quiet_libraries,
@@ -41,8 +39,6 @@ from bdbnet.training.setup import (
     seed_everything,
 )
 from bdbnet.training.topk import write_ranking_lists
-
-RESULT = "result.json"
 
 
 def train(config: DictConfig, folder: Path) -> Result:
@@ -54,7 +50,7 @@ def train(config: DictConfig, folder: Path) -> Result:
     """
     quiet_libraries()
     keep_freed_memory()
-    refuse_distributed_sweep(config)
+    check_evaluation(config)
     resume = prepare_folder(folder, config.ckpt_path, overwrite=config.overwrite)
     resolve_precision(config)
     seed_everything(config.seed)
@@ -63,9 +59,9 @@ def train(config: DictConfig, folder: Path) -> Result:
     network, loaded = build_network(config, data.num_classes)
     if config.trainer.channels_last:
         network.to(memory_format=torch.channels_last)
-    if resume is not None:
-        check_resumable(network, resume)
     module = build_module(config, network, data.num_classes, train=True)
+    if resume is not None:
+        check_resumable(module, resume)
     history = History(folder)
     callbacks = [FiniteLossGuard(), JudgeLastEpoch(), history, InterruptionHint(), *instantiate(config.callbacks.extra)]
     if config.callbacks.progress:
@@ -82,9 +78,13 @@ def train(config: DictConfig, folder: Path) -> Result:
             trainer.validate(module, data, verbose=False)
             history.before, module.metrics_epoch = module.metrics, None
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        if not history.rows:
+            raise TrainingError(
+                f"trainer.max_time={config.trainer.max_time} was over before an epoch was finished: give more"
+            )
         if module.metrics_epoch != trainer.current_epoch - 1:  # stopped by time, or resumed at its end
             trainer.validate(module, data, verbose=False)
-            history.judge_last(module.metrics)
+            history.judge_last(trainer, module.metrics)
         return _record_training(config, folder, trainer, module, manifest, history)
     finally:
         for logger in trainer.loggers:
@@ -101,14 +101,15 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     """
     quiet_libraries()
     keep_freed_memory()
+    check_evaluation(config)
     path = Path(config.checkpoint).expanduser()
     origin = _architecture(config, path)
     image_size = config.image_size or origin.image_size or list(config.dataset.image_size)
     seed_everything(config.seed)
-    manifest = build_manifest(config)
     network, _ = build_network(origin.config, num_classes=0)
     load_network(network, path, classifiers="drop")
     network.to(memory_format=torch.channels_last)  # faster on CPUs, no slower elsewhere
+    manifest = build_manifest(config)
     data = build_data(config, manifest, image_size=image_size, channels_last=True)
     module = build_module(config, network, 0, train=False)
     trainer = build_trainer(config, folder, [TrainingProgress()])
@@ -126,9 +127,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         seconds={"evaluate": round(module.judge_seconds, 2)},
         images_per_second={"evaluate": round(len(data.test_table) / module.judge_seconds, 2)},
     )
-    write_ranking_lists(module, data, folder, k=config.evaluation.top_k)
-    if trainer.is_global_zero:
-        result.write(folder / RESULT)
+    _write(result, module, data, folder, config.evaluation.top_k)
     return result
 
 
@@ -141,14 +140,23 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
         overwrite: remove the files of an earlier run.
 
     Raises:
-        ConfigError: an earlier run is there and nothing says what to do with it; or ``ckpt_path`` is no file.
+        ConfigError: both are given; an earlier run is there and nothing says what to do with it; or ``ckpt_path`` is no file.
     """
+    if overwrite and ckpt_path is not None:
+        raise ConfigError(
+            f"overwrite=true throws the run away that ckpt_path={ckpt_path} would go on with: leave one out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     last = folder / LAST
     if overwrite:
-        for name in (LAST, BEST, RESULT, HISTORY, "topk.parquet", "report.html"):
-            (folder / name).unlink(missing_ok=True)
+        for path in (
+            *(folder / name for name in (LAST, BEST, RESULT, HISTORY, TOP_K, REPORT)),
+            *folder.glob("hpc_ckpt_*.ckpt"),
+        ):
+            path.unlink(missing_ok=True)
     if ckpt_path == "last":
+        if not last.is_file():
+            print(f"ckpt_path=last: no {last}, starting at the first epoch")
         return last if last.is_file() else None
     if ckpt_path is not None:
         path = Path(ckpt_path).expanduser()
@@ -165,33 +173,48 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
     return None
 
 
-def check_resumable(network: BDBNetwork, path: Path) -> None:
+def check_resumable(module: ReIDModule, path: Path) -> None:
     """Refuse a checkpoint that this run can't go on from, before anything is changed.
+
+    The optimiser's and the schedule's state come from the checkpoint, so that settings which shape them have to be the same.
 
     Raises:
         CheckpointError: damaged, of another network, or without the optimiser's state.
+        ConfigError: the checkpoint's run had other settings; the message names them.
     """
-    load_network(network, path)
-    if "optimizer_states" not in read_checkpoint(path):
+    checkpoint = read_checkpoint(path)
+    load_network(module.network, path)
+    if "optimizer_states" not in checkpoint or "bdbnet" not in checkpoint:
         raise CheckpointError(
             f"{path}: weights alone, without the optimiser's state. Go on from a last.ckpt, or start anew from these weights "
             f"with backbone.weights={path}"
         )
-
-
-def refuse_distributed_sweep(config: DictConfig) -> None:
-    """A sweep (``-m``) whose jobs start processes of their own would have each of them run the whole sweep again."""
-    several = str(config.trainer.devices) not in ("1", "[0]") and config.trainer.accelerator != "cpu"
-    if (
-        HydraConfig.initialized()
-        and HydraConfig.get().mode == RunMode.MULTIRUN
-        and several
-        and torch.cuda.device_count() > 1
-    ):
+    then, now = ({key: value for key, value in _flat(config) if _shapes_training(key)}
+                 for config in (checkpoint["bdbnet"]["config"], module.config))  # fmt: skip
+    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    if changed:
+        shown = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:6])
         raise ConfigError(
-            f"trainer.devices={config.trainer.devices} in a sweep: every process would run the sweep again. Use trainer.devices=1 "
-            "per job with a parallel Hydra launcher, or start each job under torchrun."
+            f"{path} was trained with other settings: {shown}. Go on with the settings it has, or start a new run from its "
+            f"weights with backbone.weights={path}"
         )
+
+
+_SHAPING = ("augmentation", "dataset", "dropping", "loss", "model", "optimizer", "sampler", "schedule", "seed")
+
+
+def _shapes_training(key: str) -> bool:
+    group = key.partition(".")[0]
+    shaping = group in _SHAPING and key not in ("dataset.root", "dataset.options.workers")
+    return shaping or (group == "backbone" and key != "backbone.weights") or key == "trainer.max_epochs"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:
@@ -214,7 +237,8 @@ class _Origin:
 
 
 def _architecture(config: DictConfig, path: Path) -> _Origin:
-    saved = read_checkpoint(path).get("bdbnet")
+    content = read_checkpoint(path)
+    saved = content.get("bdbnet") if isinstance(content, dict) else None
     given = [group for group in ("model", "backbone") if config.get(group) is not None]
     if saved is None:
         if len(given) < 2:
@@ -243,7 +267,8 @@ def _record_training(
     data: ReIDDataModule = trainer.datamodule  # type: ignore[attr-defined]
     monitor = main_metric(config)
     trainer.save_checkpoint(folder / LAST)
-    judged = [row for row in history.rows if monitor in row]
+    # Epochs of another run, whose checkpoint this one went on from, have their best.ckpt elsewhere.
+    judged = [row for row in history.rows if monitor in row and row["epoch"] > history.epochs_elsewhere]
     best = max(judged, key=lambda row: row[monitor])
     if best is history.rows[-1]:
         trainer.save_checkpoint(folder / BEST, weights_only=True)
@@ -270,10 +295,14 @@ def _record_training(
             "evaluate": round(len(data.test_table) / module.judge_seconds, 2),
         },
     )
-    write_ranking_lists(module, data, folder, k=config.evaluation.top_k)
-    if trainer.is_global_zero:
-        result.write(folder / RESULT)
+    _write(result, module, data, folder, config.evaluation.top_k)
     return result
+
+
+def _write(result: Result, module: ReIDModule, data: ReIDDataModule, folder: Path, k: int) -> None:
+    if module.trainer.is_global_zero:
+        result.write(folder / RESULT)  # first: what was measured must not be lost with a list that can't be written
+        write_ranking_lists(module, data, folder, k=k)
 
 
 def _count_parameters(network: torch.nn.Module) -> int:

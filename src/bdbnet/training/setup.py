@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import pytorch_lightning.callbacks
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -86,7 +87,18 @@ def build_manifest(config: DictConfig) -> Manifest:
     dataset = config.dataset
     manifest = load_manifest(dataset.name, dataset.root, **OmegaConf.to_container(dataset.options))  # type: ignore[arg-type]
     manifest.require("query", "gallery")
-    if unmatched := manifest.unmatched_queries():
+    queries, gallery = len(manifest.subset("query").table), manifest.subset("gallery").table["split"]
+    if (gallery == "test").any() and not (gallery == "test").all():
+        raise ConfigError(
+            f"{manifest.name}: some gallery images have split test (query and gallery at once) and some gallery. Give either "
+            "query and gallery, or test alone."
+        )
+    if (unmatched := manifest.unmatched_queries()) == queries:
+        raise ConfigError(
+            f"{manifest.name}: none of the {queries} queries has a true match in the gallery (the same identity, in another "
+            "image and under another camera), so nothing can be judged. Check labels and cameras."
+        )
+    if unmatched:
         warnings.warn(
             f"{manifest.name}: {unmatched} queries have no true match in the gallery; they are left out of every metric",
             stacklevel=2,
@@ -100,16 +112,21 @@ def build_data(
     """Data module for ``manifest`` with the transforms of its protocol."""
     dataset = config.dataset
     augmentation = config.get("augmentation") or OmegaConf.create({"flip": 0.0, "erasing": []})
-    train, test = transforms_for(
-        dataset.protocol,
-        list(image_size or dataset.image_size),
-        flip=augmentation.flip,
-        erasing=instantiate(augmentation.erasing),
-        resize=dataset.get("resize"),
-    )
+    size = image_size or dataset.image_size
+    if (not OmegaConf.is_list(size) and not isinstance(size, list)) or len(size) != 2:
+        raise ConfigError(f"image_size={size}: give [height,width] in pixels")
+    erasing = instantiate(augmentation.erasing)
     sampler: dict[str, Any] = dict(config.get("sampler") or {})
     settings: dict[str, Any] = {**sampler, **config.loading}
-    return ReIDDataModule(manifest, train, test, **settings, seed=config.seed, channels_last=channels_last)
+    try:
+        train, test = transforms_for(
+            dataset.protocol, list(size), flip=augmentation.flip, erasing=erasing, resize=dataset.get("resize")
+        )
+        return ReIDDataModule(manifest, train, test, **settings, seed=config.seed, channels_last=channels_last)
+    except (TypeError, ValueError) as error:
+        if type(error).__module__.startswith("bdbnet."):
+            raise
+        raise ConfigError(f"dataset, augmentation, sampler or loading: {error}") from error
 
 
 def build_network(config: DictConfig, num_classes: int) -> tuple[BDBNetwork, list[str]]:
@@ -130,6 +147,31 @@ def build_metric(config: DictConfig) -> Metric:
     if config.dataset.protocol == "reid":
         return ReIDMetrics(tuple(evaluation.ranks), ap_at=evaluation.ap_at, chunk_memory_mb=evaluation.chunk_memory_mb)
     return RetrievalRecall(tuple(evaluation.recall_at), chunk_memory_mb=evaluation.chunk_memory_mb)
+
+
+def check_evaluation(config: DictConfig) -> None:
+    """Refuse settings of the judging that would fail only when the first epochs have been trained.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    settings = config.evaluation
+
+    def whole(value: Any, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    for key in ("ranks", "recall_at"):
+        if not settings[key] or not all(whole(value, 1) for value in settings[key]):
+            raise ConfigError(f"evaluation.{key}={settings[key]}: give a list of whole numbers of at least 1")
+    for key, least in (("every_n_epochs", 1), ("top_k", 0)):
+        if not whole(settings[key], least):
+            raise ConfigError(f"evaluation.{key}={settings[key]}: give a whole number of at least {least}")
+    if settings.ap_at is not None and not whole(settings.ap_at, 1):
+        raise ConfigError(
+            f"evaluation.ap_at={settings.ap_at}: give a whole number of at least 1, or null for the full list"
+        )
+    if not isinstance(settings.chunk_memory_mb, int | float) or not settings.chunk_memory_mb > 0:
+        raise ConfigError(f"evaluation.chunk_memory_mb={settings.chunk_memory_mb}: give a number of MiB above 0")
 
 
 def main_metric(config: DictConfig) -> str:
@@ -185,6 +227,12 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
     for key in _OWN_TRAINER_KEYS:
         settings.pop(key, None)
     logger = config.get("logger")
+    progress = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
+    if (limit := settings.pop("max_time", None)) is not None:
+        # At the end of an epoch: half an epoch would be booked as a whole one, and the schedule would lag behind.
+        callbacks = [*callbacks, pl.callbacks.Timer(limit, interval="epoch")]
+    # Convolutions round to ten bits otherwise, on GPUs, even where float32 is asked for.
+    torch.backends.cudnn.allow_tf32 = False
     try:
         return pl.Trainer(
             **settings,
@@ -194,6 +242,7 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # our batch sampler is rank-aware; a strided one would tear identities apart
             enable_model_summary=False,
+            enable_progress_bar=progress,
             enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
         )
     except (TypeError, ValueError, MisconfigurationException) as error:

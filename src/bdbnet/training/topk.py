@@ -8,11 +8,9 @@ import numpy as np
 import pandas as pd
 
 from bdbnet.loading import ReIDDataModule
-from bdbnet.results import write_atomically
+from bdbnet.results import TOP_K, write_atomically
 from bdbnet.retrieval import ReIDMetrics, top_k
 from bdbnet.training.module import ReIDModule
-
-TOP_K = "topk.parquet"
 
 
 def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, *, k: int) -> Path | None:
@@ -20,19 +18,19 @@ def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, 
 
     Columns: ``query_index``, ``rank`` (from 1), ``gallery_index`` (both rows of the test set), ``distance`` (Euclidean),
     ``query_path``, ``gallery_path`` (relative to the dataset's root), ``query_label``, ``gallery_label``, ``query_camera``,
-    ``gallery_camera``, ``correct``. Every rank takes part in collecting the embeddings; rank 0 writes.
+    ``gallery_camera``, ``correct``. For rank 0 alone.
 
     Returns:
-        The file, or None for k = 0 and on the other ranks.
+        The file, or None for k = 0.
     """
-    embeddings, _, _, is_query = module.metric.collected()  # type: ignore[operator]
-    if k == 0 or not module.trainer.is_global_zero:
+    if k == 0 or module.judged is None:
         return None
+    embeddings, is_query = module.judged
     table = data.test_table
     labels, cameras, split = (table[name].to_numpy() for name in ("label", "camera", "split"))
     queries, gallery = np.flatnonzero(split != "gallery"), np.flatnonzero(split != "query")
     filters: dict[str, Any] = {}
-    if isinstance(module.metric, ReIDMetrics):
+    if isinstance(module.metric, ReIDMetrics) and data.manifest.has_cameras:
         filters = {"query_labels": labels[queries], "query_cameras": cameras[queries]}
         filters |= {"gallery_labels": labels[gallery], "gallery_cameras": cameras[gallery]}
     if is_query is None:
