@@ -140,3 +140,23 @@ def test_a_wheel_installed_elsewhere_trains(workplace, tmp_path):
     folder = tmp_path / "outputs" / "train" / "tiny"
     page = run("report", f"run={folder}", folder=tmp_path, source=site)
     assert page.returncode == 0, page.stderr
+
+
+def test_two_processes_train_together_and_agree_on_the_result(workplace):
+    done = run(
+        "train", *TINY[:-1], "run_name=two", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.devices=2",
+        "trainer.strategy=ddp", "trainer.precision=32-true", folder=workplace,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("after training") == 1
+    assert "sync_dist" not in done.stderr
+    folder = workplace / "outputs" / "train" / "two"
+    trained = read_result(folder / "result.json")
+    judged = run(
+        "evaluate", f"checkpoint={folder / 'last.ckpt'}", "dataset=synthetic_reid", TINY[0], "run_name=two",
+        folder=workplace,
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stderr
+    alone = read_result(workplace / "outputs" / "evaluate" / "two" / "result.json")
+    assert alone.metrics == pytest.approx(trained.metrics)
+    assert trained.metrics["valid_queries"] == 8

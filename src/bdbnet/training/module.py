@@ -120,7 +120,8 @@ class ReIDModule(pl.LightningModule):
         self.metrics = {name: float(value) for name, value in metrics.items()}
         self.metrics_epoch = self.current_epoch
         self.judge_seconds = time.perf_counter() - self._judging_began
-        self.log_dict(self.metrics)  # the same on every rank
+        # The same on every rank, which Lightning cannot know.
+        self.log_dict(self.metrics, sync_dist=self.trainer.world_size > 1)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
