@@ -203,9 +203,8 @@ def test_settings_that_do_not_fit_are_refused(manifest: Manifest) -> None:
 
 
 def test_default_workers_follow_cores_and_local_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     for cores, expected in ((1, 1), (2, 1), (4, 2), (16, 8), (64, 8)):
         monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
         assert default_workers() == expected
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert default_workers() == 4
+    assert default_workers(local_ranks=8) == 4
+    assert default_workers(local_ranks=100) == 1

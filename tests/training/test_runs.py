@@ -16,7 +16,8 @@ from bdbnet.results import read_result
 from bdbnet.training.callbacks import History, TrainingError
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.module import EvaluationError, ReIDModule
-from bdbnet.training.runs import evaluate, prepare_folder, train
+from bdbnet.training.resuming import prepare_folder
+from bdbnet.training.runs import evaluate, train
 from bdbnet.training.setup import build_manifest, build_trainer
 
 
@@ -123,6 +124,15 @@ def test_a_run_does_not_go_on_with_settings_that_the_checkpoint_would_override(
 ):
     with pytest.raises(ConfigError, match=said):
         train(tiny_config(f"ckpt_path={finished_run / 'last.ckpt'}", override), tmp_path)
+
+
+def test_a_finished_run_can_be_judged_again_elsewhere(finished_run, tiny_config, tmp_path):
+    settings = ["evaluation.before_training=true", "evaluation.every_n_epochs=1"]
+    result = train(tiny_config(*settings, f"ckpt_path={finished_run / 'last.ckpt'}"), tmp_path)
+    expected = read_result(finished_run / "result.json")
+    assert result.metrics == pytest.approx(expected.metrics)
+    assert result.best["epoch"] == 2  # of this folder there is the last epoch alone
+    assert (tmp_path / "best.ckpt").is_file()
 
 
 def test_weights_alone_are_nothing_to_go_on_from(finished_run, tiny_config, tmp_path):

@@ -1,6 +1,5 @@
 """A training run from configuration to ``result.json``, and the judging of a checkpoint."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from bdbnet.config import ConfigError, instantiate
 from bdbnet.datasets import Manifest
 from bdbnet.loading import ReIDDataModule
-from bdbnet.models import CheckpointError, load_network, read_checkpoint
-from bdbnet.results import BEST, HISTORY, LAST, REPORT, RESULT, TOP_K, Result
+from bdbnet.models import load_network, read_checkpoint
+from bdbnet.results import BEST, LAST, RESULT, Result
 from bdbnet.training.callbacks import (
     FiniteLossGuard,
     History,
@@ -24,6 +23,7 @@ from bdbnet.training.callbacks import (
 )
 from bdbnet.training.module import ReIDModule
 from bdbnet.training.progress import TrainingProgress
+from bdbnet.training.resuming import check_resumable, prepare_folder
 from bdbnet.training.setup import (
     build_data,
     build_manifest,
@@ -131,92 +131,6 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     return result
 
 
-def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> Path | None:
-    """Make the run folder ready and find the checkpoint to go on from.
-
-    Args:
-        folder: of the run; made if it does not exist.
-        ckpt_path: None, ``last``, or a file.
-        overwrite: remove the files of an earlier run.
-
-    Raises:
-        ConfigError: both are given; an earlier run is there and nothing says what to do with it; or ``ckpt_path`` is no file.
-    """
-    if overwrite and ckpt_path is not None:
-        raise ConfigError(
-            f"overwrite=true throws the run away that ckpt_path={ckpt_path} would go on with: leave one out"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    last = folder / LAST
-    if overwrite:
-        for path in (
-            *(folder / name for name in (LAST, BEST, RESULT, HISTORY, TOP_K, REPORT)),
-            *folder.glob("hpc_ckpt_*.ckpt"),
-        ):
-            path.unlink(missing_ok=True)
-    if ckpt_path == "last":
-        if not last.is_file():
-            print(f"ckpt_path=last: no {last}, starting at the first epoch")
-        return last if last.is_file() else None
-    if ckpt_path is not None:
-        path = Path(ckpt_path).expanduser()
-        if not path.is_file():
-            raise ConfigError(
-                f"ckpt_path={ckpt_path}: no such file; ckpt_path=last goes on from the run's own last checkpoint"
-            )
-        return path
-    if last.is_file():
-        raise ConfigError(
-            f"{folder} holds an earlier run with these settings. Go on with it: ckpt_path=last. Throw it away: overwrite=true. "
-            "Keep both: run_name=<another name>."
-        )
-    return None
-
-
-def check_resumable(module: ReIDModule, path: Path) -> None:
-    """Refuse a checkpoint that this run can't go on from, before anything is changed.
-
-    The optimiser's and the schedule's state come from the checkpoint, so that settings which shape them have to be the same.
-
-    Raises:
-        CheckpointError: damaged, of another network, or without the optimiser's state.
-        ConfigError: the checkpoint's run had other settings; the message names them.
-    """
-    checkpoint = read_checkpoint(path)
-    load_network(module.network, path)
-    if "optimizer_states" not in checkpoint or "bdbnet" not in checkpoint:
-        raise CheckpointError(
-            f"{path}: weights alone, without the optimiser's state. Go on from a last.ckpt, or start anew from these weights "
-            f"with backbone.weights={path}"
-        )
-    then, now = ({key: value for key, value in _flat(config) if _shapes_training(key)}
-                 for config in (checkpoint["bdbnet"]["config"], module.config))  # fmt: skip
-    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
-    if changed:
-        shown = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:6])
-        raise ConfigError(
-            f"{path} was trained with other settings: {shown}. Go on with the settings it has, or start a new run from its "
-            f"weights with backbone.weights={path}"
-        )
-
-
-_SHAPING = ("augmentation", "dataset", "dropping", "loss", "model", "optimizer", "sampler", "schedule", "seed")
-
-
-def _shapes_training(key: str) -> bool:
-    group = key.partition(".")[0]
-    shaping = group in _SHAPING and key not in ("dataset.root", "dataset.options.workers")
-    return shaping or (group == "backbone" and key != "backbone.weights") or key == "trainer.max_epochs"
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def describe(manifest: Manifest) -> dict[str, Any]:
     """Name, fingerprint and counts of a dataset for ``result.json``."""
     counts = manifest.counts()
@@ -269,7 +183,7 @@ def _record_training(
     trainer.save_checkpoint(folder / LAST)
     # Epochs of another run, whose checkpoint this one went on from, have their best.ckpt elsewhere.
     judged = [row for row in history.rows if monitor in row and row["epoch"] > history.epochs_elsewhere]
-    best = max(judged, key=lambda row: row[monitor])
+    best = max(judged or history.rows[-1:], key=lambda row: row[monitor])
     if best is history.rows[-1]:
         trainer.save_checkpoint(folder / BEST, weights_only=True)
     result = Result(

@@ -1,0 +1,96 @@
+"""Whether a run may start in its folder, and from which checkpoint it goes on."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bdbnet.config import ConfigError
+from bdbnet.models import CheckpointError, load_network, read_checkpoint
+from bdbnet.results import BEST, HISTORY, LAST, REPORT, RESULT, TOP_K
+from bdbnet.training.module import ReIDModule
+
+#: Groups and keys that decide what a training computes; they have to be the same when it goes on.
+_SHAPING = ("augmentation", "dataset", "dropping", "loss", "model", "optimizer", "sampler", "schedule", "seed")
+
+
+def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> Path | None:
+    """Make the run folder ready and find the checkpoint to go on from.
+
+    Args:
+        folder: of the run; made if it does not exist.
+        ckpt_path: None, ``last``, or a file.
+        overwrite: remove the files of an earlier run.
+
+    Raises:
+        ConfigError: both are given; an earlier run is there and nothing says what to do with it; or ``ckpt_path`` is no file.
+    """
+    if overwrite and ckpt_path is not None:
+        raise ConfigError(
+            f"overwrite=true throws the run away that ckpt_path={ckpt_path} would go on with: leave one out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    last = folder / LAST
+    if overwrite:
+        for path in (
+            *(folder / name for name in (LAST, BEST, RESULT, HISTORY, TOP_K, REPORT)),
+            *folder.glob("hpc_ckpt_*.ckpt"),
+        ):
+            path.unlink(missing_ok=True)
+    if ckpt_path == "last":
+        if not last.is_file():
+            print(f"ckpt_path=last: no {last}, starting at the first epoch")
+        return last if last.is_file() else None
+    if ckpt_path is not None:
+        path = Path(ckpt_path).expanduser()
+        if not path.is_file():
+            raise ConfigError(
+                f"ckpt_path={ckpt_path}: no such file; ckpt_path=last goes on from the run's own last checkpoint"
+            )
+        return path
+    if last.is_file():
+        raise ConfigError(
+            f"{folder} holds an earlier run with these settings. Go on with it: ckpt_path=last. Throw it away: overwrite=true. "
+            "Keep both: run_name=<another name>."
+        )
+    return None
+
+
+def check_resumable(module: ReIDModule, path: Path) -> None:
+    """Refuse a checkpoint that this run can't go on from, before anything is changed.
+
+    The optimiser's and the schedule's state come from the checkpoint, so that settings which shape them have to be the same.
+
+    Raises:
+        CheckpointError: damaged, of another network, or without the optimiser's state.
+        ConfigError: the checkpoint's run had other settings; the message names them.
+    """
+    checkpoint = read_checkpoint(path)
+    load_network(module.network, path)
+    if "optimizer_states" not in checkpoint or "bdbnet" not in checkpoint:
+        raise CheckpointError(
+            f"{path}: weights alone, without the optimiser's state. Go on from a last.ckpt, or start anew from these weights "
+            f"with backbone.weights={path}"
+        )
+    then, now = ({key: value for key, value in _flat(config) if _shapes_training(key)}
+                 for config in (checkpoint["bdbnet"]["config"], module.config))  # fmt: skip
+    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    if changed:
+        shown = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:6])
+        raise ConfigError(
+            f"{path} was trained with other settings: {shown}. Go on with the settings it has, or start a new run from its "
+            f"weights with backbone.weights={path}"
+        )
+
+
+def _shapes_training(key: str) -> bool:
+    group = key.partition(".")[0]
+    shaping = group in _SHAPING and key not in ("dataset.root", "dataset.options.workers")
+    return shaping or (group == "backbone" and key != "backbone.weights") or key == "trainer.max_epochs"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
