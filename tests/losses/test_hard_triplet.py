@@ -106,3 +106,20 @@ def test_is_computed_in_float32_under_autocast():
 def test_a_margin_that_makes_no_sense_is_refused(margin):
     with pytest.raises(ValueError, match="margin"):
         BatchHardTripletLoss(margin)
+
+
+def test_the_gradient_is_the_same_bit_for_bit_every_time():
+    """Also with several threads, where sums in the order in which threads arrive would differ from run to run."""
+
+    def gradient() -> torch.Tensor:
+        embeddings = torch.randn(64, 1024, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        BatchHardTripletLoss()(embeddings, torch.arange(64) // 4).backward()
+        return embeddings.grad
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = gradient()
+        assert all(torch.equal(gradient(), first) for _ in range(50))
+    finally:
+        torch.set_num_threads(threads)

@@ -57,8 +57,10 @@ class BatchHardTripletLoss(nn.Module):
             embeddings = F.normalize(embeddings)
         farthest, nearest, valid = hardest_pairs(embeddings, labels)
         # Mined on the distance matrix, then measured pair by pair: 2N exact distances instead of N^2 with cancellation,
-        # and a backward pass without any N x N product.
-        excess = row_distances(embeddings, embeddings[farthest]) - row_distances(embeddings, embeddings[nearest])
+        # and a backward pass without any N x N product. index_select, because the gradient of plain indexing adds up in
+        # an order that changes from run to run.
+        positives, negatives = embeddings.index_select(0, farthest), embeddings.index_select(0, nearest)
+        excess = row_distances(embeddings, positives) - row_distances(embeddings, negatives)
         if isinstance(self.margin, str):
             per_anchor = F.softplus(excess, threshold=50)
         else:
