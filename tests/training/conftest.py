@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from bdbnet.config import config_dir
 from bdbnet.datasets import load_manifest
+from bdbnet.training.runs import train
 
 TINY_DATA = {
     "train_identities": 4, "test_identities": 4, "images_per_camera": 2, "cameras": 2, "distractors": 2,
@@ -41,3 +42,16 @@ def tiny_config(tiny_data: Path) -> Callable[..., DictConfig]:
             return compose(command, [*shared, *overrides])
 
     return build
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs") / "finished"
+
+
+@pytest.fixture
+def finished_run(finished, tiny_config) -> Path:
+    """Folder of a run of two epochs that was judged before, during and after; shared by the tests of this folder."""
+    if not finished.exists():
+        train(tiny_config("evaluation.before_training=true", "evaluation.every_n_epochs=1"), finished)
+    return finished

@@ -13,29 +13,9 @@ from bdbnet.datasets import Manifest
 from bdbnet.loading import ImageError, SamplerError
 from bdbnet.models import CheckpointError
 from bdbnet.results import read_result
-from bdbnet.training.callbacks import History, TrainingError
-from bdbnet.training.criterion import BranchLosses
-from bdbnet.training.module import EvaluationError, ReIDModule
-from bdbnet.training.resuming import prepare_folder
+from bdbnet.training.module import EvaluationError
 from bdbnet.training.runs import evaluate, train
 from bdbnet.training.setup import build_manifest, build_trainer
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("runs") / "finished"
-
-
-@pytest.fixture
-def finished_run(finished, tiny_config) -> Path:
-    """Folder of a run of two epochs that was judged before, during and after; shared by the tests of this file."""
-    if not finished.exists():
-        train(tiny_config("evaluation.before_training=true", "evaluation.every_n_epochs=1"), finished)
-    return finished
 
 
 def test_a_run_leaves_everything_that_was_measured(finished_run):
@@ -84,105 +64,6 @@ def test_evaluating_the_checkpoint_gives_the_run_s_own_numbers(finished_run, tin
     assert judged.metrics == pytest.approx(read_result(finished_run / "result.json").metrics)
     assert judged.protocol.image_size == (64, 32)  # the checkpoint's, not the dataset's default
     assert read_result(tmp_path / "result.json").metrics == judged.metrics
-
-
-def test_a_resumed_run_ends_with_the_same_weights(finished_run, tiny_config, tmp_path, monkeypatch):
-    """Order, masks, rates and optimiser state are restored: bit for bit what an uninterrupted run gives."""
-    begin_epoch = History.on_train_epoch_start
-
-    def stop_in_second_epoch(self, trainer, module):
-        begin_epoch(self, trainer, module)
-        if trainer.current_epoch == 1:
-            raise KeyboardInterrupt
-
-    overrides = ["evaluation.before_training=true", "evaluation.every_n_epochs=1"]
-    with monkeypatch.context() as patch:
-        patch.setattr(History, "on_train_epoch_start", stop_in_second_epoch)
-        with pytest.raises(SystemExit):
-            train(tiny_config(*overrides), tmp_path)
-    assert (tmp_path / "last.ckpt").is_file()
-    result = train(tiny_config(*overrides, "ckpt_path=last"), tmp_path)
-    expected, found = weights_of(finished_run), weights_of(tmp_path)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
-    assert result.metrics == read_result(finished_run / "result.json").metrics
-    assert result.before == read_result(finished_run / "result.json").before
-    assert list(pd.read_csv(tmp_path / "history.csv")["epoch"]) == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("optimizer.lr=1e-5", "optimizer.lr was 0.001, is 1e-05"),
-        ("trainer.max_epochs=9", "trainer.max_epochs"),
-        ("dropping=none", "dropping._target_"),
-        ("seed=2", "seed was 1, is 2"),
-    ],
-)
-def test_a_run_does_not_go_on_with_settings_that_the_checkpoint_would_override(
-    override, said, finished_run, tiny_config, tmp_path
-):
-    with pytest.raises(ConfigError, match=said):
-        train(tiny_config(f"ckpt_path={finished_run / 'last.ckpt'}", override), tmp_path)
-
-
-def test_a_finished_run_can_be_judged_again_elsewhere(finished_run, tiny_config, tmp_path):
-    settings = ["evaluation.before_training=true", "evaluation.every_n_epochs=1"]
-    result = train(tiny_config(*settings, f"ckpt_path={finished_run / 'last.ckpt'}"), tmp_path)
-    expected = read_result(finished_run / "result.json")
-    assert result.metrics == pytest.approx(expected.metrics)
-    assert result.best["epoch"] == 2  # of this folder there is the last epoch alone
-    assert (tmp_path / "best.ckpt").is_file()
-
-
-def test_weights_alone_are_nothing_to_go_on_from(finished_run, tiny_config, tmp_path):
-    with pytest.raises(CheckpointError, match=r"backbone\.weights="):
-        train(tiny_config(f"ckpt_path={finished_run / 'best.ckpt'}"), tmp_path)
-
-
-def test_a_new_run_starts_from_the_weights_of_another(finished_run, tiny_config, tmp_path, capsys):
-    train(tiny_config(f"backbone.weights={finished_run / 'last.ckpt'}", "trainer.max_epochs=1"), tmp_path)
-    assert "backbone, branches.global, branches.dropping from" in capsys.readouterr().out
-
-
-def test_a_run_that_is_stopped_by_time_is_whole_epochs_and_judged(tiny_config, tmp_path):
-    result = train(tiny_config("trainer.max_epochs=5000", "trainer.max_time=00:00:00:01"), tmp_path)
-    history = pd.read_csv(tmp_path / "history.csv")
-    assert result.epochs == len(history) < 5000
-    assert history["rank1"].iloc[-1] == pytest.approx(result.metrics["rank1"])
-    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert checkpoint["lr_schedulers"][0]["last_epoch"] == result.epochs
-
-
-def test_time_that_is_over_before_the_first_epoch_is_said(tiny_config, tmp_path):
-    with pytest.raises(TrainingError, match="max_time"):
-        train(tiny_config("trainer.max_time=00:00:00:00"), tmp_path)
-
-
-def test_the_best_checkpoint_survives_an_interruption(tiny_config, tmp_path, monkeypatch):
-    """Scores .1, .9, .5, .2 with a stop after the second epoch: result and file both name the second."""
-    scores = {0: 0.1, 1: 0.9, 2: 0.5, 3: 0.2}
-    judge, begin_epoch = ReIDModule.on_validation_epoch_end, History.on_train_epoch_start
-
-    def scored(self):
-        judge(self)
-        self.metrics["rank1"] = scores[self.current_epoch]
-        self.log_dict(self.metrics)
-
-    def stop_in_third_epoch(self, trainer, module):
-        begin_epoch(self, trainer, module)
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
-
-    overrides = ["trainer.max_epochs=4", "evaluation.every_n_epochs=1"]
-    monkeypatch.setattr(ReIDModule, "on_validation_epoch_end", scored)
-    with monkeypatch.context() as patch:
-        patch.setattr(History, "on_train_epoch_start", stop_in_third_epoch)
-        with pytest.raises(SystemExit):
-            train(tiny_config(*overrides), tmp_path)
-    result = train(tiny_config(*overrides, "ckpt_path=last"), tmp_path)
-    assert result.best["epoch"] == 2
-    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 1
 
 
 def test_no_progress_bar_where_none_is_asked_for(tiny_config, tmp_path, monkeypatch):
@@ -259,69 +140,6 @@ def test_a_file_of_one_tensor_is_no_checkpoint(tiny_config, tmp_path):
     ]
     with pytest.raises(CheckpointError, match=r"tensor\.pth"):
         evaluate(tiny_config(*overrides, command="evaluate"), tmp_path)
-
-
-def test_an_interruption_says_how_to_go_on(tiny_config, tmp_path, monkeypatch, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(History, "on_train_batch_end", interrupt)
-    with pytest.raises(SystemExit):
-        train(tiny_config(), tmp_path)
-    assert "Interrupted in epoch 1. No epoch was finished." in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_and_is_named(value, tiny_config, tmp_path, monkeypatch):
-    forward, calls = BranchLosses.forward, []
-
-    def spoilt(self, outputs, labels):
-        total, parts = forward(self, outputs, labels)
-        calls.append(1)
-        return (total * value, parts) if len(calls) == 3 else (total, parts)
-
-    monkeypatch.setattr(BranchLosses, "forward", spoilt)
-    with pytest.raises(TrainingError) as stop:
-        train(tiny_config("trainer.max_epochs=3"), tmp_path)
-    message = str(stop.value)
-    assert "epoch 2, step 1" in message  # an epoch has two
-    assert "triplet_global = " in message
-    assert ".jpg" in message or ".png" in message
-    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert kept["epoch"] == 0
-    assert all(torch.isfinite(tensor).all() for tensor in kept["state_dict"].values() if tensor.is_floating_point())
-    assert not (tmp_path / "result.json").exists()
-
-
-def test_an_earlier_run_is_neither_overwritten_nor_continued_unasked(tmp_path):
-    (tmp_path / "last.ckpt").write_bytes(b"x")
-    (tmp_path / "history.csv").write_text("epoch\n1\n")
-    with pytest.raises(ConfigError, match="ckpt_path=last"):
-        prepare_folder(tmp_path, None, overwrite=False)
-    assert prepare_folder(tmp_path, "last", overwrite=False) == tmp_path / "last.ckpt"
-    assert prepare_folder(tmp_path, None, overwrite=True) is None
-    assert list(tmp_path.iterdir()) == []
-    assert prepare_folder(tmp_path, "last", overwrite=False) is None
-    with pytest.raises(ConfigError, match="leave one out"):
-        prepare_folder(tmp_path, "last", overwrite=True)
-    with pytest.raises(ConfigError, match="no such file"):
-        prepare_folder(tmp_path, str(tmp_path / "other.ckpt"), overwrite=False)
-
-
-def test_a_checkpoint_of_another_architecture_is_refused(finished_run, tiny_config, tmp_path):
-    shutil.copy(finished_run / "last.ckpt", tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="another architecture"):
-        train(tiny_config("ckpt_path=last", "model=baseline"), tmp_path)
-
-
-def test_a_truncated_checkpoint_is_refused(finished_run, tiny_config, tmp_path):
-    content = (finished_run / "last.ckpt").read_bytes()
-    (tmp_path / "last.ckpt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=r"last\.ckpt"):
-        train(tiny_config("ckpt_path=last"), tmp_path)
-    config = tiny_config(f"checkpoint={tmp_path / 'last.ckpt'}", "dataset=synthetic_reid", command="evaluate")
-    with pytest.raises(CheckpointError, match=r"last\.ckpt"):
-        evaluate(config, tmp_path)
 
 
 def test_bare_weights_need_a_network(finished_run, tiny_config, tmp_path):
