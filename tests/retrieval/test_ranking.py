@@ -108,7 +108,7 @@ def test_torch_products_are_full_precision_whatever_the_session_allows():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_gives_the_same_neighbours():
+def test_cuda_gives_the_same_neighbours():
     rng = np.random.default_rng(0)
     q, g = (rng.integers(-3, 4, (n, 6)).astype(np.float32) for n in (40, 90))
     found = top_k(torch.from_numpy(q).cuda(), torch.from_numpy(g).cuda(), 9)

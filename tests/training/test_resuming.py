@@ -13,7 +13,7 @@ from bdbnet.results import read_result
 from bdbnet.training.callbacks import History, TrainingError
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.module import ReIDModule
-from bdbnet.training.resuming import prepare_folder
+from bdbnet.training.resuming import clear_folder, prepare_folder
 from bdbnet.training.runs import evaluate, train
 
 
@@ -52,6 +52,8 @@ def test_a_resumed_run_ends_with_the_same_weights(finished_run, tiny_config, tmp
         ("trainer.max_epochs=9", "trainer.max_epochs"),
         ("dropping=none", "dropping._target_"),
         ("seed=2", "seed was 1, is 2"),
+        ("evaluation.ranks=[1,2]", "evaluation.ranks"),
+        ("evaluation.ap_at=2", "evaluation.ap_at"),
     ],
 )
 def test_a_run_does_not_go_on_with_settings_that_the_checkpoint_would_override(
@@ -80,13 +82,16 @@ def test_a_new_run_starts_from_the_weights_of_another(finished_run, tiny_config,
     assert "backbone, branches.global, branches.dropping from" in capsys.readouterr().out
 
 
-def test_a_run_that_is_stopped_by_time_is_whole_epochs_and_judged(tiny_config, tmp_path):
+def test_a_run_that_is_stopped_by_time_is_whole_epochs_and_judged(tiny_config, tmp_path, capsys):
     result = train(tiny_config("trainer.max_epochs=5000", "trainer.max_time=00:00:00:01"), tmp_path)
     history = pd.read_csv(tmp_path / "history.csv")
     assert result.epochs == len(history) < 5000
+    assert f"stopped after epoch {result.epochs} of 5000" in capsys.readouterr().out
     assert history["rank1"].iloc[-1] == pytest.approx(result.metrics["rank1"])
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["lr_schedulers"][0]["last_epoch"] == result.epochs
+    again = train(tiny_config("trainer.max_epochs=5000", "trainer.max_time=00:00:00:01", "ckpt_path=last"), tmp_path)
+    assert again.epochs > result.epochs  # the time of a resumed run is its own
 
 
 def test_time_that_is_over_before_the_first_epoch_is_said(tiny_config, tmp_path):
@@ -159,6 +164,8 @@ def test_an_earlier_run_is_neither_overwritten_nor_continued_unasked(tmp_path):
         prepare_folder(tmp_path, None, overwrite=False)
     assert prepare_folder(tmp_path, "last", overwrite=False) == tmp_path / "last.ckpt"
     assert prepare_folder(tmp_path, None, overwrite=True) is None
+    assert (tmp_path / "last.ckpt").is_file()  # until all settings have proved usable
+    clear_folder(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert prepare_folder(tmp_path, "last", overwrite=False) is None
     with pytest.raises(ConfigError, match="leave one out"):
@@ -181,3 +188,27 @@ def test_a_truncated_checkpoint_is_refused(finished_run, tiny_config, tmp_path):
     config = tiny_config(f"checkpoint={tmp_path / 'last.ckpt'}", "dataset=synthetic_reid", command="evaluate")
     with pytest.raises(CheckpointError, match=r"last\.ckpt"):
         evaluate(config, tmp_path)
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=abc", "trainer.accelerator=abacus", "backbone.weights=nothing.pth"])
+def test_an_earlier_run_is_not_thrown_away_for_settings_that_cannot_be_used(
+    override, finished_run, tiny_config, tmp_path
+):
+    shutil.copytree(finished_run, tmp_path / "run")
+    before = {path.name for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(ValueError):
+        train(tiny_config("overwrite=true", override), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_what_the_loss_guard_advises_fits(tiny_config, tmp_path, monkeypatch):
+    forward = BranchLosses.forward
+
+    def spoilt(self, outputs, labels):
+        total, parts = forward(self, outputs, labels)
+        return total * torch.nan, parts
+
+    monkeypatch.setattr(BranchLosses, "forward", spoilt)
+    with pytest.raises(TrainingError, match="No epoch was finished") as stop:
+        train(tiny_config(), tmp_path)
+    assert "ckpt_path" not in str(stop.value)

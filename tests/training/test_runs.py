@@ -197,6 +197,14 @@ def test_a_batch_that_cannot_be_drawn_is_refused(override, said, tiny_config, tm
         ("dataset.image_size=[64]", "image_size"),
         ("augmentation.flip=2", "flip"),
         ("loading.num_workers=-1", "loading.num_workers"),
+        ("trainer.max_time=5m", "5m"),
+        ("trainer.max_time=45", "trainer"),
+        ("trainer.max_epochs=1.5", "trainer.max_epochs"),
+        ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches"),
+        ("callbacks.checkpoint_every_n_epochs=-1", "checkpoint_every_n_epochs"),
+        ("+trainer.limit_val_batches=2", "limit_val_batches"),
+        ("+trainer.fast_dev_run=true", "fast_dev_run"),
+        ("callbacks.extra=[{_target_:pytorch_lightning.callbacks.LearningRateMonitor}]", "LearningRateMonitor"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(override, said, tiny_config, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
 from torch import Tensor
 
 from bdbnet.results import BEST, HISTORY, LAST, write_atomically
@@ -58,11 +58,15 @@ class FiniteLossGuard(Callback):
         paths = [str(path) for path in trainer.datamodule.train_paths(step.rows.tolist())]  # type: ignore[attr-defined]
         listed = "\n  ".join(paths[:8] + ([f"... and {len(paths) - 8} more"] if len(paths) > 8 else []))
         last = Path(trainer.default_root_dir) / LAST
-        kept = f"The last good checkpoint is {last}. " if last.is_file() else "No epoch was finished. "
+        advice = "No epoch was finished. Lower optimizer.lr, or try trainer.gradient_clip_val=1 or trainer.precision=32-true."
+        if last.is_file():
+            advice = (
+                f"The last good checkpoint is {last}. Go on with ckpt_path=<that file> and trainer.gradient_clip_val=1 or "
+                "trainer.precision=32-true, or lower optimizer.lr in a new run with backbone.weights=<that file>."
+            )
         raise TrainingError(
             f"the loss is {step.loss.item()} in epoch {step.epoch + 1}, step {step.batch + 1} ({shown}).\n"
-            f"Images of the batch:\n  {listed}\n{kept}Lower optimizer.lr in a new run (backbone.weights={last} starts it "
-            "from there), or go on with ckpt_path=<that file> and trainer.gradient_clip_val=1 or trainer.precision=32-true."
+            f"Images of the batch:\n  {listed}\n{advice}"
         )
 
 
@@ -86,6 +90,21 @@ class JudgeLastEpoch(Callback):
             trainer.check_val_every_n_epoch = 1
 
 
+class EpochTimer(Timer):
+    """Stops at the end of the epoch in which this process has trained for so long; a resumed run has the time anew.
+
+    Half an epoch would be booked as a whole one, and the schedule would lag behind.
+    """
+
+    def __init__(self, duration: str) -> None:
+        if not isinstance(duration, str):
+            raise TypeError(f"max_time={duration}: give days:hours:minutes:seconds, such as 00:00:45:00")
+        super().__init__(duration, interval="epoch", verbose=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the time of earlier processes is not this one's."""
+
+
 class InterruptionHint(Callback):
     """Says after Ctrl-C where the run stands and how to go on."""
 
@@ -107,9 +126,11 @@ class History(Callback):
 
     Args:
         folder: run folder.
+        resumed_here: whether a run that goes on does so from a checkpoint of this folder.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, resumed_here: bool = True) -> None:
+        self._resumed_here = resumed_here
         self.path = Path(folder) / HISTORY
         self.rows: list[dict[str, float]] = []
         self.before: dict[str, float] | None = None  # metrics of the starting weights, if they were judged
@@ -170,14 +191,12 @@ class History(Callback):
         return images / self.train_seconds if self.rows else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        folder = str(self.path.parent.resolve())
-        return {"rows": self.rows, "before": self.before, "folder": folder, "epochs_elsewhere": self.epochs_elsewhere}
+        return {"rows": self.rows, "before": self.before, "epochs_elsewhere": self.epochs_elsewhere}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = [dict(row) for row in state_dict["rows"]]
         self.before = state_dict["before"]
-        same = state_dict["folder"] == str(self.path.parent.resolve())
-        self.epochs_elsewhere = state_dict["epochs_elsewhere"] if same else len(self.rows)
+        self.epochs_elsewhere = state_dict["epochs_elsewhere"] if self._resumed_here else len(self.rows)
 
 
 def checkpoint_callbacks(folder: str | Path, monitor: str, every_n_epochs: int) -> list[Callback]:

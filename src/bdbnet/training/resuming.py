@@ -11,15 +11,20 @@ from bdbnet.training.module import ReIDModule
 
 #: Groups and keys that decide what a training computes; they have to be the same when it goes on.
 _SHAPING = ("augmentation", "dataset", "dropping", "loss", "model", "optimizer", "sampler", "schedule", "seed")
+_SHAPING_KEYS = (
+    "trainer.max_epochs",
+    # What history.csv holds of earlier epochs must have been judged alike.
+    *(f"evaluation.{key}" for key in ("ap_at", "normalize", "precision", "ranks", "recall_at")),
+)
 
 
 def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> Path | None:
-    """Make the run folder ready and find the checkpoint to go on from.
+    """Make the run folder and find the checkpoint to go on from.
 
     Args:
         folder: of the run; made if it does not exist.
         ckpt_path: None, ``last``, or a file.
-        overwrite: remove the files of an earlier run.
+        overwrite: an earlier run may be thrown away, by ``clear_folder`` once all settings have proved usable.
 
     Raises:
         ConfigError: both are given; an earlier run is there and nothing says what to do with it; or ``ckpt_path`` is no file.
@@ -30,12 +35,6 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
         )
     folder.mkdir(parents=True, exist_ok=True)
     last = folder / LAST
-    if overwrite:
-        for path in (
-            *(folder / name for name in (LAST, BEST, RESULT, HISTORY, TOP_K, REPORT)),
-            *folder.glob("hpc_ckpt_*.ckpt"),
-        ):
-            path.unlink(missing_ok=True)
     if ckpt_path == "last":
         if not last.is_file():
             print(f"ckpt_path=last: no {last}, starting at the first epoch")
@@ -47,12 +46,19 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
                 f"ckpt_path={ckpt_path}: no such file; ckpt_path=last goes on from the run's own last checkpoint"
             )
         return path
-    if last.is_file():
+    if last.is_file() and not overwrite:
         raise ConfigError(
             f"{folder} holds an earlier run with these settings. Go on with it: ckpt_path=last. Throw it away: overwrite=true. "
             "Keep both: run_name=<another name>."
         )
     return None
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove the files of an earlier run."""
+    names = (LAST, BEST, RESULT, HISTORY, TOP_K, REPORT)
+    for path in (*(folder / name for name in names), *folder.glob("hpc_ckpt_*.ckpt")):
+        path.unlink(missing_ok=True)
 
 
 def check_resumable(module: ReIDModule, path: Path) -> None:
@@ -85,7 +91,7 @@ def check_resumable(module: ReIDModule, path: Path) -> None:
 def _shapes_training(key: str) -> bool:
     group = key.partition(".")[0]
     shaping = group in _SHAPING and key not in ("dataset.root", "dataset.options.workers")
-    return shaping or (group == "backbone" and key != "backbone.weights") or key == "trainer.max_epochs"
+    return shaping or (group == "backbone" and key != "backbone.weights") or key in _SHAPING_KEYS
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

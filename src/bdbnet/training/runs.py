@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bdbnet.config import ConfigError, instantiate
 from bdbnet.datasets import Manifest
@@ -23,7 +24,7 @@ from bdbnet.training.callbacks import (
 )
 from bdbnet.training.module import ReIDModule
 from bdbnet.training.progress import TrainingProgress
-from bdbnet.training.resuming import check_resumable, prepare_folder
+from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
 from bdbnet.training.setup import (
     build_data,
     build_manifest,
@@ -32,6 +33,7 @@ from bdbnet.training.setup import (
     build_protocol,
     build_trainer,
     check_evaluation,
+    check_lengths,
     keep_freed_memory,
     main_metric,
     quiet_libraries,
@@ -51,6 +53,7 @@ def train(config: DictConfig, folder: Path) -> Result:
     quiet_libraries()
     keep_freed_memory()
     check_evaluation(config)
+    check_lengths(config)
     resume = prepare_folder(folder, config.ckpt_path, overwrite=config.overwrite)
     resolve_precision(config)
     seed_everything(config.seed)
@@ -62,7 +65,7 @@ def train(config: DictConfig, folder: Path) -> Result:
     module = build_module(config, network, data.num_classes, train=True)
     if resume is not None:
         check_resumable(module, resume)
-    history = History(folder)
+    history = History(folder, resumed_here=resume is None or resume.parent.resolve() == folder.resolve())
     callbacks = [FiniteLossGuard(), JudgeLastEpoch(), history, InterruptionHint(), *instantiate(config.callbacks.extra)]
     if config.callbacks.progress:
         callbacks.append(TrainingProgress())
@@ -73,6 +76,9 @@ def train(config: DictConfig, folder: Path) -> Result:
         _announce(config, folder, data, network, loaded, resume)
     for logger in trainer.loggers:
         logger.log_hyperparams(module.config)  # type: ignore[arg-type]
+    module.configure_optimizers()  # tried before anything is thrown away
+    if config.overwrite:
+        clear_folder(folder)
     try:
         if config.evaluation.before_training and resume is None:
             trainer.validate(module, data, verbose=False)
@@ -80,12 +86,16 @@ def train(config: DictConfig, folder: Path) -> Result:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         if not history.rows:
             raise TrainingError(
-                f"trainer.max_time={config.trainer.max_time} was over before an epoch was finished: give more"
+                f"no epoch was finished: trainer.max_time={config.trainer.max_time} or another limit of the trainer was reached"
             )
+        if trainer.is_global_zero and trainer.current_epoch < config.trainer.max_epochs:
+            print(f"stopped after epoch {trainer.current_epoch} of {config.trainer.max_epochs}; ckpt_path=last goes on")
         if module.metrics_epoch != trainer.current_epoch - 1:  # stopped by time, or resumed at its end
             trainer.validate(module, data, verbose=False)
             history.judge_last(trainer, module.metrics)
         return _record_training(config, folder, trainer, module, manifest, history)
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer, callbacks or logger: {error}") from error
     finally:
         for logger in trainer.loggers:
             if callable(finish := getattr(getattr(logger, "experiment", None), "finish", None)):
@@ -234,7 +244,7 @@ def _announce(
     counts = data.manifest.counts()
     print(f"{config.dataset.name}: " + "; ".join(f"{role} {int(r['images'])} images of {int(r['identities'])} identities"
                                                  for role, r in counts.iterrows()))  # fmt: skip
-    weights = config.backbone.get("weights", "none")
+    weights = config.backbone.get("weights") or "none"
     start = (
         f"{', '.join(loaded)} from {weights}"
         if loaded

@@ -21,11 +21,15 @@ from bdbnet.loading import ReIDDataModule, transforms_for
 from bdbnet.models import BDBNetwork, initialize_from
 from bdbnet.results import Protocol
 from bdbnet.retrieval import ReIDMetrics, RetrievalRecall
+from bdbnet.training.callbacks import EpochTimer
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.module import ReIDModule
 
 #: Keys of the trainer group that are ours, not Lightning's.
 _OWN_TRAINER_KEYS = frozenset({"channels_last", "compile"})
+
+#: Keys of Lightning's that would judge a part of the test set under the name of the whole.
+_PARTIAL = ("fast_dev_run", "limit_val_batches", "overfit_batches")
 
 # Parameters of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -137,8 +141,8 @@ def build_network(config: DictConfig, num_classes: int) -> tuple[BDBNetwork, lis
     network: BDBNetwork = instantiate(
         config.model, num_classes=num_classes, backbone=backbone, dropping=instantiate(config.dropping)
     )
-    weights = config.backbone.get("weights", "none")
-    if weights in ("none", "imagenet"):
+    weights = config.backbone.get("weights")
+    if weights in (None, "none", "imagenet"):
         return network, []
     return network, initialize_from(network, weights)
 
@@ -151,6 +155,22 @@ def build_metric(config: DictConfig) -> Metric:
     return RetrievalRecall(tuple(evaluation.recall_at), chunk_memory_mb=evaluation.chunk_memory_mb)
 
 
+def check_lengths(config: DictConfig) -> None:
+    """Refuse a number of epochs or steps that is none.  Raises ConfigError that names the key."""
+    numbers = {
+        "trainer.max_epochs": config.trainer.max_epochs,
+        "trainer.accumulate_grad_batches": config.trainer.accumulate_grad_batches,
+        "callbacks.checkpoint_every_n_epochs": config.callbacks.checkpoint_every_n_epochs,
+    }
+    for key, value in numbers.items():
+        if not _is_whole(value, 1):
+            raise ConfigError(f"{key}={value}: give a whole number of at least 1")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def check_evaluation(config: DictConfig) -> None:
     """Refuse settings of the judging that would fail only when the first epochs have been trained.
 
@@ -159,16 +179,13 @@ def check_evaluation(config: DictConfig) -> None:
     """
     settings = config.evaluation
 
-    def whole(value: Any, least: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
     for key in ("ranks", "recall_at"):
-        if not settings[key] or not all(whole(value, 1) for value in settings[key]):
+        if not settings[key] or not all(_is_whole(value, 1) for value in settings[key]):
             raise ConfigError(f"evaluation.{key}={settings[key]}: give a list of whole numbers of at least 1")
     for key, least in (("every_n_epochs", 1), ("top_k", 0)):
-        if not whole(settings[key], least):
+        if not _is_whole(settings[key], least):
             raise ConfigError(f"evaluation.{key}={settings[key]}: give a whole number of at least {least}")
-    if settings.ap_at is not None and not whole(settings.ap_at, 1):
+    if settings.ap_at is not None and not _is_whole(settings.ap_at, 1):
         raise ConfigError(
             f"evaluation.ap_at={settings.ap_at}: give a whole number of at least 1, or null for the full list"
         )
@@ -230,16 +247,18 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
         settings.pop(key, None)
     logger = config.get("logger")
     progress = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
-    if (limit := settings.pop("max_time", None)) is not None:
-        # At the end of an epoch: half an epoch would be booked as a whole one, and the schedule would lag behind.
-        callbacks = [*callbacks, pl.callbacks.Timer(limit, interval="epoch")]
+    limit = settings.pop("max_time", None)
+    for key in _PARTIAL:
+        if key in settings:
+            raise ConfigError(f"trainer.{key}: a part of the test set can't stand for the whole; leave it out")
     # Convolutions round to ten bits otherwise, on GPUs, even where float32 is asked for.
     torch.backends.cudnn.allow_tf32 = False
     try:
+        timer = [] if limit is None else [EpochTimer(limit)]
         return pl.Trainer(
             **settings,
             logger=instantiate(logger.logger) if logger is not None and logger.logger is not None else False,
-            callbacks=callbacks,
+            callbacks=[*callbacks, *timer],
             default_root_dir=folder,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # our batch sampler is rank-aware; a strided one would tear identities apart
@@ -248,6 +267,8 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
             enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
+        if type(error).__module__.startswith("bdbnet."):
+            raise
         raise ConfigError(
             f"trainer: {error} (keys of this group are arguments of pytorch_lightning.Trainer)"
         ) from error
