@@ -31,7 +31,6 @@ ALLOWED_TARGETS = frozenset(
 )
 ALLOWED_ROOMS = frozenset({"models", "losses", "loading", "training", "retrieval", "reporting"})
 
-
 #: Keys whose values are files or folders, which may have any name.
 PATH_KEYS = frozenset(
     {"archive", "backbone.weights", "checkpoint", "ckpt_path", "data_root", "dataset.root", "output_root", "run"}
@@ -40,6 +39,11 @@ PATH_KEYS = frozenset(
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names the key and what to do."""
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error is of a class that bdbnet raises on purpose: its message speaks to the user already."""
+    return type(error).__module__.startswith("bdbnet.")
 
 
 def config_dir() -> Path:
@@ -97,12 +101,10 @@ def instantiate(config: DictConfig | ListConfig, **arguments: Any) -> Any:
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError | TypeError):
-            raise (
-                cause if type(cause).__module__.startswith("bdbnet.") else ConfigError(f"{name}: {cause}")
-            ) from cause
+            raise (cause if is_ours(cause) else ConfigError(f"{name}: {cause}")) from cause
         raise
     except (TypeError, ValueError) as error:
-        if type(error).__module__.startswith("bdbnet."):
+        if is_ours(error):
             raise
         raise ConfigError(f"{name}: {error}") from error
 
@@ -200,8 +202,7 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
 def _is_meant(error: Exception) -> bool:
     """Whether an error speaks to the user: one of ours, of the file system, or of Hydra about the command line."""
-    ours = type(error).__module__.startswith("bdbnet.")
-    return ours or isinstance(error, OSError | HydraException | OmegaConfBaseException)
+    return is_ours(error) or isinstance(error, OSError | HydraException | OmegaConfBaseException)
 
 
 def _shortened(message: str) -> str:

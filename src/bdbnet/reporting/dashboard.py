@@ -17,10 +17,10 @@ def wandb_logger(
     offline: bool = True,
     tags: list[str] | None = None,
 ) -> "WandbLogger":
-    """A W&B logger that writes below ``save_dir`` alone and stays offline unless asked.
+    """A W&B logger that writes its run below ``save_dir`` and stays offline unless asked.
 
-    Metrics of the judged test set are summarised by their maximum, losses by their minimum: W&B's own choice, the last value,
-    hides an earlier peak. Whoever trains calls
+    W&B itself keeps a debug log in the user's cache folder besides. Metrics of the judged test set are summarised by their
+    maximum, losses by their minimum: W&B's own choice, the last value, hides an earlier peak. Whoever trains calls
     ``logger.experiment.finish()`` at the end, also after an error.
 
     Args:

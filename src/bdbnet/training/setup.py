@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torchmetrics import Metric
 
-from bdbnet.config import ConfigError, instantiate
+from bdbnet.config import ConfigError, instantiate, is_ours
 from bdbnet.datasets import Manifest, load_manifest
 from bdbnet.loading import ReIDDataModule, transforms_for
 from bdbnet.models import BDBNetwork, initialize_from
@@ -130,7 +130,7 @@ def build_data(
         )
         return ReIDDataModule(manifest, train, test, **settings, seed=config.seed, channels_last=channels_last)
     except (TypeError, ValueError) as error:
-        if type(error).__module__.startswith("bdbnet."):
+        if is_ours(error):
             raise
         raise ConfigError(f"dataset, augmentation, sampler or loading: {error}") from error
 
@@ -267,7 +267,7 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
             enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
-        if type(error).__module__.startswith("bdbnet."):
+        if is_ours(error):
             raise
         raise ConfigError(
             f"trainer: {error} (keys of this group are arguments of pytorch_lightning.Trainer)"
