@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from bdbnet.models import (
     CheckpointError,
     OSNetTrunk,
     ResNetTrunk,
+    TorchvisionTrunk,
     initialize_from,
     load_network,
     read_state_dict,
@@ -206,6 +208,35 @@ class TestStartingWeights:
         network = BDBNetwork(5, ResNetTrunk("resnet18", "none"))
         assert initialize_from(network, path) == ["backbone"]
         assert torch.equal(network.backbone.layer4[0].conv1.weight, resnet.layer4[0].conv1.weight)
+
+    def test_torchvision_features_fill_the_trunk_and_the_head_is_left_out(self, path: Path) -> None:
+        for name in ("squeezenet1_1", "mobilenet_v3_small"):
+            model = torchvision.models.get_model(name, weights=None)
+            torch.save(model.state_dict(), path)
+            network = BDBNetwork(5, TorchvisionTrunk(name, "none"))
+            before = {key: tensor.clone() for key, tensor in network.branches.state_dict().items()}
+            assert initialize_from(network, path) == ["backbone"]
+            assert equal(network.backbone.features.state_dict(), model.features.state_dict())
+            assert equal(network.branches.state_dict(), before)
+
+    def test_old_names_in_torchvisions_files_of_densenet(self, path: Path) -> None:
+        model = torchvision.models.densenet121(weights=None)
+        state = {
+            re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): tensor
+            for key, tensor in model.state_dict().items()
+            if not key.endswith("num_batches_tracked")
+        }
+        assert "features.denseblock1.denselayer1.norm.1.weight" in state
+        torch.save(state, path)
+        trunk = TorchvisionTrunk("densenet121", path)
+        assert equal(trunk.features.state_dict(), model.features.state_dict())
+
+    def test_features_of_another_model_are_refused(self, path: Path) -> None:
+        torch.save(torchvision.models.squeezenet1_0(weights=None).state_dict(), path)
+        with pytest.raises(CheckpointError, match=r"another architecture than TorchvisionTrunk[\s\S]*another shape"):
+            TorchvisionTrunk("squeezenet1_1", path)
+        with pytest.raises(CheckpointError, match=r"another architecture than ResNetTrunk[\s\S]*features\.0"):
+            ResNetTrunk("resnet18", path)
 
     def test_own_checkpoint_fills_trunk_and_branches_but_no_counter(self, path: Path) -> None:
         trained, network = osnet_network(5), osnet_network(9)

@@ -6,6 +6,7 @@ from bdbnet.models.checkpoints import CheckpointError, initialize_from, load_net
 from bdbnet.models.dropping import BatchDropBlock, BatchDropout, DropBlock, Dropout, SpatialDropout
 from bdbnet.models.network import BDBNetwork
 from bdbnet.models.osnet import OSNetTrunk
+from bdbnet.models.trunks import ImageSizeError, TimmTrunk, TorchvisionTrunk
 
 __all__ = [
     "BDBNetwork",
@@ -17,9 +18,12 @@ __all__ = [
     "Dropout",
     "FeatureDroppingBranch",
     "GlobalBranch",
+    "ImageSizeError",
     "OSNetTrunk",
     "ResNetTrunk",
     "SpatialDropout",
+    "TimmTrunk",
+    "TorchvisionTrunk",
     "initialize_from",
     "load_network",
     "read_checkpoint",

@@ -6,7 +6,7 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from bdbnet.models.checkpoints import CheckpointError, load_strictly, load_trunk
+from bdbnet.models.checkpoints import load_imagenet, load_trunk
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -43,22 +43,10 @@ class ResNetTrunk(nn.Module):
         strided.stride = first.downsample[0].stride = (last_stride, last_stride)
         self.out_channels: int = resnet.fc.in_features
         if weights == "imagenet":
-            load_strictly(self, _imagenet_weights(name), f"torchvision's ImageNet weights of {name}")
+            load_imagenet(self, name)
         elif weights not in (None, "none"):
             load_trunk(self, str(weights))
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
-
-
-def _imagenet_weights(name: str) -> dict[str, Tensor]:
-    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-    try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, refused, folder not writable; a hash that differs
-        raise CheckpointError(
-            f"the ImageNet weights of {name} could not be downloaded from {weights.url} ({error}); "
-            "use backbone.weights=none to start from random weights, or backbone.weights=<file> with a local copy"
-        ) from error
-    return {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}

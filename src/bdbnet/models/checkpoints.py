@@ -1,9 +1,9 @@
 """Weights from files: safe reading, and loading that never leaves a weight behind unsaid.
 
 A file may hold this project's checkpoint (written by Lightning, or a plain `state_dict` of a `BDBNetwork`),
-torchreid's OSNet or torchvision's ResNet. `load_network` restores a whole network. Starting weights come in two steps:
-a trunk's own `weights` argument fills the trunk alone; for a file, `initialize_from` then fills what the file holds of
-the branches too (torchreid's `fc` is our global branch).
+torchreid's OSNet or a model of torchvision. `load_network` restores a whole network. Starting weights come in two
+steps: a trunk's own `weights` argument fills the trunk alone; for a file, `initialize_from` then fills what the file
+holds of the branches too (torchreid's `fc` is our global branch).
 """
 
 import pickle
@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torchvision.models
 from torch import Tensor, nn
 
 _CLASSIFIER, _COUNTER = ".classifier.", ".drop.step"
 _SHOWN = 4  # keys that an error message lists of each kind
+# torchvision's files of DenseNet still say norm.1 where the modules have long been called norm1.
+_OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.")
 
 
 class CheckpointError(ValueError):
@@ -115,6 +118,26 @@ def load_trunk(trunk: nn.Module, path: str | Path) -> None:
     load_strictly(trunk, _below("backbone.", _network_keys(read_state_dict(path))), str(path))
 
 
+def load_imagenet(trunk: nn.Module, name: str) -> None:
+    """Fill a trunk from the weights of torchvision's model `name`, strictly; they are downloaded once.
+
+    IMAGENET1K_V1 where there is one, so that results stay comparable, else torchvision's default.
+
+    Raises:
+        CheckpointError: the download failed, or the weights have other keys or shapes than the trunk.
+    """
+    choices = torchvision.models.get_model_weights(name)
+    weights = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network, refused, folder not writable; a hash that differs
+        raise CheckpointError(
+            f"the ImageNet weights of {name} could not be downloaded from {weights.url} ({error}); "
+            "use backbone.weights=none to start from random weights, or backbone.weights=<file> with a local copy"
+        ) from error
+    load_strictly(trunk, _below("backbone.", _network_keys(state)), f"torchvision's ImageNet weights of {name}")
+
+
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """`load_state_dict` that first compares all keys and shapes, so that a refused file changes nothing.
 
@@ -160,13 +183,16 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _network_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keys of torchreid's OSNet or torchvision's ResNet as the keys that `BDBNetwork` uses; its own stay."""
+    """Keys of torchreid's OSNet or torchvision's models as the keys that `BDBNetwork` uses; its own stay."""
     if any(key.startswith("backbone.") for key in state):
         return state
     if "conv1.conv.weight" in state:
         roots = {"fc": "branches.global.reduction", "classifier": "branches.global.classifier"}
         parts = ((*key.partition("."), tensor) for key, tensor in state.items())
         return {f"{roots.get(root, f'backbone.{root}')}.{rest}": tensor for root, _, rest, tensor in parts}
+    if any(key.startswith("features.") for key in state):  # Swin's norm stands outside of its features
+        kept = [key for key in state if key.startswith(("features.", "norm."))]
+        return {"backbone." + _OLD_DENSENET.sub(r"\1", key): state[key] for key in kept}
     return {f"backbone.{key}": tensor for key, tensor in state.items() if not key.startswith("fc.")}
 
 

@@ -28,7 +28,8 @@ class BDBNetwork(nn.Module):
         embedding_dims: length of a branch's embedding where it is not 512 (global) or 1024 (dropping).
 
     Raises:
-        ValueError: unknown backbone, branch or pooling; no branch or one named twice.
+        ValueError: unknown backbone, branch or pooling; no branch or one named twice; a dropping branch on a trunk whose
+            channels are no multiple of 4.
     """
 
     def __init__(
@@ -49,6 +50,11 @@ class BDBNetwork(nn.Module):
             )
         self.backbone = _trunk(backbone) if isinstance(backbone, str) else backbone
         channels = cast(int, self.backbone.out_channels)
+        if "dropping" in branches and channels % 4:
+            raise ValueError(
+                f"the trunk's map has {channels} channels, which the dropping branch can't divide by 4 in its bottleneck: "
+                "choose another trunk, or the global branch alone (model=baseline)"
+            )
         self.branches = nn.ModuleDict()
         for name in branches:
             if name == "global":
