@@ -36,6 +36,10 @@ class CountWarning(UserWarning):
     """A dataset whose number of images or identities is not the published one."""
 
 
+class OverlapWarning(UserWarning):
+    """A dataset whose train and test images share identities."""
+
+
 class SplitCounts(NamedTuple):
     """Size of one role of a dataset, as its authors publish it."""
 
@@ -164,6 +168,12 @@ class Manifest:
         else:
             left_out = (queries["split"] == "test").to_numpy(np.int64)
         return int((matches <= left_out).sum())
+
+    def shared_labels(self) -> np.ndarray:
+        """Labels that train and test rows have in common, sorted: none in re-ID and in zero-shot retrieval."""
+        train = self._has_role("train")
+        labels, split = self.table["label"], self.table["split"]
+        return np.intersect1d(labels[train], labels[split != "train"])
 
     def _count(self, role: Role) -> SplitCounts:
         rows = self.table[self._has_role(role)]

@@ -2,29 +2,54 @@
 
 import os
 import re
-import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import pandas as pd
+from bdbnet.datasets.layout import (
+    build_manifest,
+    find_base,
+    how_to_prepare,
+    is_there,
+    list_folder,
+    nearest_base,
+    require_files,
+)
+from bdbnet.datasets.manifest import DatasetError, Manifest, Role
 
-from bdbnet.datasets.manifest import CountWarning, DatasetError, Manifest, Role, SplitCounts
+Row = tuple[str, int, int, str]
+"""Path, label, camera and split of one image."""
 
-# As the authors publish them, without junk images; identity 0 (distractors) counts as one of the gallery's.
-PUBLISHED_COUNTS: dict[str, dict[Role, SplitCounts]] = {
-    "market1501": {
-        "train": SplitCounts(identities=751, images=12_936, cameras=6),
-        "query": SplitCounts(identities=750, images=3_368, cameras=6),
-        "gallery": SplitCounts(identities=751, images=15_913, cameras=6),
-    },
-}
 
-_MARKET_FOLDERS: dict[str, Role] = {
-    "bounding_box_train": "train",
-    "query": "query",
-    "bounding_box_test": "gallery",
-}
+class FileNames(NamedTuple):
+    """How a dataset writes identity (the pattern's first group) and camera (its second) into its file names."""
+
+    pattern: re.Pattern[str]
+    example: str
+    suffixes: tuple[str, ...] = (".jpg",)
+
+
+FOLDERS: dict[str, Role] = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
+
 # identity, camera, sequence, frame, box; some names of the original end with .jpg.jpg
-_MARKET_NAME = re.compile(r"(-1|\d{4})_c([1-6])s\d+_\d+_\d+(?:\.jpg)+", re.IGNORECASE)
+_MARKET_NAMES = FileNames(
+    re.compile(r"(-1|\d{4})_c([1-6])s\d+_\d+_\d+(?:\.jpg)+", re.IGNORECASE), "0002_c1s1_000451_03.jpg"
+)
+# identity, camera, frame
+_DUKE_NAMES = FileNames(re.compile(r"(\d{4})_c([1-8])_f\d+(?:\.jpg)+", re.IGNORECASE), "0001_c2_f0046182.jpg")
+_DISTRACTOR_FOLDERS = ("distractors_500k", "images")
+_DISTRACTOR_CAMERA = re.compile(r"_c([1-6])(?!\d)")
+_MSMT17_LISTS: dict[str, Role] = {
+    "list_train.txt": "train",
+    "list_val.txt": "train",
+    "list_query.txt": "query",
+    "list_gallery.txt": "gallery",
+}
+_MSMT17_FOLDERS = {1: ("train", "test"), 2: ("mask_train_v2", "mask_test_v2")}
+# folder / identity, number, camera, time, ...; then the identity's number
+_MSMT17_LINE = re.compile(
+    r"([^\s/]+/[^\s/_]+_[^\s/_]+_(0[1-9]|1[0-5])_[^\s/]+\.jpg)\s+(\d{1,9})", re.IGNORECASE | re.ASCII
+)
 
 
 def read_market1501(root: Path, *, check_counts: bool = True) -> Manifest:
@@ -36,88 +61,122 @@ def read_market1501(root: Path, *, check_counts: bool = True) -> Manifest:
     identities or cameras is not the published one.
     Raises DatasetError for a missing, incomplete or wrong folder, and for a .jpg whose name can't be parsed.
     """
-    return _read_folders("market1501", Path(root), _MARKET_FOLDERS, _MARKET_NAME, check_counts)
+    return _read_three_folders("market1501", Path(root), _MARKET_NAMES, check_counts)
 
 
-def _read_folders(
-    name: str, root: Path, folders: dict[str, Role], pattern: re.Pattern[str], check_counts: bool
-) -> Manifest:
-    base = _find_base(name, root, tuple(folders))
-    rows: list[tuple[str, int, int, str]] = []
+def read_market1501_500k(root: Path, *, check_counts: bool = True) -> Manifest:
+    """Market-1501 with the 500,000 distractors of the same authors added to its gallery, as identity 0.
+
+    Beside what `read_market1501` reads there is a folder `distractors_500k` or `images` of .jpg files: in `root`, in
+    a folder of it, or (`distractors_500k` alone) next to `root`.  Where a name says no camera it is 1.
+    Raises DatasetError as `read_market1501` does, and if there is no such folder or more than one.
+    """
+    name, root = "market1501_500k", Path(root).absolute()
+    base = find_base(name, root, tuple(FOLDERS))
+    rows = read_folders(name, base, FOLDERS, _MARKET_NAMES)
+    folder, files = _find_distractors(name, root)
+    top = Path(os.path.commonpath([base, folder]))
+    if top != base:
+        inside = base.relative_to(top).as_posix()
+        rows = [(f"{inside}/{path}", label, camera, split) for path, label, camera, split in rows]
+    inside = folder.relative_to(top).as_posix()
+    for file in files:
+        camera = _DISTRACTOR_CAMERA.search(file)
+        # Matches of a query are what cameras decide on, and a distractor matches none: any camera is right.
+        rows.append((f"{inside}/{file}", 0, int(camera[1]) if camera else 1, "gallery"))
+    return build_manifest(name, top, rows, check_counts=check_counts)
+
+
+def read_market1501_multi_query(root: Path, *, check_counts: bool = True) -> Manifest:
+    """Market-1501 for the multi-query protocol, in which one query is all images of an identity under one camera.
+
+    Train and gallery are those of `read_market1501`.  The query rows are the hand-drawn boxes in `gt_bbox`, of every
+    (identity, camera) that occurs in `query`; evaluation pools the embeddings of each (identity, camera).
+    Raises DatasetError as `read_market1501` does, if `gt_bbox` is missing, and if it has no image for a query.
+    """
+    name = "market1501_multi_query"
+    base = find_base(name, Path(root), tuple(FOLDERS))
+    boxes = base / "gt_bbox"
+    if not boxes.is_dir():
+        raise DatasetError(
+            f"{name}: {base} has no folder gt_bbox (hand-drawn boxes, the further images of every query). The archive in "
+            "circulation without gt_bbox can't be used for multi-query: get the complete one from the authors, or use "
+            f"dataset=market1501 for single queries.\n{how_to_prepare(name, Path(root))}"
+        )
+    rows = read_folders(name, base, FOLDERS, _MARKET_NAMES)
+    wanted = {(label, camera) for _, label, camera, split in rows if split == "query"}
+    images = [image for image in _parse_names(boxes, _MARKET_NAMES) if image[1:] in wanted]
+    missing = sorted(wanted - {image[1:] for image in images})
+    if missing:
+        identity, camera = missing[0]
+        raise DatasetError(
+            f"{name}: {boxes} has no image of {len(missing):,} of the {len(wanted):,} (identity, camera) pairs in query, "
+            f"the first is identity {identity:04d} under camera {camera}. Extract the authors' archive again."
+        )
+    queries: list[Row] = [(f"gt_bbox/{file}", label, camera, "query") for file, label, camera in images]
+    parts = {split: [row for row in rows if row[3] == split] for split in ("train", "gallery")}
+    return build_manifest(name, base, [*parts["train"], *queries, *parts["gallery"]], check_counts=check_counts)
+
+
+def read_dukemtmc_reid(root: Path, *, check_counts: bool = True) -> Manifest:
+    """DukeMTMC-reID (Zheng et al., "Unlabeled Samples Generated by GAN Improve the Person Re-identification Baseline
+    in vitro", ICCV 2017), which its authors have withdrawn.
+
+    The layout is that of Market-1501, with names such as 0001_c2_f0046182.jpg and 8 cameras.
+    Raises DatasetError for a missing, incomplete or wrong folder, and for a .jpg whose name can't be parsed.
+    """
+    return _read_three_folders("dukemtmc_reid", Path(root), _DUKE_NAMES, check_counts)
+
+
+def read_msmt17_v1(root: Path, *, check_counts: bool = True) -> Manifest:
+    """MSMT17 V1 (Wei et al., "Person Transfer GAN to Bridge Domain Gap for Person Re-Identification", CVPR 2018).
+
+    `root`, or one folder in it, holds the folders `train` and `test` and the four lists; the training images are those
+    of `list_train.txt` and `list_val.txt`.  Rows come in the order of the lists.  The lists number the people of train
+    and of test from 0 each; here the test people follow the train people (1,041 in the complete dataset).
+    Raises DatasetError for a missing, incomplete or wrong folder, for V2, and for a line that can't be parsed.
+    """
+    return _read_msmt17(1, Path(root), check_counts)
+
+
+def read_msmt17_v2(root: Path, *, check_counts: bool = True) -> Manifest:
+    """MSMT17 V2, the same images as V1 with faces masked, in the folders `mask_train_v2` and `mask_test_v2`.
+
+    Else as `read_msmt17_v1`.
+    """
+    return _read_msmt17(2, Path(root), check_counts)
+
+
+def read_folders(name: str, base: Path, folders: Mapping[str, Role], names: FileNames) -> list[Row]:
+    """The rows of all images in `folders` of `base` but junk, sorted by file name within each folder.
+
+    Raises DatasetError for a folder without images, and for an image whose name can't be parsed.
+    """
+    rows: list[Row] = []
     for folder, role in folders.items():
-        images = _parse_names(base / folder, pattern)
+        images = _parse_names(base / folder, names)
         if not images:
             raise DatasetError(
-                f"{base / folder} holds no images, so half of {name} is missing. {_how_to_prepare(name, root)}"
+                f"{base / folder} holds no images, so half of {name} is missing.\n{how_to_prepare(name, base)}"
             )
         rows += [(f"{folder}/{file}", identity, camera, role) for file, identity, camera in images]
-    table = pd.DataFrame(rows, columns=["path", "label", "camera", "split"])
-    manifest = Manifest.from_table(table, base, name, source=base)
-    differences = manifest.differences(PUBLISHED_COUNTS[name]) if check_counts else []
-    if differences:
-        warnings.warn(
-            f"{base} is not the complete {name}: {'; '.join(differences)}. Results are not comparable with published "
-            "ones. Set dataset.options.check_counts=false if this is intended.",
-            CountWarning,
-            stacklevel=3,
-        )
-    return manifest
+    return rows
 
 
-def _find_base(name: str, root: Path, folders: tuple[str, ...]) -> Path:
-    """`root` or the one folder in it that holds `folders`."""
-    wanted = ", ".join(folders)
-    try:
-        entries = _list_folder(root)
-        candidates = [(root, entries)] + [
-            (root / entry, _list_folder(root / entry)) for entry, is_folder in entries.items() if is_folder
-        ]
-    except FileNotFoundError:
-        raise DatasetError(f"{name}: there is no folder {root}. {_how_to_prepare(name, root)}") from None
-    except NotADirectoryError:
-        raise DatasetError(
-            f"{name}: {root} is not a folder. Give a folder that holds {wanted}. {_how_to_prepare(name, root)}"
-        ) from None
-    present = {path: [folder for folder in folders if content.get(folder, False)] for path, content in candidates}
-    complete = [path for path, found in present.items() if len(found) == len(folders)]
-    if len(complete) > 1:
-        raise DatasetError(
-            f"{name}: more than one folder holds {wanted}: {', '.join(map(str, complete))}. "
-            f"Set dataset.root to one of them."
-        )
-    if complete:
-        return complete[0]
-    best = max(present, key=lambda path: len(present[path]))
-    if present[best]:
-        missing = ", ".join(folder for folder in folders if folder not in present[best])
-        raise DatasetError(
-            f"{name}: {best} holds {', '.join(present[best])} but not {missing}. {_how_to_prepare(name, root)}"
-        )
-    found = ", ".join(sorted(entries)[:8]) + (", ..." if len(entries) > 8 else "") if entries else "nothing"
-    raise DatasetError(
-        f"{name}: {root} has another layout: looked for the folders {wanted} there and one level down, "
-        f"found {found}. {_how_to_prepare(name, root)}"
-    )
+def _read_three_folders(name: str, root: Path, names: FileNames, check_counts: bool) -> Manifest:
+    base = find_base(name, root, tuple(FOLDERS))
+    return build_manifest(name, base, read_folders(name, base, FOLDERS, names), check_counts=check_counts)
 
 
-def _list_folder(folder: Path) -> dict[str, bool]:
-    """Name -> whether it is a folder, for everything in `folder`."""
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.is_dir() for entry in entries}
-
-
-def _parse_names(folder: Path, pattern: re.Pattern[str]) -> list[tuple[str, int, int]]:
+def _parse_names(folder: Path, names: FileNames) -> list[tuple[str, int, int]]:
     """File name, identity and camera of each image in `folder` that is not junk, sorted by file name."""
     images = []
-    with os.scandir(folder) as entries:
-        # Names with a leading dot are shadow files that some systems put into archives.
-        names = sorted(e.name for e in entries if e.name.lower().endswith(".jpg") and not e.name.startswith("."))
-    for file in names:
-        match = pattern.fullmatch(file)
+    for file in _image_files(folder, names.suffixes):
+        match = names.pattern.fullmatch(file)
         if match is None:
             raise DatasetError(
                 f"{folder}: can't read identity and camera from the file name {file!r}; a name looks like "
-                "0002_c1s1_000451_03.jpg. Remove or rename this file, or extract the original archive again."
+                f"{names.example}. Remove or rename this file, or extract the original archive again."
             )
         identity = int(match[1])
         if identity >= 0:
@@ -125,8 +184,80 @@ def _parse_names(folder: Path, pattern: re.Pattern[str]) -> list[tuple[str, int,
     return images
 
 
-def _how_to_prepare(name: str, root: Path) -> str:
-    return (
-        f"To extract the authors' archive: python -m bdbnet.prepare dataset={name} archive=<file> "
-        f"dataset.root={root}; if the data are elsewhere, set dataset.root to their folder."
-    )
+def _image_files(folder: Path, suffixes: tuple[str, ...] = (".jpg",)) -> list[str]:
+    """Sorted names of the files with one of `suffixes`; none where `folder` is a file."""
+    try:
+        entries = list_folder(folder)
+    except NotADirectoryError:
+        return []
+    except OSError as error:
+        raise DatasetError(f"can't read the folder {folder}: {error.strerror}. Make it readable.") from None
+    # Names with a leading dot are shadow files that some systems put into archives.
+    return sorted(entry for entry in entries if entry.lower().endswith(suffixes) and not entry.startswith("."))
+
+
+def _find_distractors(name: str, root: Path) -> tuple[Path, list[str]]:
+    """The folder of distractors and its file names."""
+    # A folder with the common name images next to `root` may be anyone's.
+    beside = root.parent / _DISTRACTOR_FOLDERS[0]
+    inside = [root / entry for entry, is_folder in sorted(list_folder(root).items()) if is_folder]
+    places = [place / folder for place in (root, *inside) for folder in _DISTRACTOR_FOLDERS]
+    found = {place: _image_files(place) for place in (*places, beside, beside / "images") if is_there(place)}
+    found = {place: files for place, files in found.items() if files}
+    if not found:
+        raise DatasetError(
+            f"{name}: found no distractors: looked for a folder {' or '.join(_DISTRACTOR_FOLDERS)} with .jpg files in "
+            f"{root} and one level down, and for {beside}.\n{how_to_prepare(name, root)}"
+        )
+    if len(found) > 1:
+        raise DatasetError(
+            f"{name}: more than one folder may hold the distractors: {', '.join(map(str, found))}. "
+            "Move all but the right one elsewhere."
+        )
+    return next(iter(found.items()))
+
+
+def _read_msmt17(version: int, root: Path, check_counts: bool) -> Manifest:
+    name, folders = f"msmt17_v{version}", _MSMT17_FOLDERS[version]
+    wanted = (*folders, *_MSMT17_LISTS)
+    _refuse_other_version(name, version, *nearest_base(name, root, wanted))
+    base = find_base(name, root, wanted)
+    people: dict[Role, list[Row]] = {"train": [], "query": [], "gallery": []}
+    for file, role in _MSMT17_LISTS.items():
+        people[role] += _read_list(base / file, folders[0] if role == "train" else folders[1], role)
+    # Both parts number their people from 0.
+    first = 1 + max(label for _, label, _, _ in people["train"])
+    test = [(path, first + label, camera, split) for path, label, camera, split in people["query"] + people["gallery"]]
+    rows = people["train"] + test
+    require_files(name, base, [row[0] for row in rows])
+    return build_manifest(name, base, rows, check_counts=check_counts)
+
+
+def _refuse_other_version(name: str, version: int, base: Path, present: Sequence[str]) -> None:
+    """Raise DatasetError if `base` holds the folders of the other version and lacks one of this version."""
+    own, other = _MSMT17_FOLDERS[version], 3 - version
+    theirs = _MSMT17_FOLDERS[other]
+    if not all(folder in present for folder in own) and all((base / folder).is_dir() for folder in theirs):
+        raise DatasetError(
+            f"{name}: {base} is MSMT17 V{other} (folders {', '.join(theirs)}), not V{version} (folders {', '.join(own)}). "
+            f"Use dataset=msmt17_v{other}, or set dataset.root to the folder of V{version}."
+        )
+
+
+def _read_list(file: Path, folder: str, role: Role) -> list[Row]:
+    """The rows of one list of MSMT17, whose lines are a path below `folder` and the number of an identity."""
+    rows: list[Row] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        match = _MSMT17_LINE.fullmatch(line.strip())
+        if match is None:
+            raise DatasetError(
+                f"{file}, line {number}: {line!r} is not a path and the number of an identity, such as "
+                "'0000/0000_000_01_0303morning_0015_0_ex.jpg 0', with camera 01 to 15 as third part of the file name. "
+                "Extract the authors' archive again."
+            )
+        rows.append((f"{folder}/{match[1]}", int(match[3]), int(match[2]), role))
+    if not rows:
+        raise DatasetError(f"{file} lists no images. Extract the authors' archive again.")
+    return rows

@@ -1,0 +1,179 @@
+"""What is known of every dataset: its size, its layout, where it can be had and under which terms."""
+
+from dataclasses import dataclass, field
+
+from bdbnet.datasets.manifest import Role, SplitCounts
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """One dataset as its authors publish it.
+
+    `layout` is the folder that the reader expects; `archives` names the authors' files for `archive=`; `obtain` says
+    where they can be had and under which terms. `counts` holds images without junk; identity 0 of a person dataset
+    (distractors) counts as one of the gallery's. Roles whose size is not published are absent.
+    """
+
+    title: str
+    paper: str
+    layout: str
+    archives: str = ""
+    obtain: str = ""
+    counts: dict[Role, SplitCounts] = field(default_factory=dict)
+
+
+def _person(train: tuple[int, int], query: tuple[int, int], gallery: tuple[int, int], cameras: int) -> dict:
+    sizes: dict[Role, tuple[int, int]] = {"train": train, "query": query, "gallery": gallery}
+    return {role: SplitCounts(identities, images, cameras) for role, (identities, images) in sizes.items()}
+
+
+def _retrieval(train: tuple[int, int], test: tuple[int, int]) -> dict:
+    return _person(train, test, test, 0)
+
+
+_MARKET_LAYOUT = """\
+bounding_box_train/  12,936 images, such as 0002_c1s1_000451_03.jpg
+query/                3,368 images
+bounding_box_test/   15,913 images (identity 0000 = distractors) and junk (identity -1, left out)"""
+_MARKET_PAPER = 'Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015'
+_PEOPLE = "research use only; the images show real people: do not publish or pass them on"
+_MARKET_OBTAIN = f"from the authors' project page (Liang Zheng); {_PEOPLE}"
+_CUHK03_LAYOUT = """\
+either the pre-cut images (CUHK03-NP):
+  {kind}/bounding_box_train/  {train} images, such as 0003_c1_1.png
+  {kind}/query/               1,400 images
+  {kind}/bounding_box_test/   {gallery} images
+or the authors' file and the new protocol's index, cut into images_{kind}/ on first use:
+  cuhk-03.mat (also in cuhk03_release/)
+  cuhk03_new_protocol_config_{kind}.mat"""
+_CUHK03_PAPER = (
+    'Li et al., "DeepReID: Deep Filter Pairing Neural Network for Person Re-identification", CVPR 2014; new protocol: '
+    'Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017'
+)
+_CUHK03_OBTAIN = f"cuhk03_release.zip from CUHK after signing their form, CUHK03-NP from Zhun Zhong; {_PEOPLE}"
+_MSMT17_LAYOUT = """\
+{train}/0000/ ...    32,621 images of 1,041 people
+{test}/0000/ ...     93,820 images of 3,060 people
+list_train.txt, list_val.txt (both train), list_query.txt, list_gallery.txt"""
+_MSMT17_PAPER = (
+    'Wei et al., "Person Transfer GAN to Bridge Domain Gap for Person Re-Identification", CVPR 2018 (faces {faces})'
+)
+_MSMT17_OBTAIN = (
+    f"from Peking University after signing a release agreement; V2 replaced V1, with faces masked; {_PEOPLE}"
+)
+_MSMT17_COUNTS = _person((1_041, 32_621), (3_060, 11_659), (3_060, 82_161), 15)
+
+
+def _cuhk03(kind: str, train: int, gallery: int) -> DatasetFacts:
+    return DatasetFacts(
+        title=f"CUHK03, new protocol, {kind}",
+        paper=_CUHK03_PAPER,
+        layout=_CUHK03_LAYOUT.format(kind=kind, train=f"{train:,}", gallery=f"{gallery:,}"),
+        archives=f"cuhk03-np.zip, or [cuhk03_release.zip,cuhk03_new_protocol_config_{kind}.mat]",
+        obtain=_CUHK03_OBTAIN,
+        counts=_person((767, train), (700, 1_400), (700, gallery), 2),
+    )
+
+
+def _msmt17(version: int, train: str, test: str, faces: str) -> DatasetFacts:
+    return DatasetFacts(
+        title=f"MSMT17 V{version}",
+        paper=_MSMT17_PAPER.format(faces=faces),
+        layout=_MSMT17_LAYOUT.format(train=train, test=test),
+        archives=f"MSMT17_V{version}.tar.gz",
+        obtain=_MSMT17_OBTAIN,
+        counts=_MSMT17_COUNTS,
+    )
+
+
+FACTS: dict[str, DatasetFacts] = {
+    "market1501": DatasetFacts(
+        title="Market-1501",
+        paper=_MARKET_PAPER,
+        layout=_MARKET_LAYOUT,
+        archives="Market-1501-v15.09.15.zip",
+        obtain=_MARKET_OBTAIN,
+        counts=_person((751, 12_936), (750, 3_368), (751, 15_913), 6),
+    ),
+    "market1501_500k": DatasetFacts(
+        title="Market-1501 with 500,000 distractors",
+        paper=_MARKET_PAPER,
+        layout=f"{_MARKET_LAYOUT}\ndistractors_500k/ (or images/)  500,000 further gallery images",
+        archives="[Market-1501-v15.09.15.zip,distractors_500k.zip]",
+        obtain=_MARKET_OBTAIN,
+        counts={"train": SplitCounts(751, 12_936, 6), "query": SplitCounts(750, 3_368, 6)},
+    ),
+    "market1501_multi_query": DatasetFacts(
+        title="Market-1501, multi-query",
+        paper=_MARKET_PAPER,
+        layout=f"{_MARKET_LAYOUT}\ngt_bbox/             all hand-drawn boxes of the queries' identities and cameras",
+        archives="Market-1501-v15.09.15.zip",
+        obtain=_MARKET_OBTAIN,
+        counts={"train": SplitCounts(751, 12_936, 6), "gallery": SplitCounts(751, 15_913, 6)},
+    ),
+    "dukemtmc_reid": DatasetFacts(
+        title="DukeMTMC-reID",
+        paper='Zheng et al., "Unlabeled Samples Generated by GAN Improve the Person Re-identification Baseline in vitro", '
+        'ICCV 2017; Ristani et al., "Performance Measures and a Data Set for Multi-Target, Multi-Camera Tracking", 2016',
+        layout="""\
+bounding_box_train/  16,522 images, such as 0001_c2_f0046182.jpg
+query/                2,228 images
+bounding_box_test/   17,661 images""",
+        archives="DukeMTMC-reID.zip",
+        obtain=f"no longer: its authors withdrew it in 2019. Copies that exist: {_PEOPLE}",
+        counts=_person((702, 16_522), (702, 2_228), (1_110, 17_661), 8),
+    ),
+    "cuhk03_detect": _cuhk03("detected", 7_365, 5_332),
+    "cuhk03_label": _cuhk03("labeled", 7_368, 5_328),
+    "msmt17_v1": _msmt17(1, "train", "test", "visible"),
+    "msmt17_v2": _msmt17(2, "mask_train_v2", "mask_test_v2", "masked"),
+    "cub200": DatasetFacts(
+        title="CUB-200-2011, cropped",
+        paper='Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", 2011',
+        layout="""\
+images/              200 folders of classes, 11,788 images
+images.txt, image_class_labels.txt, bounding_boxes.txt""",
+        archives="CUB_200_2011.tgz",
+        obtain="from Caltech's data repository; non-commercial research, the photographs belong to their takers",
+        counts=_retrieval((100, 5_864), (100, 5_924)),
+    ),
+    "cars196": DatasetFacts(
+        title="CARS196, cropped",
+        paper='Krause et al., "3D Object Representations for Fine-Grained Categorization", 3dRR 2013',
+        layout="""\
+either:
+  car_ims/           16,185 images, such as 000001.jpg
+  cars_annos.mat
+or:
+  cars_train/        8,144 images, such as 00001.jpg
+  cars_test/         8,041 images
+  devkit/cars_train_annos.mat
+  cars_test_annos_withlabels.mat (also in devkit/)""",
+        archives="[car_ims.tgz,cars_annos.mat], or [cars_train.tgz,cars_test.tgz,car_devkit.tgz,cars_test_annos_withlabels.mat]",
+        obtain="Stanford's page is often unreachable, mirrors exist; non-commercial research",
+        counts=_retrieval((98, 8_054), (98, 8_131)),
+    ),
+    "sop": DatasetFacts(
+        title="Stanford Online Products",
+        paper='Oh Song et al., "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR 2016',
+        layout="""\
+Ebay_train.txt       59,551 images of 11,318 products
+Ebay_test.txt        60,502 images of 11,316 products
+bicycle_final/ ... toaster_final/    12 folders of images""",
+        archives="Stanford_Online_Products.zip",
+        obtain="from Stanford's CVGL page; research use",
+        counts=_retrieval((11_318, 59_551), (11_316, 60_502)),
+    ),
+    "inshop": DatasetFacts(
+        title="In-Shop Clothes Retrieval (DeepFashion)",
+        paper='Liu et al., "DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich Annotations", CVPR 2016',
+        layout="""\
+img/MEN/ ... img/WOMEN/ ...          52,712 images (also in Img/img/)
+list_eval_partition.txt              (also in Eval/)""",
+        archives="[img.zip,list_eval_partition.txt]",
+        obtain="from the DeepFashion project page after signing their form; non-commercial research",
+        counts=_person((3_997, 25_882), (3_985, 14_218), (3_985, 12_612), 0),
+    ),
+}  # fmt: skip
+
+PUBLISHED_COUNTS: dict[str, dict[Role, SplitCounts]] = {name: facts.counts for name, facts in FACTS.items()}

@@ -1,0 +1,86 @@
+"""Anyone's own folders: one folder per class, below one folder per split or directly."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from bdbnet.datasets.manifest import SPLITS, DatasetError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+LAYOUT = (
+    "A folder holds one folder per class, each with its images directly in it (CLASS/IMAGE), or such folders for each "
+    "split: train/CLASS/IMAGE, and test/CLASS/IMAGE or query/CLASS/IMAGE and gallery/CLASS/IMAGE"
+)
+
+
+def list_class_folders(root: Path) -> pd.DataFrame:
+    """The images in `root` as rows of path, label, camera (-1) and, where it has folders for splits, split.
+
+    Classes are numbered 0, 1, ... in the order of their names, or of their numbers where all names are whole numbers; a
+    class has the same number in every split. Rows are sorted by split, class and file name. Images are told by their
+    suffix; other files, names with a leading dot and folders without images are left out.
+    Raises DatasetError for a folder without any image and for names that are not UTF-8, OSError for folders that can't
+    be listed and for links that lead nowhere or in a circle.
+    """
+    folders = _contents(root)[0]
+    splits = _split_folders(root, folders)
+    images = [
+        (f"{split}/" if split else "", name, file)
+        for split in splits or [""]
+        for name in _in_order(_contents(root / split)[0] if split else folders)
+        for file in sorted(_contents(root / split / name)[1])
+    ]
+    if not images:
+        suffixes = " ".join(IMAGE_SUFFIXES)
+        raise DatasetError(f"{root} holds no images ({suffixes}) in folders of classes. {LAYOUT}.")
+    numbers = {name: number for number, name in enumerate(_in_order({name for _, name, _ in images}))}
+    table = pd.DataFrame(
+        {
+            "path": [f"{start}{name}/{file}" for start, name, file in images],
+            "label": [numbers[name] for _, name, _ in images],
+            "camera": -1,
+        }
+    )
+    return table.assign(split=[start.rstrip("/") for start, _, _ in images]) if splits else table
+
+
+def require_utf8(path: str) -> None:
+    """Raise DatasetError for a name that no CSV, Parquet or JSON file could hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise DatasetError(f"the name {shown} is not valid UTF-8. Rename the file or folder.") from None
+
+
+def _split_folders(root: Path, folders: list[str]) -> list[str]:
+    """Those of `folders` that are splits, if they are: a class may be called train, too."""
+    named = [split for split in SPLITS if split in folders]
+    contents = [_contents(root / split) for split in named]
+    holds_classes = any(inner and not images for inner, images in contents)
+    return named if holds_classes or len(named) == len(folders) else []
+
+
+def _contents(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the images in `folder`."""
+    folders, images = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
+            if entry.name.startswith(".") or not (is_image or entry.is_symlink() or entry.is_dir()):
+                continue
+            require_utf8(entry.path)
+            if entry.is_symlink():
+                entry.stat()  # names the link if it leads nowhere or in a circle
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif is_image:
+                images.append(entry.name)
+    return folders, images
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    names = sorted(names)
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names

@@ -1,0 +1,149 @@
+"""Finding a dataset's parts in a folder, and the errors that say what is missing there."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bdbnet.datasets.catalogue import FACTS, PUBLISHED_COUNTS
+from bdbnet.datasets.manifest import CountWarning, DatasetError, Manifest
+
+COLUMNS = ("path", "label", "camera", "split")
+
+
+def find_base(name: str, root: Path, wanted: Sequence[str]) -> Path:
+    """`root`, or the one folder in it, that holds all files and folders of `wanted`.
+
+    Raises DatasetError that says what was looked for and found, how the folder should look, and how to get it.
+    """
+    best, present = nearest_base(name, root, wanted)
+    missing = [entry for entry in wanted if entry not in present]
+    if not missing:
+        return best
+    if present:
+        raise DatasetError(
+            f"{name}: {best} holds {', '.join(present)} but not {', '.join(missing)}.\n{how_to_prepare(name, root)}"
+        )
+    entries = sorted(list_folder(root))
+    found = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") if entries else "nothing"
+    raise DatasetError(
+        f"{name}: {root} has another layout: looked for {', '.join(wanted)} there and one level down, found {found}.\n"
+        f"{how_to_prepare(name, root)}"
+    )
+
+
+def nearest_base(name: str, root: Path, wanted: Sequence[str]) -> tuple[Path, list[str]]:
+    """`root` or the folder in it that holds most of `wanted`, and what it holds of them.
+
+    A `root` that holds everything is taken whatever lies in its folders.
+    Raises DatasetError where `root` is no readable folder, or where two folders in it hold everything.
+    """
+    try:
+        entries = list_folder(root)
+    except FileNotFoundError:
+        raise DatasetError(f"{name}: there is no folder {root}.\n{how_to_prepare(name, root)}") from None
+    except NotADirectoryError:
+        raise DatasetError(f"{name}: {root} is not a folder.\n{how_to_prepare(name, root)}") from None
+    except OSError as error:
+        raise DatasetError(f"{name}: can't read the folder {root}: {error.strerror}. Make it readable.") from None
+    places = [root, *(root / entry for entry, is_folder in sorted(entries.items()) if is_folder)]
+    present = {place: [entry for entry in wanted if is_there(place / entry)] for place in places}
+    complete = [place for place in places if len(present[place]) == len(wanted)]
+    if len(complete) > 1 and complete[0] != root:
+        raise DatasetError(
+            f"{name}: more than one folder holds {', '.join(wanted)}: {', '.join(map(str, complete))}. "
+            "Set dataset.root to one of them."
+        )
+    best = max(places, key=lambda place: len(present[place]))
+    return best, present[best]
+
+
+def is_there(path: Path) -> bool:
+    """Whether `path` is a file or a folder; not where a folder above it may not be searched."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def list_folder(folder: Path) -> dict[str, bool]:
+    """Name -> whether it is a folder, for everything in `folder`."""
+    with os.scandir(folder) as entries:
+        return {entry.name: _is_folder(entry) for entry in entries}
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
+
+
+def require_files(name: str, base: Path, paths: Iterable[str]) -> None:
+    """Raise DatasetError unless every listed file is there."""
+    paths = list(paths)
+    missing = missing_files(base, paths)
+    if missing:
+        raise DatasetError(
+            f"{name}: {len(missing):,} of the {len(paths):,} listed images are not in {base}, the first is {missing[0]}.\n"
+            f"{how_to_prepare(name, base)}"
+        )
+
+
+def missing_files(base: Path, paths: Iterable[str]) -> list[str]:
+    """Those of `paths` that are not there below `base`, in their order.
+
+    Folders are listed once each, which is several times as fast as looking for one file after another.
+    """
+    there: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, _, file = path.rpartition("/")
+        if folder not in there:
+            place = base / folder
+            there[folder] = set(list_folder(place)) if place.is_dir() else set()
+        if file not in there[folder]:
+            missing.append(path)
+    return missing
+
+
+def build_manifest(
+    name: str,
+    base: Path,
+    rows: Sequence[Sequence[object]] | pd.DataFrame,
+    *,
+    check_counts: bool,
+    explain: Callable[[Manifest], str | None] | None = None,
+) -> Manifest:
+    """The manifest of rows (path, label, camera, split[, x1, y1, x2, y2]) below `base`.
+
+    `check_counts` warns (CountWarning) where the number of images, identities or cameras is not the published one,
+    and adds what `explain` knows of the reason.
+    """
+    table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=list(COLUMNS))
+    manifest = Manifest.from_table(table, base, name, source=base)
+    differences = manifest.differences(PUBLISHED_COUNTS[name]) if check_counts else []
+    if differences:
+        reason = explain(manifest) if explain else None
+        if reason:
+            differences.append(reason)
+        warnings.warn(
+            f"{base} is not the complete {name}: {'; '.join(differences)}. Results are not comparable with published "
+            f"ones. python -m bdbnet.prepare dataset={name} says more; dataset.options.check_counts=false silences this.",
+            CountWarning,
+            stacklevel=4,
+        )
+    return manifest
+
+
+def how_to_prepare(name: str, root: Path) -> str:
+    """The expected layout and the command that makes it, for the end of an error message."""
+    facts = FACTS[name]
+    layout = "\n".join(f"    {line}" for line in facts.layout.splitlines())
+    return (
+        f"{facts.title} is expected in dataset.root, or in one folder below it, as\n{layout}\n"
+        f"To extract the authors' archive: python -m bdbnet.prepare dataset={name} archive={facts.archives or 'FILE'} "
+        f"dataset.root={root}\nIf the data are elsewhere, set dataset.root to their folder."
+    )
