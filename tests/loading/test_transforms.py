@@ -11,82 +11,111 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from bdbnet.config import instantiate
-from bdbnet.loading import Cutout, EvaluationTransform, RandomErasing, TrainTransform, normalize, transforms_for
+from bdbnet.loading import (
+    Cutout,
+    EvaluationTransform,
+    RandomErasing,
+    TrainTransform,
+    normalize,
+    show_on_device,
+    transforms_for,
+)
 from bdbnet.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, pad_to_square
 
 
-def random_image(height: int, width: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def sample(
+    transform: TrainTransform, image: np.ndarray, generator: np.random.Generator | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """One sample of a transform, and its rectangles to erase."""
+    view = transform.draw(np.random.default_rng(0) if generator is None else generator)
+    shown = np.empty((*transform.image_size, 3), dtype=np.uint8)
+    transform.show(transform.prepare(image), view, shown)
+    return shown, view.erased
 
 
 @pytest.mark.parametrize("source", [(128, 64), (300, 200), (37, 91), (256, 128), (1, 1)])
 @pytest.mark.parametrize("size", [(384, 128), (256, 128), (224, 224)])
 def test_resize_equals_torchvision(source: tuple[int, int], size: tuple[int, int]) -> None:
     image = random_image(*source)
-    expected = functional.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    result, _ = EvaluationTransform(size)(image)
-    assert result.dtype == torch.uint8
-    assert result.equal(functional.pil_to_tensor(expected))
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    expected = functional.resize(tensor, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    result = sample(EvaluationTransform(size), image)[0]
+    np.testing.assert_array_equal(result, expected.permute(1, 2, 0))
+    pillow = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(pillow - result).max() <= 2
+    if source == (128, 64) and size[1] == 128:
+        np.testing.assert_array_equal(pillow, result)
 
 
 def test_flip_mirrors_left_and_right() -> None:
-    image, generator = random_image(6, 4), np.random.default_rng(0)
-    plain = TrainTransform((6, 4), flip=0.0)(image, generator)[0]
-    assert plain.equal(functional.pil_to_tensor(image))
-    assert TrainTransform((6, 4), flip=1.0)(image, generator)[0].equal(plain.flip(2))
+    image = random_image(6, 4)
+    plain = sample(TrainTransform((6, 4), flip=0.0), image)[0]
+    np.testing.assert_array_equal(plain, image)
+    np.testing.assert_array_equal(sample(TrainTransform((6, 4), flip=1.0), image)[0], image[:, ::-1])
 
 
 def test_half_of_the_images_are_flipped() -> None:
-    image, generator = random_image(6, 4), np.random.default_rng(1)
-    plain, transform = functional.pil_to_tensor(image), TrainTransform((6, 4))
-    flipped = sum(not transform(image, generator)[0].equal(plain) for _ in range(1000))
-    assert 450 < flipped < 550
+    generator, transform = np.random.default_rng(1), TrainTransform((6, 4))
+    assert 450 < sum(transform.draw(generator).flipped for _ in range(1000)) < 550
 
 
 def test_crops_are_parts_of_the_resized_image_and_reach_every_place() -> None:
     image, generator = random_image(8, 8), np.random.default_rng(2)
-    full, transform = functional.pil_to_tensor(image), TrainTransform((6, 5), resize=8, flip=0.0)
-    places = {(top, left): full[:, top : top + 6, left : left + 5] for top in range(3) for left in range(4)}
+    transform = TrainTransform((6, 5), resize=8, flip=0.0)
+    places = {(top, left): image[top : top + 6, left : left + 5] for top in range(3) for left in range(4)}
     seen = set()
     for _ in range(300):
-        crop = transform(image, generator)[0]
-        seen |= {place for place, part in places.items() if part.equal(crop)}
+        crop = sample(transform, image, generator)[0]
+        seen |= {place for place, part in places.items() if np.array_equal(part, crop)}
     assert seen == set(places)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 9), (9, 4), (5, 5), (1, 4)])
 def test_padding_is_black_with_the_image_in_the_middle(height: int, width: int) -> None:
     image, side = random_image(height, width), max(height, width)
-    padded = np.asarray(pad_to_square(image)).astype(int)
+    padded = pad_to_square(image).astype(int)
     top, left = (side - height) // 2, (side - width) // 2
     assert padded.shape == (side, side, 3)
-    np.testing.assert_array_equal(padded[top : top + height, left : left + width], np.asarray(image))
-    assert padded.sum() == np.asarray(image).astype(int).sum()
+    np.testing.assert_array_equal(padded[top : top + height, left : left + width], image)
+    assert padded.sum() == image.astype(int).sum()
 
 
-def test_person_protocol() -> None:
-    train, test = transforms_for("reid", (12, 4), flip=0.0)
+@pytest.mark.parametrize("protocol", ["reid", "reid_multi_query"])
+def test_person_protocol(protocol: str) -> None:
+    train, test = transforms_for(protocol, (12, 4), flip=0.0)
     image = random_image(20, 10)
-    assert train(image, np.random.default_rng(0))[0].equal(test(image)[0])
-    assert test(image)[0].shape == (3, 12, 4)
+    np.testing.assert_array_equal(sample(train, image)[0], sample(test, image)[0])
+    assert sample(test, image)[0].shape == (12, 4, 3)
+    assert not train.pad_to_square
 
 
 def test_retrieval_protocol() -> None:
     train, test = transforms_for("retrieval", 14, resize=16, pad_test=False)
     image = random_image(20, 10)
-    assert train(image, np.random.default_rng(0))[0].shape == (3, 14, 14)
+    assert sample(train, image)[0].shape == (14, 14, 3)
     assert train.pad_to_square
-    assert test(image)[0].equal(EvaluationTransform(16)(image)[0])
+    np.testing.assert_array_equal(sample(test, image)[0], sample(EvaluationTransform(16), image)[0])
     _, padded = transforms_for("retrieval", 14, resize=16)
-    assert padded(image)[0].equal(EvaluationTransform(16)(pad_to_square(image))[0])
+    expected = sample(EvaluationTransform(16), pad_to_square(image))[0]
+    np.testing.assert_array_equal(sample(padded, image)[0], expected)
     assert transforms_for("retrieval", 14)[1].image_size == (14, 14)
 
 
+def test_size_of_test_images_and_padding_can_be_overruled() -> None:
+    train, test = transforms_for("retrieval", 14, resize=16, test_size=14, pad_train=False)
+    assert (train.prepared_size, train.image_size, test.image_size) == ((16, 16), (14, 14), (14, 14))
+    assert not train.pad_to_square
+    assert test.pad_to_square
+    assert transforms_for("reid", 14, resize=16)[0].prepared_size == (16, 16)
+
+
 def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose reid or retrieval"):
-        transforms_for("person", 8)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no meaning for protocol reid"):
-        transforms_for("reid", 8, resize=9)
+    with pytest.raises(ValueError, match="choose one of reid, reid_multi_query, retrieval"):
+        transforms_for("person", 8)
     with pytest.raises(ValueError, match=r"resize \(7, 7\) is smaller than image_size \(8, 8\)"):
         TrainTransform(8, resize=7)
     with pytest.raises(ValueError, match=r"flip is 1\.5"):
@@ -163,19 +192,33 @@ def test_random_erasing_gives_up_where_nothing_fits() -> None:
     assert RandomErasing(1.0)(1, 1, np.random.default_rng(0)) == (0, 0, 0, 0)
 
 
-def test_train_transform_gives_one_row_per_eraser_and_the_same_crop_without_them() -> None:
-    image = random_image(20, 20)
+def test_one_row_per_eraser_and_the_same_crop_without_them() -> None:
     plain = TrainTransform(16, resize=20)
     erasing = TrainTransform(16, resize=20, erasing=[Cutout(1.0, 4), RandomErasing(0.0)])
     for seed in range(20):
-        expected, nothing = plain(image, np.random.default_rng(seed))
-        result, erased = erasing(image, np.random.default_rng(seed))
-        assert result.equal(expected)
-        assert nothing.shape == (0, 4)
-        assert erased.shape == (2, 4)
-        assert erased.dtype == torch.int64
-        assert erased[0, 2] > 0
-        assert erased[1].tolist() == [0, 0, 0, 0]
+        expected, view = plain.draw(np.random.default_rng(seed)), erasing.draw(np.random.default_rng(seed))
+        assert view[:3] == expected[:3]
+        assert expected.erased.shape == (0, 4)
+        assert view.erased.shape == (2, 4)
+        assert view.erased.dtype == np.int64
+        assert view.erased[0, 2] > 0
+        assert view.erased[1].tolist() == [0, 0, 0, 0]
+
+
+def test_a_view_on_the_device_equals_one_from_the_host() -> None:
+    """Cropped, mirrored and plain, on the CPU as the device."""
+    images = np.stack([random_image(20, 24, seed) for seed in range(5)])
+    transform, generator = TrainTransform((13, 9), resize=(20, 24)), np.random.default_rng(0)
+    rows = generator.integers(5, size=40)
+    views = [transform.draw(generator) for _ in rows]
+    expected = np.empty((40, 13, 9, 3), dtype=np.uint8)
+    for row, view, out in zip(rows, views, expected):
+        transform.show(images[row], view, out)
+    table = torch.tensor([(row, view.top, view.left, view.flipped) for row, view in zip(rows, views)])
+    result = show_on_device(torch.from_numpy(images), table, transform.image_size)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(result.permute(0, 2, 3, 1), expected)
+    assert {view.flipped for view in views} == {True, False}
 
 
 @pytest.mark.parametrize(
@@ -190,14 +233,13 @@ def test_train_transform_gives_one_row_per_eraser_and_the_same_crop_without_them
 def test_shipped_augmentations_are_the_published_ones(name: str, erasing: list[Cutout | RandomErasing]) -> None:
     settings = instantiate(OmegaConf.load(Path(__file__).parents[2] / "conf" / "augmentation" / f"{name}.yaml"))
     assert settings["flip"] == 0.5
-    image, size = random_image(20, 10), (96, 80)
+    size = (96, 80)
     built = TrainTransform(size, flip=settings["flip"], erasing=settings["erasing"])
     expected = TrainTransform(size, erasing=erasing)
     for seed in range(20):
-        for result, reference in zip(
-            built(image, np.random.default_rng(seed)), expected(image, np.random.default_rng(seed))
-        ):
-            assert result.equal(reference)
+        drawn, reference = (transform.draw(np.random.default_rng(seed)) for transform in (built, expected))
+        assert drawn[:3] == reference[:3]
+        np.testing.assert_array_equal(drawn.erased, reference.erased)
 
 
 def naive_normalize(images: torch.Tensor, erased: torch.Tensor) -> torch.Tensor:

@@ -11,16 +11,18 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, NoReturn
+from typing import IO, Any, BinaryIO, NoReturn
 
 from tqdm import tqdm
 
 from bdbnet.datasets.manifest import DatasetError
 
 _CHUNK = 1 << 20
+# What datasets come with beside their archives: annotations and lists.
+_COMPANIONS = (".mat", ".txt")
 # Small archives may compress any amount up to this size, so that a few empty pages of text are no attack.
 _ALWAYS_ALLOWED = 1 << 20
 # Empty, absolute, with a drive letter, with a backslash or control character, or with a ".." part.
@@ -42,8 +44,13 @@ class ArchiveError(DatasetError):
     """An archive that is refused, damaged or can't be written out."""
 
 
-def extract_archive(
-    archive: str | Path,
+def extract_archive(archive: str | Path, destination: str | Path, **options: Any) -> Path:
+    """`extract_archives` of a single archive."""
+    return extract_archives([archive], destination, **options)
+
+
+def extract_archives(
+    archives: Sequence[str | Path],
     destination: str | Path,
     *,
     max_members: int = 2_000_000,
@@ -51,36 +58,49 @@ def extract_archive(
     max_ratio: float = 100.0,
     progress: bool = True,
 ) -> Path:
-    """Extract a .zip, .tar, .tar.gz or .tgz file into the new folder `destination` and return its path.
+    """Extract .zip, .tar, .tar.gz or .tgz files into the new folder `destination` and return its path.
 
-    Only plain files and folders are written, and only below `destination`.  Refused are absolute names, `..`,
-    backslashes, links, devices, encrypted and repeated members, more than `max_members` members, and more content
-    than `max_bytes` or `max_ratio` times the size of the archive, both counted while it is unpacked.
-    Everything goes to a temporary folder beside `destination` that takes its name at the very end, so after an
+    Several archives go into the same folder, one after another; .mat and .txt files that datasets come with beside their
+    archives are copied into it.  Only plain files and folders are written, and only below `destination`.  Refused are
+    absolute names, `..`, backslashes, links, devices, encrypted and repeated members, and in each archive more than
+    `max_members` members, and more content than `max_bytes` or `max_ratio` times its size, both counted while it is
+    unpacked.  Everything goes to a temporary folder beside `destination` that takes its name at the very end, so after an
     error or Ctrl-C nothing is left.  Raises ArchiveError.
     """
-    archive, target = Path(archive), Path(destination).resolve()
+    sources, target = [Path(archive) for archive in archives], Path(destination).resolve()
+    if not sources:
+        raise ArchiveError("archive=[] names no file: give one, or several as archive=[a.zip,b.tgz]")
     _check_destination(target)
-    kind = _kind(archive)
-    with _clear_errors(archive, target):
+    kinds = [_kind(source) for source in sources]
+    with _clear_errors(sources[0], target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".part", dir=target.parent))
-        try:
-            # A folder made by mkdir, unlike one by mkdtemp, has the permissions that the user's umask asks for.
-            content = temporary / "content"
-            content.mkdir()
-            limit = _Limit(archive, max_members, max_bytes, max_ratio)
-            with tqdm(desc=f"extracting {archive.name}", unit=" files", disable=not progress) as bar:
-                if kind == "zip":
-                    _extract_zip(archive, content, limit, bar)
-                else:
-                    _extract_tar(archive, content, limit, bar, compressed=kind == "tar.gz")
+    try:
+        # A folder made by mkdir, unlike one by mkdtemp, has the permissions that the user's umask asks for.
+        content = temporary / "content"
+        content.mkdir()
+        for source, kind in zip(sources, kinds):
+            with _clear_errors(source, target):
+                _extract(source, kind, content, _Limit(source, max_members, max_bytes, max_ratio), progress)
+        with _clear_errors(sources[-1], target):
             if target.exists():
                 target.rmdir()
             content.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _extract(archive: Path, kind: str, folder: Path, limit: "_Limit", progress: bool) -> None:
+    if kind == "plain":
+        with archive.open("rb") as stream, _create(archive, archive.name, folder / archive.name) as target:
+            shutil.copyfileobj(stream, target, _CHUNK)
+        return
+    with tqdm(desc=f"extracting {archive.name}", unit=" files", disable=not progress) as bar:
+        if kind == "zip":
+            _extract_zip(archive, folder, limit, bar)
+        else:
+            _extract_tar(archive, folder, limit, bar, compressed=kind == "tar.gz")
 
 
 class _Limit:
@@ -239,7 +259,7 @@ def _check_destination(target: Path) -> None:
 
 
 def _kind(archive: Path) -> str:
-    """`zip`, `tar` or `tar.gz`, told by the first bytes.  Raises ArchiveError."""
+    """`zip`, `tar` or `tar.gz`, told by the first bytes, or `plain` by the name.  Raises ArchiveError."""
     try:
         with archive.open("rb") as file:
             start = file.read(tarfile.BLOCKSIZE)
@@ -251,6 +271,8 @@ def _kind(archive: Path) -> str:
         return "tar.gz"
     if start[257:262] == b"ustar":
         return "tar"
+    if archive.suffix.lower() in _COMPANIONS:
+        return "plain"
     raise ArchiveError(
         f"{archive} ({archive.stat().st_size:,} bytes) is not a .zip, .tar, .tar.gz or .tgz archive. "
         "It may be an error page that was saved in its place: download it again."

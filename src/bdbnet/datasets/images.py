@@ -1,15 +1,12 @@
-"""Reading image files, and the dataset that turns a row of a manifest into a sample."""
+"""Reading image files, whatever they hold, into 8-bit RGB."""
 
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from bdbnet.datasets import Manifest
 
 MAX_PIXELS = 80_000_000
 """Largest accepted image.  Below Pillow's own limit, so that Pillow never warns about an image that is accepted."""
@@ -21,54 +18,99 @@ _ORIENTATION = 0x0112
 _WHITE = (255, 255, 255, 255)
 
 Box = tuple[int, int, int, int]
-Transform = Callable[[Image.Image, np.random.Generator], tuple[Tensor, Tensor]]
 
 
 class ImageError(ValueError):
     """An image file that can't be used; the message names the file and says what to do."""
 
 
-class Draw(NamedTuple):
-    """One drawn training sample.
-
-    `index` is its row in the train manifest, `position` its place in the epoch's order over all ranks.
-    """
-
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which no one calls on a draw
-    epoch: int
-    position: int
-
-
-def read_image(path: str | Path, *, box: Box | None = None) -> Image.Image:
-    """Decode one image file to 8-bit RGB, upright.
+def read_image(
+    path: str | Path, *, box: Box | None = None, reduction: Callable[[int, int], int] | None = None
+) -> np.ndarray:
+    """Decode one image file to 8-bit RGB, upright: uint8 (height, width, 3).
 
     Greyscale, palette, CMYK and 16-bit images are converted (16 bits are scaled to 8), transparent ones laid on
     white, an EXIF orientation is applied.  `box` (left, top, right, bottom; right and bottom excluded) is cut out of
     the upright image; what lies over its border is left out.
 
+    `reduction(height, width)` says by which of 1, 2, 4, 8 a JPEG of that size may be reduced while it is decoded, which
+    saves most of the work on large photographs.  Other files and images with a box are decoded in full.
+
     Raises ImageError for a file that is missing, unreadable, truncated, not an image, larger than `MAX_PIXELS`, or
-    that the box misses.  There is one attempt: a file that fails is never replaced by another.
+    that the box misses.  There is one attempt: a file that fails is never replaced by another here.
     """
+    return decode_image(read_file(path), path, box=box, reduction=reduction)
+
+
+def read_file(path: str | Path) -> bytes:
+    """The content of an image file.  Raises ImageError."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise _bomb(path, f"{width} x {height}")
-            rgb = _to_rgb(_upright(image))
-    except ImageError:
-        raise
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise ImageError(f"image {path} does not exist: check the dataset's folder, or prepare it again") from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def decode_image(
+    data: bytes, path: str | Path, *, box: Box | None = None, reduction: Callable[[int, int], int] | None = None
+) -> np.ndarray:
+    """As `read_image`, from the content of the file `path`."""
+    try:
+        pixels = _decode_jpeg(data, path, None if box is not None else reduction)
+        if pixels is None:
+            pixels = _decode_any(data, path)
+    except ImageError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _bomb(path, "too many") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on damaged input
-        raise ImageError(
-            f"image {path} can't be read ({_reason(error)}): restore the file from the original dataset, "
-            "or remove it from the dataset"
-        ) from error
-    return rgb if box is None else _cut(rgb, box, path)
+        raise _unreadable(path, error) from error
+    return pixels if box is None else _cut(pixels, box, path)
+
+
+def _decode_jpeg(data: bytes, path: str | Path, reduction: Callable[[int, int], int] | None) -> np.ndarray | None:
+    """An ordinary JPEG (grey or YCbCr, no EXIF) straight through libjpeg-turbo, bit for bit as Pillow decodes it.
+
+    None for everything else, and for damaged files: `_decode_any` finds out what is wrong with them.
+    """
+    if not data.startswith(b"\xff\xd8") or b"Exif\0\0" in data:
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace not in ("YCbCr", "Gray"):
+            return None
+        if width * height > MAX_PIXELS:
+            raise _bomb(path, f"{width} x {height}")
+        factor = 1 if reduction is None else reduction(height, width)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=-(-height // factor), min_width=-(-width // factor)
+        )
+    except ImageError:
+        raise
+    except ValueError:
+        return None
+    if factor > 1:
+        # The decoder rounds up, with pixels at the edge that are mostly padding: the nearest size keeps the image in place.
+        pixels = np.ascontiguousarray(pixels[: round(height / factor), : round(width / factor)])
+    return pixels
+
+
+def _decode_any(data: bytes, path: str | Path) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise _bomb(path, f"{width} x {height}")
+        return np.array(_to_rgb(_upright(image)))
+
+
+def _unreadable(path: str | Path, error: Exception) -> ImageError:
+    return ImageError(
+        f"image {path} can't be read ({_reason(error)}): restore the file from the original dataset, "
+        "or remove it from the dataset"
+    )
 
 
 def _bomb(path: str | Path, size: str) -> ImageError:
@@ -114,66 +156,13 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def _cut(image: Image.Image, box: Box, path: str | Path) -> Image.Image:
+def _cut(pixels: np.ndarray, box: Box, path: str | Path) -> np.ndarray:
+    height, width = pixels.shape[:2]
     left, top, right, bottom = box
-    inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
-    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+    part = pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    if part.size == 0:
         raise ImageError(
-            f"image {path} ({image.width} x {image.height} pixels) has nothing in its box x1={left} y1={top} "
+            f"image {path} ({width} x {height} pixels) has nothing in its box x1={left} y1={top} "
             f"x2={right} y2={bottom}: correct the box in the dataset's table"
         )
-    return image.crop(inside)
-
-
-class ImageDataset(Dataset[dict[str, Any]]):
-    """The images of a manifest, row by row.
-
-    `transform(image, generator)` gives the uint8 image (3, H, W) and the rectangles to erase (R, 4).  `labels` (N,)
-    replaces the manifest's own labels, as training does with 0..C-1.  `columns` are further values per row that
-    samples carry under their name.
-
-    A sample is a function of (seed, epoch, position, index) alone: the number of workers or ranks does not matter.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        transform: Transform,
-        *,
-        labels: np.ndarray | None = None,
-        seed: int = 0,
-        columns: Mapping[str, np.ndarray] | None = None,
-    ) -> None:
-        table = manifest.table
-        # Arrays, not tables or lists: reading them in a forked worker copies no memory page for a reference count.
-        self.paths = np.array(manifest.paths, dtype=np.str_)
-        self.labels = np.asarray(table["label"] if labels is None else labels, dtype=np.int64)
-        self.cameras = table["camera"].to_numpy(np.int64)
-        self.boxes = table[["x1", "y1", "x2", "y2"]].to_numpy(np.int64) if "x1" in table.columns else None
-        self.columns = dict(columns or {})
-        self.transform = transform
-        self.seed = seed
-        for name, values in {"labels": self.labels, **self.columns}.items():
-            if len(values) != len(table):
-                raise ValueError(f"{name} has {len(values)} values for the {len(table)} images of {manifest.name}")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
-        """The sample of a draw; an integer is that row in epoch 0 at position = row."""
-        index, epoch, position = draw if isinstance(draw, tuple) else (draw, 0, draw)
-        box = None if self.boxes is None else tuple(self.boxes[index].tolist())
-        image, erased = self.transform(
-            read_image(str(self.paths[index]), box=box),
-            np.random.default_rng((self.seed, epoch, position, index)),
-        )
-        sample = {
-            "image": image,
-            "erased": erased,
-            "label": int(self.labels[index]),
-            "camera": int(self.cameras[index]),
-            "index": index,
-            "position": position,
-        }
-        return sample | {name: values[index] for name, values in self.columns.items()}
+    return part

@@ -18,6 +18,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from bdbnet.datasets.checking import usable_cores
 from bdbnet.datasets.manifest import DatasetError, Manifest
 
 RENDERER_VERSION = 3
@@ -90,7 +91,7 @@ def _render_folder(folder: Path, name: str, shots: Sequence[Shot], render: Rende
 
 
 def _render_all(folder: Path, name: str, shots: Sequence[Shot], render: Render, workers: int | None) -> None:
-    count = min(8, _cores()) if workers is None else workers
+    count = min(8, usable_cores()) if workers is None else workers
     # For fewer images, starting a process takes longer than rendering them.
     count = min(count, len(shots) // IMAGES_PER_WORKER)
     shares = [shots[worker::count] for worker in range(count)] if count > 1 else []
@@ -151,8 +152,3 @@ def _work() -> None:
 
 def _save(folder: Path, render: Render, shot: Shot) -> None:
     render(shot).save(folder / shot.path, quality=JPEG_QUALITY, subsampling=0)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

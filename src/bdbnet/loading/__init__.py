@@ -1,30 +1,40 @@
 """From a manifest to normalised batches on the device."""
 
+from bdbnet.datasets.images import ImageError, read_image
 from bdbnet.loading.datamodule import ReIDDataModule, default_workers
 from bdbnet.loading.identity_sampler import IdentityBatchSampler, SamplerError
-from bdbnet.loading.images import Draw, ImageDataset, ImageError, read_image
+from bdbnet.loading.packed import CacheError, PackedImages, open_or_pack
+from bdbnet.loading.samples import Draw, ImageDataset, show_on_device
 from bdbnet.loading.transforms import (
+    PROTOCOLS,
     Cutout,
     EvaluationTransform,
     RandomErasing,
     TrainTransform,
+    View,
     normalize,
     transforms_for,
 )
 
 __all__ = [
+    "PROTOCOLS",
+    "CacheError",
     "Cutout",
     "Draw",
     "EvaluationTransform",
     "IdentityBatchSampler",
     "ImageDataset",
     "ImageError",
+    "PackedImages",
     "RandomErasing",
     "ReIDDataModule",
     "SamplerError",
     "TrainTransform",
+    "View",
     "default_workers",
     "normalize",
+    "open_or_pack",
     "read_image",
+    "show_on_device",
     "transforms_for",
 ]

@@ -1,6 +1,5 @@
 """Train and test batches of a manifest for a Lightning trainer."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,14 +9,17 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from bdbnet.datasets import Manifest
+from bdbnet.datasets.checking import usable_cores
 from bdbnet.loading.identity_sampler import IdentityBatchSampler
-from bdbnet.loading.images import ImageDataset, Transform
-from bdbnet.loading.transforms import normalize
+from bdbnet.loading.packed import CacheError, PackedImages, open_or_pack
+from bdbnet.loading.samples import Batch, ImageDataset, show_on_device
+from bdbnet.loading.transforms import EvaluationTransform, TrainTransform, normalize
 
-Batch = dict[str, Tensor]
+CACHES = ("none", "packed", "device")
+ON_ERROR = ("raise", "replace")
 
 _MOST_WORKERS = 8
 
@@ -35,14 +37,20 @@ class ReIDDataModule(pl.LightningDataModule):
     test images, none twice: the parts may differ by one image.  `num_workers` processes per rank decode images
     (default: `default_workers()`).  `channels_last` sets the memory format of the images.
 
+    `cache`: `none` decodes files for every batch; `packed` keeps all prepared images in memory-mapped files below
+    `cache_root`, made at the first use (see `open_or_pack`); `device` also copies those of the training set to the
+    device and crops, flips and erases there.  All three give the same batches.  `scaled_decoding` reduces large JPEGs
+    while they are decoded.  `on_error="replace"` trains with another image of the same identity where a file can't be
+    read, and counts it in `replaced`; test images must all be readable.
+
     The trainer needs `use_distributed_sampler=False`; with several ranks Lightning refuses the sampler otherwise.
     """
 
     def __init__(
         self,
         manifest: Manifest,
-        train_transform: Transform,
-        test_transform: Transform,
+        train_transform: TrainTransform,
+        test_transform: EvaluationTransform,
         *,
         batch_size: int = 128,
         images_per_identity: int = 4,
@@ -51,8 +59,16 @@ class ReIDDataModule(pl.LightningDataModule):
         num_workers: int | None = None,
         seed: int = 0,
         channels_last: bool = False,
+        cache: str = "none",
+        cache_root: str | Path = "data/cache",
+        scaled_decoding: bool = True,
+        on_error: str = "raise",
     ) -> None:
         super().__init__()
+        if cache not in CACHES:
+            raise ValueError(f"loading.cache is {cache!r}: choose one of {', '.join(CACHES)}")
+        if on_error not in ON_ERROR:
+            raise ValueError(f"loading.on_error is {on_error!r}: choose one of {', '.join(ON_ERROR)}")
         if seed < 0:
             raise ValueError(f"seed is {seed}: give 0 or more")
         if num_workers is not None and num_workers < 0:
@@ -69,6 +85,14 @@ class ReIDDataModule(pl.LightningDataModule):
         self._given_workers = num_workers
         self.seed = seed
         self.channels_last = channels_last
+        self.cache = cache
+        self.cache_root = Path(cache_root)
+        self.scaled_decoding = scaled_decoding
+        self.on_error = on_error
+        self.replaced = 0
+        """Training images of this rank, since the start, that were replaced by another of their identity."""
+        self._train_images: PackedImages | None = None
+        self._on_device: Tensor | None = None
 
     @property
     def num_workers(self) -> int:
@@ -100,7 +124,16 @@ class ReIDDataModule(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        dataset = ImageDataset(self.train_manifest, self.train_transform, labels=labels, seed=self.seed)
+        dataset = ImageDataset(
+            self.train_manifest,
+            self.train_transform,
+            labels=labels,
+            seed=self.seed,
+            on_device=self.cache == "device",
+            replace=self.on_error == "replace",
+            scaled_decoding=self.scaled_decoding,
+        )
+        dataset.packed = self._train_images = self._packed(dataset, self.train_manifest, "train")
         return _TrainLoader(
             dataset,
             sampler,
@@ -118,14 +151,15 @@ class ReIDDataModule(pl.LightningDataModule):
         self.manifest.require("query", "gallery")
         rank, world_size = self._rank()
         table = self.test_table
+        manifest = self.manifest.with_rows(table)
         dataset = ImageDataset(
-            self.manifest.with_rows(table),
+            manifest,
             self.test_transform,
             seed=self.seed,
-            columns={
-                "is_query": table["split"].isin(("query", "test")).to_numpy(),
-            },
+            columns={"is_query": table["split"].isin(("query", "test")).to_numpy()},
+            scaled_decoding=self.scaled_decoding,
         )
+        dataset.packed = self._packed(dataset, manifest, "test")
         return DataLoader(
             dataset,
             batch_size=self.test_batch_size,
@@ -133,13 +167,48 @@ class ReIDDataModule(pl.LightningDataModule):
             **self._worker_settings(),
         )
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Count the images that were replaced, while the batch is on the host."""
+        batch = dict(batch)
+        if (drawn := batch.pop("replaced", None)) is not None:
+            self.replaced += int((drawn >= 0).sum())
+        return batch
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise and erase on the device."""
+        """Cut out where the images are on the device, normalise and erase."""
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         batch = dict(batch)
+        if (view := batch.pop("view", None)) is not None:
+            batch["image"] = show_on_device(self._device_images(view.device), view, self.train_transform.image_size)
         # Reordered while it is 8-bit: a quarter of the bytes.
         batch["image"] = normalize(batch["image"].contiguous(memory_format=order), batch.pop("erased"))
         return batch
+
+    def _packed(self, dataset: ImageDataset, manifest: Manifest, part: str) -> PackedImages | None:
+        if self.cache == "none":
+            return None
+        return open_or_pack(
+            self.cache_root,
+            f"{manifest.name}-{part}",
+            manifest,
+            dataset.transform,
+            dataset.prepare,
+            scaled_decoding=self.scaled_decoding,
+            keep_going=dataset.replace,
+        )
+
+    def _device_images(self, device: torch.device) -> Tensor:
+        """All prepared training images on the device, copied there with the first batch.  Raises CacheError."""
+        if self._on_device is None or self._on_device.device != device:
+            assert self._train_images is not None  # the batches come from `train_dataloader`, which opens them
+            images = self._train_images.images
+            if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+                raise CacheError(
+                    f"the {len(images):,} training images take {images.nbytes / 2**20:,.0f} MiB, more than half of what is "
+                    f"free on {device}: use loading.cache=packed"
+                )
+            self._on_device = torch.from_numpy(np.array(images)).to(device)
+        return self._on_device
 
     def _rank(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -154,7 +223,7 @@ class ReIDDataModule(pl.LightningDataModule):
         """PyTorch gives each worker process one computing thread, so that workers do not fight over the cores."""
         return {
             "num_workers": self.num_workers,
-            "collate_fn": collate,
+            "collate_fn": _as_it_is,
             "prefetch_factor": 4 if self.num_workers else None,
             "pin_memory": torch.cuda.is_available(),
         }
@@ -190,19 +259,14 @@ class _TrainLoader(DataLoader[Batch]):
         """Nothing to restore; see `state_dict`."""
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> Batch:
-    """Samples of `ImageDataset` to one batch; images stay uint8, (N, 3, H, W), channels last in memory."""
-    images = default_collate([sample["image"].permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
-    batch = {"image": images, "erased": torch.stack([sample["erased"] for sample in samples])}
-    for name in samples[0].keys() - batch.keys():
-        batch[name] = torch.from_numpy(np.array([sample[name] for sample in samples]))
+def _as_it_is(batch: Batch) -> Batch:
+    """`ImageDataset` gives whole batches."""
     return batch
 
 
 def default_workers(local_ranks: int = 1) -> int:
     """Worker processes for one rank: half of the cores that this process may use, shared by the ranks here; 1 to 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // (2 * local_ranks), 1), _MOST_WORKERS)
+    return min(max(usable_cores() // (2 * local_ranks), 1), _MOST_WORKERS)
 
 
 def _test_table(manifest: Manifest) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 import numpy as np
 from torch.utils.data import Sampler
 
-from bdbnet.loading.images import Draw
+from bdbnet.loading.samples import Draw
 
 
 class SamplerError(ValueError):

@@ -1,0 +1,123 @@
+"""Whether a dataset is what it should be: by its table, and by every image in it."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bdbnet.datasets.checking import check_images
+from bdbnet.datasets.cuhk03 import mistaken_kind
+from bdbnet.datasets.manifest import Manifest, Role, SplitCounts
+
+_SHOWN = 10
+
+
+class Finding(NamedTuple):
+    """Something that is wrong with a dataset, and what to do about it."""
+
+    problem: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}.\n  Fix: {self.fix}."
+
+
+def inspect_table(manifest: Manifest, published: Mapping[Role, SplitCounts]) -> list[Finding]:
+    """Other counts than published, identities in train and test, queries that nothing can answer."""
+    findings = []
+    differences = manifest.differences(published)
+    if (mistaken := mistaken_kind(manifest)) is not None:
+        findings.append(Finding(f"these are other images than {manifest.name} names", mistaken))
+    elif differences:
+        findings.append(
+            Finding(
+                f"not the complete {manifest.name}: {'; '.join(differences)}",
+                "delete the folder and extract the authors' archive again, or set dataset.options.check_counts=false and "
+                "do not compare with published results",
+            )
+        )
+    shared = manifest.shared_labels()
+    if len(shared):
+        findings.append(
+            Finding(
+                f"{len(shared):,} identities have images in train and in test, the first is {_first(manifest, shared[0])}",
+                "move all images of an identity into one of the two, or give them different labels",
+            )
+        )
+    unmatched = manifest.unmatched_queries()
+    if unmatched:
+        others = "under another camera in the gallery" if manifest.has_cameras else "among the other test images"
+        findings.append(
+            Finding(
+                f"{unmatched:,} queries have no image of their identity {others}: no metric counts them",
+                "correct labels or cameras, or take these queries out",
+            )
+        )
+    return findings
+
+
+def remarks(manifest: Manifest) -> list[str]:
+    """What is worth knowing and no fault: training identities that teach nothing across cameras or images."""
+    train = manifest.subset("train").table.groupby("label")
+    said = []
+    if manifest.has_cameras:
+        single = int((train["camera"].nunique() == 1).sum())
+        if single:
+            said.append(f"{single:,} training identities were seen by one camera only")
+    alone = int((train.size() == 1).sum())
+    if alone:
+        said.append(f"{alone:,} training identities have a single image: batches repeat it")
+    if not manifest.has_cameras:
+        said.append("the images have no cameras: the retrieval protocol (Recall@K) is used")
+    return said
+
+
+def inspect_images(manifest: Manifest, *, progress: bool = True) -> tuple[list[Finding], list[str]]:
+    """Faults that only the images show, and notes: unreadable files, images that train and are judged, cut boxes."""
+    checked = check_images(manifest, progress=progress)
+    findings = []
+    if checked.unreadable:
+        shown = [*checked.unreadable.values()][:_SHOWN]
+        more = len(checked.unreadable) - len(shown)
+        listed = "\n     ".join(shown + ([f"... and {more:,} more"] if more else []))
+        findings.append(
+            Finding(
+                f"{len(checked.unreadable):,} images can't be read:\n     {listed}",
+                "restore these files from the authors' archive, take their rows out, or train with "
+                "loading.on_error=replace",
+            )
+        )
+    findings += duplicates_across(manifest, checked.digests)
+    notes = []
+    if checked.clipped:
+        first = manifest.table["path"].iloc[checked.clipped[0]]
+        notes.append(
+            f"{len(checked.clipped):,} boxes reach over the image's border and are cut there, the first in {first}"
+        )
+    return findings, notes
+
+
+def duplicates_across(manifest: Manifest, digests: np.ndarray) -> list[Finding]:
+    """Images that train and are judged. `digests` (N,) identify the content of each row's file; "" for unreadable ones."""
+    table = manifest.table.assign(digest=digests)
+    boxes = [column for column in ("x1", "y1", "x2", "y2") if column in table.columns]
+    table = table[table["digest"] != ""]
+    train, test = table[table["split"] == "train"], table[table["split"] != "train"]
+    pairs: pd.DataFrame = train.merge(test, on=["digest", *boxes], suffixes=("_train", "_test"))
+    if pairs.empty:
+        return []
+    images = pairs["path_test"].nunique()
+    first = pairs.iloc[0]
+    return [
+        Finding(
+            f"{images:,} test images are also in the training set, byte for byte, the first is {first['path_test']} "
+            f"(as {first['path_train']})",
+            "take them out of one of the two sets",
+        )
+    ]
+
+
+def _first(manifest: Manifest, label: int) -> str:
+    row = manifest.table[manifest.table["label"] == label].iloc[0]
+    return f"{label} ({row['path']})"

@@ -1,0 +1,162 @@
+"""A dataset's prepared images in one memory-mapped file, made once and shared by all processes."""
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from bdbnet.datasets import Manifest
+from bdbnet.datasets.checking import usable_cores
+from bdbnet.datasets.images import ImageError
+from bdbnet.loading.transforms import TrainTransform
+
+# Raise it whenever a change alters what is stored: older caches are then made anew.
+FORMAT = 1
+_IMAGES, _FACTS = "images.npy", "cache.json"
+
+
+class CacheError(RuntimeError):
+    """A cache that can't be made; the message says where and what to do."""
+
+
+class PackedImages:
+    """uint8 (N, H, W, 3) images of N rows, `images`, and why rows are absent, `unreadable` (row -> reason).
+
+    The pixels stay on disk and are paged in as they are read; processes share them, however they were started.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # Private copy-on-write pages: PyTorch warns about arrays that are read-only, and nothing here writes.
+        self.images: np.ndarray = np.load(folder / _IMAGES, mmap_mode="c")
+        facts = json.loads((folder / _FACTS).read_text())
+        self.unreadable = {int(row): str(reason) for row, reason in facts["unreadable"].items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedImages, (self.folder,)  # a memory map itself would be pickled with all its pixels
+
+
+def open_or_pack(
+    root: Path,
+    name: str,
+    manifest: Manifest,
+    transform: TrainTransform,
+    prepare: Callable[[int], np.ndarray],
+    *,
+    scaled_decoding: bool,
+    keep_going: bool = False,
+    progress: bool = True,
+) -> PackedImages:
+    """The cache of all rows of `manifest` in `root / name-HxW`, made first where it is absent or of something else.
+
+    `prepare(row)` gives a row's pixels (H, W, 3).  A cache whose rows, files (size and time of change), image size or
+    format are not the ones asked for, or that was cut off, is made again, and a line says why.  One process makes it,
+    others wait.  It takes its name when it is complete.
+
+    Raises CacheError where it can't be written, and ImageError for an image that can't be read, unless `keep_going`:
+    such rows are then noted in `unreadable`.
+    """
+    height, width = transform.prepared_size
+    folder = Path(root).expanduser() / f"{name}-{height}x{width}"
+    wanted = {"format": FORMAT, "shape": [len(manifest.table), height, width, 3],
+              "content": _content(manifest, transform, scaled_decoding)}  # fmt: skip
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if (problem := _problem(folder, wanted, keep_going=keep_going)) is not None:
+                if folder.exists():
+                    print(f"cache {folder} {problem}: it is made again", flush=True)
+                _pack(folder, wanted, prepare, keep_going=keep_going, progress=progress)
+            return PackedImages(folder)
+    except OSError as error:
+        raise CacheError(
+            f"the cache {folder} can't be made ({error.strerror or error}): set loading.cache_root to a folder with "
+            f"{_bytes(wanted) / 2**20:,.0f} MiB of free space, or loading.cache=none"
+        ) from error
+
+
+def _content(manifest: Manifest, transform: TrainTransform, scaled_decoding: bool) -> str:
+    """Identifies what the pixels depend on."""
+    digest = hashlib.sha256(
+        f"{manifest.fingerprint} {transform.prepared_size} {transform.pad_to_square} {scaled_decoding}".encode()
+    )
+    for path in manifest.paths:
+        try:
+            status = os.stat(path)  # noqa: PTH116  (a Path for each of 100,000 files takes as long as the call)
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(b"absent\n")
+    return digest.hexdigest()
+
+
+def _problem(folder: Path, wanted: dict[str, Any], *, keep_going: bool) -> str | None:
+    """Why the cache in `folder` can't serve, or None."""
+    if not folder.exists():
+        return "is absent"
+    try:
+        facts = json.loads((folder / _FACTS).read_text())
+        found = {key: facts[key] for key in wanted}
+        unreadable = facts["unreadable"]
+        shape = np.load(folder / _IMAGES, mmap_mode="r").shape  # fails where the file is too short
+    except (OSError, ValueError, KeyError, TypeError):
+        return "is incomplete or damaged"
+    if found["shape"] != wanted["shape"] or list(shape) != wanted["shape"]:
+        return f"holds {found['shape'][0]:,} images of {found['shape'][1]} x {found['shape'][2]} pixels"
+    if found != wanted:
+        return "is of other images or settings"
+    if unreadable and not keep_going:
+        return f"lacks {len(unreadable)} images that could not be read"
+    return None
+
+
+def _pack(
+    folder: Path, wanted: dict[str, Any], prepare: Callable[[int], np.ndarray], *, keep_going: bool, progress: bool
+) -> None:
+    count, *shape = wanted["shape"]
+    size, free = _bytes(wanted), shutil.disk_usage(folder.parent).free
+    if size > free:
+        raise CacheError(
+            f"the cache {folder} needs {size / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free: set loading.cache_root "
+            "to a folder on another disk, or loading.cache=none"
+        )
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    unreadable: dict[int, str] = {}
+
+    def fill(row: int) -> None:
+        try:
+            images[row] = prepare(row)
+        except ImageError as error:
+            if not keep_going:
+                raise
+            unreadable[row] = str(error)
+
+    try:
+        temporary.mkdir()
+        images = np.lib.format.open_memmap(temporary / _IMAGES, mode="w+", dtype=np.uint8, shape=(count, *shape))
+        with (
+            ThreadPoolExecutor(usable_cores()) as pool,  # decoders and resizing let go of Python's lock
+            tqdm(total=count, desc=f"packing {folder.name}", unit=" images", disable=None if progress else True) as bar,
+        ):
+            for begin in range(0, count, 1024):  # in portions, so that an error or Ctrl-C leaves no long queue behind
+                for _ in pool.map(fill, range(begin, min(begin + 1024, count))):
+                    bar.update()
+        images.flush()
+        (temporary / _FACTS).write_text(json.dumps({**wanted, "unreadable": dict(sorted(unreadable.items()))}))
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _bytes(wanted: dict[str, Any]) -> int:
+    return math.prod(wanted["shape"])

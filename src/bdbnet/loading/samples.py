@@ -1,0 +1,155 @@
+"""From drawn rows of a manifest to batches of 8-bit images."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bdbnet.datasets import Manifest
+from bdbnet.datasets.images import ImageError, read_image
+from bdbnet.loading.packed import PackedImages
+from bdbnet.loading.transforms import TrainTransform
+
+Batch = dict[str, Tensor]
+
+
+class Draw(NamedTuple):
+    """One drawn training sample.
+
+    `index` is its row in the train manifest, `position` its place in the epoch's order over all ranks.
+    """
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which no one calls on a draw
+    epoch: int
+    position: int
+
+
+class ImageDataset(Dataset[Batch]):
+    """The images of a manifest, in batches: `dataset.__getitems__(draws)`; an integer stands for that row in epoch 0.
+
+    A batch holds `image` uint8 (N, 3, H, W), channels last in memory, `erased` int64 (N, R, 4), and int64 (N,) `label`,
+    `camera`, `index` and `position`.  `labels` (N,) replaces the manifest's own labels, as training does with 0..C-1.
+    `columns` are further values per row that batches carry under their name.
+
+    A sample is a function of (seed, epoch, position, index) alone: the number of workers or ranks does not matter, nor
+    where the pixels come from: the files, `packed` (see there), or a copy on the device.  With `on_device` the batch
+    has no `image` but int64 (N, 4) `view`: row, top, left, flipped of each sample, to be cut out there.
+
+    `replace` takes another image of the same identity for a file that can't be read, chosen by the same seed; the batch
+    then also has int64 (N,) `replaced`, the row that was drawn, -1 where it was read.  Without, ImageError is raised.
+    `scaled_decoding` lets large JPEGs be reduced while they are decoded (`read_image`).
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        transform: TrainTransform,
+        *,
+        labels: np.ndarray | None = None,
+        seed: int = 0,
+        columns: Mapping[str, np.ndarray] | None = None,
+        packed: PackedImages | None = None,
+        on_device: bool = False,
+        replace: bool = False,
+        scaled_decoding: bool = True,
+    ) -> None:
+        table = manifest.table
+        # Arrays, not tables or lists: reading them in a forked worker copies no memory page for a reference count.
+        self.paths = np.array(manifest.paths, dtype=np.str_)
+        self.labels = np.asarray(table["label"] if labels is None else labels, dtype=np.int64)
+        self.boxes = table[["x1", "y1", "x2", "y2"]].to_numpy(np.int64) if "x1" in table.columns else None
+        self.columns = {"label": self.labels, "camera": table["camera"].to_numpy(np.int64), **(columns or {})}
+        self.transform = transform
+        self.seed = seed
+        self.packed = packed
+        self.on_device = on_device
+        self.replace = replace
+        self.scaled_decoding = scaled_decoding
+        for name, values in self.columns.items():
+            if len(values) != len(table):
+                raise ValueError(f"{name} has {len(values)} values for the {len(table)} images of {manifest.name}")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, draw: Draw | int) -> Batch:
+        """The sample of a draw as a batch of one."""
+        return self.__getitems__([draw])
+
+    def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
+        """The batch of these draws.  Raises ImageError (see `read_image`)."""
+        drawn = [draw if isinstance(draw, tuple) else Draw(draw, 0, draw) for draw in draws]
+        images = np.empty((0 if self.on_device else len(drawn), *self.transform.image_size, 3), dtype=np.uint8)
+        rows, views = np.empty(len(drawn), np.int64), []
+        for place, draw in enumerate(drawn):
+            rows[place], prepared = self._prepared(draw)
+            view = self.transform.draw(np.random.default_rng((self.seed, draw.epoch, draw.position, draw.index)))
+            views.append(view)
+            if prepared is not None:
+                self.transform.show(prepared, view, images[place])
+        batch: dict[str, Any] = {name: values[rows] for name, values in self.columns.items()}
+        batch["index"] = rows
+        batch["position"] = np.array([draw.position for draw in drawn], dtype=np.int64)
+        batch["erased"] = np.stack([view.erased for view in views])
+        if self.replace:
+            wanted = np.array([draw.index for draw in drawn], dtype=np.int64)
+            batch["replaced"] = np.where(wanted == rows, -1, wanted)
+        if self.on_device:
+            places = np.array([(view.top, view.left, view.flipped) for view in views], dtype=np.int64)
+            batch["view"] = np.concatenate([rows[:, None], places], axis=1)
+        result = {name: torch.from_numpy(values) for name, values in batch.items()}
+        if not self.on_device:
+            result["image"] = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return result
+
+    def prepare(self, row: int) -> np.ndarray:
+        """The image of a row, decoded and prepared, uint8 (H, W, 3).  Raises ImageError."""
+        box = None if self.boxes is None else tuple(self.boxes[row].tolist())
+        reduction = self.transform.reduction if self.scaled_decoding else None
+        return self.transform.prepare(read_image(str(self.paths[row]), box=box, reduction=reduction))
+
+    def _prepared(self, draw: Draw) -> tuple[int, np.ndarray | None]:
+        """The row that is used for a draw and its prepared image; None where the device has it."""
+        try:
+            return draw.index, self._pixels(draw.index)
+        except ImageError as error:
+            if not self.replace:
+                raise
+            return self._replacement(draw, error)
+
+    def _pixels(self, row: int) -> np.ndarray | None:
+        if self.packed is None:
+            return self.prepare(row)
+        if (reason := self.packed.unreadable.get(row)) is not None:
+            raise ImageError(reason)
+        return None if self.on_device else self.packed.images[row]
+
+    def _replacement(self, draw: Draw, error: ImageError) -> tuple[int, np.ndarray | None]:
+        same = np.flatnonzero(self.labels == self.labels[draw.index])
+        generator = np.random.default_rng((self.seed, draw.epoch, draw.position, draw.index, 1))
+        for row in generator.permutation(same[same != draw.index]).tolist():
+            try:
+                pixels = self._pixels(row)
+            except ImageError:
+                continue
+            warnings.warn(f"{error}\n  taken instead: {self.paths[row]} (loading.on_error=replace)", stacklevel=2)
+            return row, pixels
+        raise ImageError(f"{error}. No other image of its identity can be read either")
+
+
+def show_on_device(images: Tensor, view: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut the views of a batch out of a whole dataset of prepared images on one device.
+
+    `images` is uint8 (M, H, W, 3), `view` int64 (N, 4) with row, top, left, flipped; the result is uint8 (N, 3, h, w)
+    of `size`, channels last in memory, equal to what `TrainTransform.show` gives.  Nothing waits for the device.
+    """
+    height, width = size
+    row, top, left, flipped = view.to(images.device, non_blocking=True).unbind(1)
+    y = top[:, None] + torch.arange(height, device=images.device)
+    x = torch.arange(width, device=images.device).expand(len(view), width)
+    x = left[:, None] + torch.where(flipped[:, None] > 0, width - 1 - x, x)
+    return images[row[:, None, None], y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,252 @@
+"""Packed caches: the same batches, and every way in which what lies there may be something else."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from bdbnet.datasets import Manifest
+from bdbnet.loading import (
+    CacheError,
+    Cutout,
+    ImageError,
+    PackedImages,
+    RandomErasing,
+    ReIDDataModule,
+    TrainTransform,
+    open_or_pack,
+    packed,
+    transforms_for,
+)
+
+REID: dict[str, Any] = {"protocol": "reid", "image_size": (24, 12)}
+RETRIEVAL: dict[str, Any] = {"protocol": "retrieval", "image_size": (20, 20), "resize": (24, 24)}
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """4 identities of 4 JPEGs of different sizes, large and small, and 4 test images."""
+    generator, rows = np.random.default_rng(0), []
+    for number in range(20):
+        height, width = generator.integers(10, 90, 2)
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg", quality=95)
+        split = "train" if number < 16 else "query" if number % 2 else "gallery"
+        rows.append((f"{number}.jpg", number // 4, number % 2, split))
+    return Manifest.from_table(pd.DataFrame(rows, columns=["path", "label", "camera", "split"]), tmp_path, "twenty")
+
+
+def make(manifest: Manifest, protocol: dict[str, Any] = REID, **settings: Any) -> ReIDDataModule:
+    transforms = transforms_for(**protocol, erasing=[Cutout(0.5, 6), RandomErasing()])
+    shared = {"batch_size": 8, "images_per_identity": 4, "test_batch_size": 3, "num_workers": 0, "seed": 7}
+    return ReIDDataModule(manifest, *transforms, **shared | {"cache_root": manifest.root / "cache"} | settings)
+
+
+def batches(data: ReIDDataModule, epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+    """All training batches of an epoch, then all test batches, as the network gets them."""
+    train = data.train_dataloader()
+    train.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    for loader in (train, data.test_dataloader()):
+        for batch in loader:
+            yield data.on_after_batch_transfer(data.on_before_batch_transfer(batch, 0), 0)
+
+
+@pytest.mark.parametrize("protocol", [REID, RETRIEVAL])
+def test_same_batches_for_any_cache_and_number_of_workers(manifest: Manifest, protocol: dict[str, Any]) -> None:
+    expected = list(batches(make(manifest, protocol)))
+    assert len({batch["image"].sum().item() for batch in expected}) == len(expected) > 3
+    runs: list[dict[str, Any]] = [{"num_workers": 1}, {"num_workers": 4}]
+    runs += [{"cache": "packed", "num_workers": workers} for workers in (0, 1, 4)]
+    runs += [{"cache": "device", "num_workers": workers} for workers in (0, 1)]
+    for settings in runs:
+        for batch, reference in zip(batches(make(manifest, protocol, **settings)), expected, strict=True):
+            assert batch.keys() == reference.keys()
+            for name, values in reference.items():
+                assert batch[name].equal(values), (settings, name)
+
+
+def test_the_cache_is_read_instead_of_the_files(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = list(batches(make(manifest, cache="packed")))
+    times = {path: path.stat() for path in manifest.root.glob("*.jpg")}
+    for path, status in times.items():  # other bytes of the same size and time
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    for batch, reference in zip(batches(make(manifest, cache="packed")), expected, strict=True):
+        assert batch["image"].equal(reference["image"])
+    assert "made again" not in capsys.readouterr().out
+
+
+def pack(manifest: Manifest, size: tuple[int, int] = (6, 4), **options: Any) -> PackedImages:
+    def prepare(row: int) -> np.ndarray:
+        prepared.append(row)
+        return np.full((*size, 3), row, dtype=np.uint8)
+
+    prepared: list[int] = []
+    transform = TrainTransform(size)
+    settings = {"scaled_decoding": True, **options}
+    result = open_or_pack(manifest.root / "cache", "toy", manifest, transform, prepare, **settings)
+    result.made = len(prepared)  # type: ignore[attr-defined]
+    return result
+
+
+def test_a_cache_is_made_once_and_survives_pickling(manifest: Manifest) -> None:
+    first = pack(manifest)
+    assert first.made == 20  # type: ignore[attr-defined]
+    assert [image[0, 0, 0] for image in first.images] == list(range(20))
+    again = pack(manifest)
+    assert again.made == 0  # type: ignore[attr-defined]
+    copy = pickle.loads(pickle.dumps(again))
+    assert len(pickle.dumps(again)) < 1000
+    np.testing.assert_array_equal(copy.images, first.images)
+    assert sorted(path.name for path in first.folder.iterdir()) == ["cache.json", "images.npy"]
+    assert [path.name for path in first.folder.parent.iterdir() if path.is_dir()] == ["toy-6x4"]
+
+
+def cut_off(folder: Path) -> None:
+    with (folder / "images.npy").open("r+b") as file:
+        file.truncate(500)
+
+
+def without_facts(folder: Path) -> None:
+    (folder / "cache.json").unlink()
+
+
+def garbled_facts(folder: Path) -> None:
+    (folder / "cache.json").write_text("{")
+
+
+def older_format(folder: Path) -> None:
+    facts = json.loads((folder / "cache.json").read_text())
+    (folder / "cache.json").write_text(json.dumps({**facts, "format": 0}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(cut_off, "incomplete"), (without_facts, "incomplete"), (garbled_facts, "incomplete"), (older_format, "other")],
+)
+def test_a_damaged_cache_is_made_again_with_a_word(
+    manifest: Manifest, damage: Any, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(pack(manifest).folder)
+    again = pack(manifest)
+    assert again.made == 20  # type: ignore[attr-defined]
+    assert again.images[19, 0, 0, 0] == 19
+    out = capsys.readouterr().out
+    assert "toy-6x4" in out
+    assert said in out
+    assert "made again" in out
+
+
+def test_a_cache_of_other_images_is_made_again(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
+    pack(manifest)
+    for change in ("fewer rows", "another label", "another file", "other settings"):
+        table = manifest.table.copy()
+        options: dict[str, Any] = {}
+        if change == "fewer rows":
+            table = table.iloc[:-1]
+        elif change == "another label":
+            table.loc[3, "label"] = 9
+        elif change == "another file":
+            Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(manifest.root / "0.jpg")
+        else:
+            options = {"scaled_decoding": False}
+        changed = Manifest.from_table(table, manifest.root, "toy")
+        assert pack(changed, **options).made == len(table), change  # type: ignore[attr-defined]
+        assert "made again" in capsys.readouterr().out
+        pack(manifest)
+        capsys.readouterr()
+
+
+def test_a_cache_of_another_size_under_the_same_name(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pack(manifest, (8, 4)).folder
+    shutil.move(folder, folder.parent / "toy-6x4")
+    assert pack(manifest).made == 20  # type: ignore[attr-defined]
+    assert "holds 20 images of 8 x 4 pixels: it is made again" in capsys.readouterr().out
+
+
+def test_an_error_or_an_interruption_leaves_nothing(manifest: Manifest) -> None:
+    def fail(row: int) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_or_pack(manifest.root / "cache", "toy", manifest, TrainTransform(4), fail, scaled_decoding=True)
+    (manifest.root / "3.jpg").unlink()
+    with pytest.raises(ImageError, match=r"3\.jpg does not exist"):
+        list(batches(make(manifest, cache="packed")))
+    assert not [path for path in (manifest.root / "cache").iterdir() if path.is_dir()]
+
+
+def test_unreadable_images_are_noted_and_replaced(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
+    (manifest.root / "3.jpg").write_bytes(b"damaged")
+    settings: dict[str, Any] = {"on_error": "replace", "epoch": "images"}
+    plain = make(manifest, **settings)
+    with pytest.warns(UserWarning, match="taken instead"):
+        expected = list(batches(plain))
+    assert plain.replaced == 1
+    assert 3 not in torch.cat([batch["index"] for batch in expected if "is_query" not in batch])
+    for cache in ("packed", "device"):
+        data = make(manifest, cache=cache, **settings)
+        with pytest.warns(UserWarning, match="taken instead"):
+            found = list(batches(data))
+        for batch, reference in zip(found, expected, strict=True):
+            assert all(batch[name].equal(values) for name, values in reference.items())
+        assert data.replaced == 1
+    # A run that wants every image does not take a cache that lacks one.
+    with pytest.raises(ImageError, match=r"3\.jpg can't be read"):
+        list(batches(make(manifest, cache="packed")))
+    assert "lacks 1 images" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_named(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    (manifest.root / "cache").write_text("a file is in the way")
+    with pytest.raises(CacheError, match=r"toy-6x4 can't be made .*loading\.cache_root"):
+        pack(manifest)
+    (manifest.root / "cache").unlink()
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(CacheError, match=r"Read-only file system.*loading\.cache=none"):
+        pack(manifest)
+
+
+def test_a_full_disk_is_seen_before_packing(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 7))  # type: ignore[attr-defined]
+    with pytest.raises(CacheError, match=r"needs 0 MiB, 0 MiB are free"):
+        pack(manifest)
+    assert not [path for path in (manifest.root / "cache").iterdir() if path.is_dir()]
+
+
+def test_training_images_that_do_not_fit_the_device(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make(manifest, cache="device")
+    data.train_dataloader()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
+    with pytest.raises(CacheError, match=r"16 training images take 0 MiB, more than half .*loading\.cache=packed"):
+        data._device_images(torch.device("cuda"))
+
+
+def test_settings_that_do_not_exist_are_refused(manifest: Manifest) -> None:
+    with pytest.raises(ValueError, match=r"loading\.cache is 'disk': choose one of none, packed, device"):
+        make(manifest, cache="disk")
+    with pytest.raises(ValueError, match=r"loading\.on_error is 'skip': choose one of raise, replace"):
+        make(manifest, on_error="skip")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("protocol", [REID, RETRIEVAL])
+def test_batches_cut_out_on_cuda_equal_those_of_the_host(manifest: Manifest, protocol: dict[str, Any]) -> None:
+    host, device = make(manifest, protocol), make(manifest, protocol, cache="device")
+    for batch, reference in zip(device.train_dataloader(), host.train_dataloader(), strict=True):
+        moved = device.on_after_batch_transfer({name: values.cuda() for name, values in batch.items()}, 0)
+        expected = host.on_after_batch_transfer(reference, 0)
+        torch.testing.assert_close(moved["image"].cpu(), expected["image"], atol=1e-6, rtol=0)
