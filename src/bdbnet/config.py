@@ -33,7 +33,8 @@ ALLOWED_ROOMS = frozenset({"models", "losses", "loading", "training", "retrieval
 
 #: Keys whose values are files or folders, which may have any name.
 PATH_KEYS = frozenset(
-    {"archive", "backbone.weights", "checkpoint", "ckpt_path", "data_root", "dataset.root", "output_root", "run"}
+    {"archive", "backbone.weights", "checkpoint", "ckpt_path", "data_root", "output_root", "run"}
+    | {"dataset.manifest", "dataset.root", "loading.cache_root"}
 )
 
 
@@ -192,7 +193,7 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
         if (
             key.lstrip("+") in PATH_KEYS
             and value
-            and value[0] not in "\"'"
+            and value[0] not in "\"'["
             and value not in ("null", "last", "none", "imagenet")
         ):
             argument = f'{key}="' + value.replace('"', '\\"') + '"'

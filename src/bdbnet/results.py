@@ -31,7 +31,7 @@ class Protocol:
     """How a number was measured. Two numbers may share a table cell only if their protocols are equal.
 
     Attributes:
-        task: ``reid`` (single query, cameras) or ``retrieval`` (Recall@K).
+        task: ``reid`` (single query, cameras), ``reid_multi_query`` or ``retrieval`` (Recall@K).
         dataset: key of the dataset judged on.
         image_size: height and width of the network's input, pixels.
         precision: arithmetic of the embedding, ``32-true`` or ``bf16-mixed``.
@@ -39,6 +39,8 @@ class Protocol:
         ap_at: rank at which average precision is cut, None for the full list.
         flip: embeddings of an image and its mirror image are averaged.
         rerank: k1, k2 and lambda of k-reciprocal re-ranking, None where there is none.
+        pad_to_square: the shorter side of every image is padded before it is resized.
+        query_pooling: multi-query: ``mean`` or ``max`` over the embeddings of a query's images; None for single queries.
     """
 
     task: str
@@ -49,6 +51,8 @@ class Protocol:
     ap_at: int | None = None
     flip: bool = False
     rerank: Mapping[str, float] | None = None
+    pad_to_square: bool = False
+    query_pooling: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,16 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for package in ("bdbnet", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "pillow"):
+    for package in (
+        "bdbnet",
+        "torch",
+        "torchvision",
+        "pytorch-lightning",
+        "torchmetrics",
+        "numpy",
+        "pillow",
+        "simplejpeg",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -13,9 +13,10 @@ from bdbnet.datasets import Manifest
 from bdbnet.loading import ImageError, SamplerError
 from bdbnet.models import CheckpointError
 from bdbnet.results import read_result
+from bdbnet.training.data import build_manifest
 from bdbnet.training.module import EvaluationError
 from bdbnet.training.runs import evaluate, train
-from bdbnet.training.setup import build_manifest, build_trainer
+from bdbnet.training.setup import build_trainer
 
 
 def test_a_run_leaves_everything_that_was_measured(finished_run):
@@ -80,7 +81,7 @@ def test_tensorboard_files_lie_in_the_run_folder(tiny_config, tmp_path):
 
 
 def with_table(monkeypatch, table: pd.DataFrame, root: Path) -> None:
-    monkeypatch.setattr("bdbnet.training.setup.load_manifest", lambda *_, **__: Manifest(table, root))
+    monkeypatch.setattr("bdbnet.training.data.load_manifest", lambda *_, **__: Manifest(table, root))
 
 
 def test_queries_without_any_match_are_refused_before_training(tiny_config, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from bdbnet.datasets import CountWarning, DatasetError, load_manifest
+from bdbnet.datasets import CountWarning, DatasetError, OverlapWarning, load_manifest
 from bdbnet.results import HISTORY, RESULT, TOP_K, Result, read_result
 
 TOP_K_COLUMNS = (
@@ -115,11 +115,16 @@ def image_root(result: Result) -> tuple[Path | None, str]:
     The dataset is read as the run read it. None where it cannot be found now; the remark says why.
     """
     dataset = result.config.get("dataset")
-    if not isinstance(dataset, Mapping) or not dataset.get("name") or not dataset.get("root"):
+    if (
+        not isinstance(dataset, Mapping)
+        or not dataset.get("name")
+        or not (dataset.get("root") or dataset.get("manifest"))
+    ):
         return None, "The images are not shown: the run's settings do not say where its dataset lies."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CountWarning)  # the counts stand on the page
+            warnings.simplefilter("ignore", OverlapWarning)
             manifest = load_manifest(dataset["name"], dataset["root"], **(dataset.get("options") or {}))
     except (DatasetError, OSError) as error:
         return None, f"The images are not shown, because the dataset was not found where the run had it: {error}"

@@ -4,6 +4,11 @@ from collections.abc import Mapping
 
 from bdbnet.results import Result
 
+_TASKS = {
+    "reid": "re-ID protocol, single query",
+    "reid_multi_query": "re-ID protocol, multi-query",
+    "retrieval": "retrieval protocol, cameras not used",
+}
 _TITLES = {"rank": "Rank-", "recall@": "Recall@"}
 
 
@@ -29,7 +34,14 @@ def metrics_table(result: Result) -> str:
     note = [] if result.best is None else [f"* {result.best['note']}"]
     protocol = result.protocol
     height, width = protocol.image_size
-    facts = [protocol.dataset, f"{height} x {width}", protocol.precision, f"normalize {protocol.normalize}"]
+    size = f"{height} x {width}" + (" padded" if protocol.pad_to_square else "")
+    facts = [
+        protocol.dataset,
+        _TASKS.get(protocol.task, protocol.task),
+        size,
+        protocol.precision,
+        f"normalize {protocol.normalize}",
+    ]
     if protocol.ap_at is not None:
         facts.append(f"AP cut at rank {protocol.ap_at}")
     return "\n".join(["", *rows, *note, ", ".join(facts)])

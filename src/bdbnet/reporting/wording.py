@@ -15,6 +15,7 @@ raw embeddings; no flip; no re-ranking'
     """
     tasks = {
         "reid": "Person re-identification, single query, matches from other cameras only,",
+        "reid_multi_query": "Person re-identification, multi-query, matches from other cameras only,",
         "retrieval": "Image retrieval, Recall@K,",
     }
     scaling = {"none": "raw", "joint": "L2-normalised", "per_branch": "branch by branch L2-normalised"}
@@ -22,12 +23,14 @@ raw embeddings; no flip; no re-ranking'
     rerank = protocol.rerank
     parts = [
         f"{tasks.get(protocol.task, protocol.task)} on {protocol.dataset}",
-        f"images of {height} x {width} pixels",
+        f"images of {height} x {width} pixels" + (", padded to a square first" if protocol.pad_to_square else ""),
         f"precision {protocol.precision}",
         f"Euclidean distance between {scaling.get(protocol.normalize, protocol.normalize)} embeddings",
         "averaged with the mirror image" if protocol.flip else "no flip",
         f"re-ranked ({', '.join(f'{k} {v:g}' for k, v in rerank.items())})" if rerank else "no re-ranking",
     ]
+    if protocol.query_pooling is not None:
+        parts.append(f"{protocol.query_pooling} over the embeddings of a query's images")
     if protocol.ap_at is not None:
         parts.append(f"average precision cut at rank {protocol.ap_at}")
     return "; ".join(parts)

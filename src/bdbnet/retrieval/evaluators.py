@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from bdbnet.retrieval.metrics import recall_at_k, reid_metrics
+from bdbnet.retrieval.multi_query import pool_queries
 
 _GALLERY, _QUERY, _BOTH = 0, 1, 2
 _NO_CAMERA = -1
@@ -104,6 +105,7 @@ class ReIDMetrics(_EmbeddingCollector):
 
     Args:
         ranks, ap_at, chunk_memory_mb: see `reid_metrics`.
+        query_pooling: `mean` or `max`: multi-query, see `pool_queries`; needs `is_query` and cameras.
         kwargs: options of `torchmetrics.Metric`, such as `compute_on_cpu`.
     """
 
@@ -113,10 +115,12 @@ class ReIDMetrics(_EmbeddingCollector):
         *,
         ap_at: int | None = None,
         chunk_memory_mb: float | None = None,
+        query_pooling: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.ranks = tuple(ranks)
+        self.query_pooling = query_pooling
         self.ap_at = ap_at
         self.chunk_memory_mb = chunk_memory_mb
 
@@ -125,15 +129,20 @@ class ReIDMetrics(_EmbeddingCollector):
         embeddings, labels, cameras, roles = self._collected()
         options: dict[str, Any] = {"ranks": self.ranks, "ap_at": self.ap_at, "chunk_memory_mb": self.chunk_memory_mb}
         views = cameras if bool((cameras != _NO_CAMERA).any()) else None
+        if self.query_pooling is not None and (views is None or bool((roles == _BOTH).any())):
+            raise ValueError("multi-query needs queries and gallery apart, and cameras")
         if bool((roles == _BOTH).all()):
             return reid_metrics(embeddings, embeddings, labels, labels, views, views, **options)
         query, gallery = roles == _QUERY, roles == _GALLERY
+        queries = embeddings[query], labels[query], None if views is None else views[query]
+        if self.query_pooling is not None:
+            queries = pool_queries(embeddings[query], labels[query], cameras[query], self.query_pooling)[:3]
         return reid_metrics(
-            embeddings[query],
+            queries[0],
             embeddings[gallery],
-            labels[query],
+            queries[1],
             labels[gallery],
-            None if views is None else views[query],
+            queries[2],
             None if views is None else views[gallery],
             **options,
         )

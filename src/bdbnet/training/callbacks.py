@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
 from torch import Tensor
 
+from bdbnet.loading import ReIDDataModule
 from bdbnet.results import BEST, HISTORY, LAST, write_atomically
 
 
@@ -122,6 +123,7 @@ class InterruptionHint(Callback):
 class History(Callback):
     """Writes ``history.csv``: one row per epoch with time, images/s, learning rate, mean losses and judged metrics.
 
+    Where unreadable images are replaced, ``replaced_images`` counts them over all ranks.
     The rows are part of every checkpoint, so a resumed run continues its table where the checkpoint stands.
 
     Args:
@@ -137,7 +139,7 @@ class History(Callback):
         self.epochs_elsewhere = 0  # epochs that another run's folder holds the checkpoints of
         self._began = self._waited = self._wait_began = 0.0
         self._rate = 0.0
-        self._images = 0
+        self._images = self._replaced = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
@@ -166,6 +168,10 @@ class History(Callback):
         row |= {name: value for name, value in values.items() if name == "loss" or name.startswith("loss/")}
         if getattr(module, "metrics_epoch", None) == trainer.current_epoch:
             row |= module.metrics  # type: ignore[arg-type]
+        data: ReIDDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if data.on_error == "replace":
+            new, self._replaced = data.replaced - self._replaced, data.replaced
+            row["replaced_images"] = int(trainer.strategy.reduce(torch.tensor(new), reduce_op="sum"))
         self.rows.append(row)
         if trainer.is_global_zero:
             self._write()
@@ -189,6 +195,12 @@ class History(Callback):
         """Training images per second over the whole run; 0 before the first epoch ends."""
         images = math.fsum(row["seconds"] * row["images_per_second"] for row in self.rows)
         return images / self.train_seconds if self.rows else 0.0
+
+    @property
+    def replaced_images(self) -> int | None:
+        """Training images that were replaced over the whole run; None where none may be."""
+        counts = [int(row["replaced_images"]) for row in self.rows if "replaced_images" in row]
+        return sum(counts) if counts else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "before": self.before, "epochs_elsewhere": self.epochs_elsewhere}

@@ -22,15 +22,13 @@ from bdbnet.training.callbacks import (
     TrainingError,
     checkpoint_callbacks,
 )
+from bdbnet.training.data import build_data, build_manifest, build_protocol
 from bdbnet.training.module import ReIDModule
 from bdbnet.training.progress import TrainingProgress
 from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
 from bdbnet.training.setup import (
-    build_data,
-    build_manifest,
     build_module,
     build_network,
-    build_protocol,
     build_trainer,
     check_evaluation,
     check_lengths,
@@ -88,6 +86,8 @@ def train(config: DictConfig, folder: Path) -> Result:
             raise TrainingError(
                 f"no epoch was finished: trainer.max_time={config.trainer.max_time} or another limit of the trainer was reached"
             )
+        if trainer.is_global_zero and history.replaced_images:
+            print(f"{history.replaced_images} training images could not be read: others of their identities were taken")
         if trainer.is_global_zero and trainer.current_epoch < config.trainer.max_epochs:
             print(f"stopped after epoch {trainer.current_epoch} of {config.trainer.max_epochs}; ckpt_path=last goes on")
         if module.metrics_epoch != trainer.current_epoch - 1:  # stopped by time, or resumed at its end
@@ -114,20 +114,20 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     check_evaluation(config)
     path = Path(config.checkpoint).expanduser()
     origin = _architecture(config, path)
-    image_size = config.image_size or origin.image_size or list(config.dataset.image_size)
     seed_everything(config.seed)
     network, _ = build_network(origin.config, num_classes=0)
     load_network(network, path, classifiers="drop")
     network.to(memory_format=torch.channels_last)  # faster on CPUs, no slower elsewhere
     manifest = build_manifest(config)
-    data = build_data(config, manifest, image_size=image_size, channels_last=True)
+    size = config.image_size or origin.test_size or config.dataset.test_size
+    data = build_data(config, manifest, test_size=size, channels_last=True)
     module = build_module(config, network, 0, train=False)
     trainer = build_trainer(config, folder, [TrainingProgress()])
     trainer.validate(module, data, verbose=False)
     result = Result(
         kind="evaluate",
         metrics=module.metrics,
-        protocol=build_protocol(config, image_size),
+        protocol=build_protocol(config, data),
         checkpoint=str(config.checkpoint),
         data=describe(manifest),
         config={**module.config, "trained_with": origin.trained_with},
@@ -147,6 +147,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "fingerprint": manifest.fingerprint,
+        "cameras": manifest.has_cameras,
         "counts": {str(role): {str(k): int(v) for k, v in row.items()} for role, row in counts.iterrows()},
     }
 
@@ -156,7 +157,7 @@ class _Origin:
     """Where a network's architecture is known from."""
 
     config: DictConfig
-    image_size: list[int] | None
+    test_size: list[int] | None
     trained_with: dict[str, Any] | None
 
 
@@ -177,7 +178,8 @@ def _architecture(config: DictConfig, path: Path) -> _Origin:
         raise ConfigError(f"{' and '.join(f'{name}=' for name in given)}: leave out, {path} knows its own network")
     trained = OmegaConf.create(saved["config"])
     trained.backbone.weights = "none"
-    return _Origin(trained, list(trained.dataset.image_size), saved["config"])
+    size = trained.dataset.get("test_size") or trained.dataset.image_size
+    return _Origin(trained, list(size), saved["config"])
 
 
 def _record_training(
@@ -199,9 +201,9 @@ def _record_training(
     result = Result(
         kind="train",
         metrics=module.metrics,
-        protocol=build_protocol(config, config.dataset.image_size),
+        protocol=build_protocol(config, data),
         checkpoint="last",
-        data=describe(manifest),
+        data=describe(manifest) | ({} if (count := history.replaced_images) is None else {"replaced_images": count}),
         config=module.config,
         seed=config.seed,
         before=history.before,
@@ -242,8 +244,10 @@ def _announce(
     resume: Path | None,
 ) -> None:
     counts = data.manifest.counts()
-    print(f"{config.dataset.name}: " + "; ".join(f"{role} {int(r['images'])} images of {int(r['identities'])} identities"
+    print(f"{data.manifest.name}: " + "; ".join(f"{role} {int(r['images'])} images of {int(r['identities'])} identities"
                                                  for role, r in counts.iterrows()))  # fmt: skip
+    if not data.manifest.has_cameras:
+        print("no cameras: the retrieval protocol is used (Recall@K)")
     weights = config.backbone.get("weights") or "none"
     start = (
         f"{', '.join(loaded)} from {weights}"

@@ -16,13 +16,11 @@ from torch import nn
 from torchmetrics import Metric
 
 from bdbnet.config import ConfigError, instantiate, is_ours
-from bdbnet.datasets import Manifest, load_manifest
-from bdbnet.loading import ReIDDataModule, transforms_for
 from bdbnet.models import BDBNetwork, initialize_from
-from bdbnet.results import Protocol
-from bdbnet.retrieval import ReIDMetrics, RetrievalRecall
+from bdbnet.retrieval import POOLINGS, ReIDMetrics, RetrievalRecall
 from bdbnet.training.callbacks import EpochTimer
 from bdbnet.training.criterion import BranchLosses
+from bdbnet.training.data import is_reid, query_pooling
 from bdbnet.training.module import ReIDModule
 
 #: Keys of the trainer group that are ours, not Lightning's.
@@ -88,53 +86,6 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", pattern)
 
 
-def build_manifest(config: DictConfig) -> Manifest:
-    """The dataset that ``config.dataset`` names, with a warning for queries that can never be answered."""
-    dataset = config.dataset
-    manifest = load_manifest(dataset.name, dataset.root, **OmegaConf.to_container(dataset.options))  # type: ignore[arg-type]
-    manifest.require("query", "gallery")
-    queries, gallery = len(manifest.subset("query").table), manifest.subset("gallery").table["split"]
-    if (gallery == "test").any() and not (gallery == "test").all():
-        raise ConfigError(
-            f"{manifest.name}: some gallery images have split test (query and gallery at once) and some gallery. Give either "
-            "query and gallery, or test alone."
-        )
-    if (unmatched := manifest.unmatched_queries()) == queries:
-        raise ConfigError(
-            f"{manifest.name}: none of the {queries} queries has a true match in the gallery (the same identity, in another "
-            "image and under another camera), so nothing can be judged. Check labels and cameras."
-        )
-    if unmatched:
-        warnings.warn(
-            f"{manifest.name}: {unmatched} queries have no true match in the gallery; they are left out of every metric",
-            stacklevel=2,
-        )
-    return manifest
-
-
-def build_data(
-    config: DictConfig, manifest: Manifest, *, image_size: Any = None, channels_last: bool = False
-) -> ReIDDataModule:
-    """Data module for ``manifest`` with the transforms of its protocol."""
-    dataset = config.dataset
-    augmentation = config.get("augmentation") or OmegaConf.create({"flip": 0.0, "erasing": []})
-    size = image_size or dataset.image_size
-    if (not OmegaConf.is_list(size) and not isinstance(size, list)) or len(size) != 2:
-        raise ConfigError(f"image_size={size}: give [height,width] in pixels")
-    erasing = instantiate(augmentation.erasing)
-    sampler: dict[str, Any] = dict(config.get("sampler") or {})
-    settings: dict[str, Any] = {**sampler, **config.loading}
-    try:
-        train, test = transforms_for(
-            dataset.protocol, list(size), flip=augmentation.flip, erasing=erasing, resize=dataset.get("resize")
-        )
-        return ReIDDataModule(manifest, train, test, **settings, seed=config.seed, channels_last=channels_last)
-    except (TypeError, ValueError) as error:
-        if is_ours(error):
-            raise
-        raise ConfigError(f"dataset, augmentation, sampler or loading: {error}") from error
-
-
 def build_network(config: DictConfig, num_classes: int) -> tuple[BDBNetwork, list[str]]:
     """The network, and the names of its parts that start from a file of weights."""
     backbone = instantiate(config.backbone)
@@ -150,8 +101,13 @@ def build_network(config: DictConfig, num_classes: int) -> tuple[BDBNetwork, lis
 def build_metric(config: DictConfig) -> Metric:
     """What the dataset's protocol is judged by."""
     evaluation = config.evaluation
-    if config.dataset.protocol == "reid":
-        return ReIDMetrics(tuple(evaluation.ranks), ap_at=evaluation.ap_at, chunk_memory_mb=evaluation.chunk_memory_mb)
+    if is_reid(config):
+        return ReIDMetrics(
+            tuple(evaluation.ranks),
+            ap_at=evaluation.ap_at,
+            chunk_memory_mb=evaluation.chunk_memory_mb,
+            query_pooling=query_pooling(config),
+        )
     return RetrievalRecall(tuple(evaluation.recall_at), chunk_memory_mb=evaluation.chunk_memory_mb)
 
 
@@ -189,28 +145,17 @@ def check_evaluation(config: DictConfig) -> None:
         raise ConfigError(
             f"evaluation.ap_at={settings.ap_at}: give a whole number of at least 1, or null for the full list"
         )
+    if settings.query_pooling not in POOLINGS:
+        raise ConfigError(f"evaluation.query_pooling={settings.query_pooling}: choose one of {', '.join(POOLINGS)}")
     if not isinstance(settings.chunk_memory_mb, int | float) or not settings.chunk_memory_mb > 0:
         raise ConfigError(f"evaluation.chunk_memory_mb={settings.chunk_memory_mb}: give a number of MiB above 0")
 
 
 def main_metric(config: DictConfig) -> str:
     """The number by which the best checkpoint is chosen: Rank-1 or Recall@1."""
-    if config.dataset.protocol == "reid":
+    if is_reid(config):
         return f"rank{min(config.evaluation.ranks)}"
     return f"recall@{min(config.evaluation.recall_at)}"
-
-
-def build_protocol(config: DictConfig, image_size: Any) -> Protocol:
-    """What has to be equal before two numbers may be compared."""
-    height, width = image_size
-    return Protocol(
-        task=config.dataset.protocol,
-        dataset=config.dataset.name,
-        image_size=(int(height), int(width)),
-        precision=config.evaluation.precision,
-        normalize=config.evaluation.normalize,
-        ap_at=config.evaluation.ap_at if config.dataset.protocol == "reid" else None,
-    )
 
 
 def build_module(config: DictConfig, network: BDBNetwork, num_classes: int, *, train: bool) -> ReIDModule:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from bdbnet.loading import ReIDDataModule
 from bdbnet.results import TOP_K, write_atomically
-from bdbnet.retrieval import ReIDMetrics, top_k
+from bdbnet.retrieval import ReIDMetrics, pool_queries, top_k
 from bdbnet.training.module import ReIDModule
 
 
@@ -18,7 +19,7 @@ def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, 
 
     Columns: ``query_index``, ``rank`` (from 1), ``gallery_index`` (both rows of the test set), ``distance`` (Euclidean),
     ``query_path``, ``gallery_path`` (relative to the dataset's root), ``query_label``, ``gallery_label``, ``query_camera``,
-    ``gallery_camera``, ``correct``. For rank 0 alone.
+    ``gallery_camera``, ``correct``. A multi-query stands under its first image. For rank 0 alone.
 
     Returns:
         The file, or None for k = 0.
@@ -31,6 +32,12 @@ def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, 
     queries, gallery = np.flatnonzero(split != "gallery"), np.flatnonzero(split != "query")
     filters: dict[str, Any] = {}
     if isinstance(module.metric, ReIDMetrics) and data.manifest.has_cameras:
+        if is_query is not None and module.metric.query_pooling is not None:
+            of_images = torch.from_numpy(labels[queries]), torch.from_numpy(cameras[queries])
+            pooled = pool_queries(embeddings[is_query], *of_images, module.metric.query_pooling)
+            embeddings = torch.cat([embeddings[~is_query], pooled.embeddings])
+            is_query = torch.arange(len(embeddings)) >= len(gallery)
+            queries = queries[pooled.first.numpy()]
         filters = {"query_labels": labels[queries], "query_cameras": cameras[queries]}
         filters |= {"gallery_labels": labels[gallery], "gallery_cameras": cameras[gallery]}
     if is_query is None:
