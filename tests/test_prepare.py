@@ -1,13 +1,17 @@
 """The prepare command: sets a dataset up, checks it, and says clearly what is wrong."""
 
+import io
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bdbnet import prepare
-from bdbnet.datasets import PUBLISHED_COUNTS, SplitCounts
+from bdbnet.datasets import FACTS, PUBLISHED_COUNTS, SplitCounts
 
 FILES = (
     "Market/bounding_box_train/0002_c1s1_000451_03.jpg",
@@ -16,12 +20,19 @@ FILES = (
 )
 
 
+def jpeg(seed: int) -> bytes:
+    """A small image of its own."""
+    pixels, content = np.random.default_rng(seed).integers(0, 256, (8, 4, 3), dtype=np.uint8), io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG")
+    return content.getvalue()
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     path = tmp_path / "market.zip"
     with zipfile.ZipFile(path, "w") as file:
-        for name in FILES:
-            file.writestr(name, b"")
+        for seed, name in enumerate(FILES):
+            file.writestr(name, jpeg(seed))
     return path
 
 
@@ -60,6 +71,7 @@ def test_archive_is_extracted_and_checked(
     first = capsys.readouterr().out
     assert first.count("1 ok") == 9
     assert "fingerprint " in first
+    assert "nothing is wrong" in first
     assert (folder / "data" / "market1501" / FILES[0]).is_file()
     assert [path.name for path in folder.iterdir()] == ["data"]
 
@@ -116,15 +128,17 @@ def test_wrong_input_gets_one_clear_message(
     assert list(folder.iterdir()) == []
 
 
-def test_archive_of_something_else_says_what_to_delete(
+def test_archive_of_something_else_leaves_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with zipfile.ZipFile(tmp_path / "birds.zip", "w") as file:
         file.writestr("birds/1.jpg", b"")
     assert run(monkeypatch, "dataset=market1501", f"archive={tmp_path / 'birds.zip'}") == 1
     message = capsys.readouterr().err
+    assert "birds.zip: not market1501, nothing was kept of it" in message
     assert "found birds" in message
-    assert "was extracted to data/market1501: delete it to try another" in message
+    assert "bounding_box_train/  12,936 images" in message  # the layout that was expected
+    assert list((folder / "data").iterdir()) == []
 
 
 def test_second_extraction_leaves_the_data_alone(
@@ -145,3 +159,119 @@ def test_help_names_the_command_lines_and_the_choices(
     text = capsys.readouterr().out
     assert "python -m bdbnet.prepare dataset=market1501 archive=" in text
     assert "dataset: " in text
+
+
+def test_several_archives_and_a_list_beside_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "img.tgz", "w:gz") as file:
+        for number, name in enumerate(("id_00000001/01.jpg", "id_00000002/01.jpg", "id_00000002/02.jpg")):
+            member = tarfile.TarInfo(f"img/MEN/Denim/{name}")
+            member.size = len(jpeg(number))
+            file.addfile(member, io.BytesIO(jpeg(number)))
+    listed = ["3", "image_name item_id evaluation_status"]
+    listed += [f"img/MEN/Denim/id_0000000{item}/0{view}.jpg id_0000000{item} {split}"
+               for item, view, split in ((1, 1, "train"), (2, 1, "query"), (2, 2, "gallery"))]  # fmt: skip
+    (tmp_path / "list_eval_partition.txt").write_text("\n".join(listed))
+    one = SplitCounts(identities=1, images=1, cameras=0)
+    monkeypatch.setitem(PUBLISHED_COUNTS, "inshop", {"train": one, "query": one, "gallery": one})
+    files = f"[{tmp_path / 'img.tgz'},{tmp_path / 'list_eval_partition.txt'}]"
+    assert run(monkeypatch, "dataset=inshop", f"archive={files}") == 0
+    out = capsys.readouterr().out
+    assert "nothing is wrong" in out
+    assert "no cameras: the retrieval protocol" in out
+    assert sorted(path.name for path in (folder / "data" / "inshop").iterdir()) == ["img", "list_eval_partition.txt"]
+
+
+@pytest.mark.usefixtures("three_images")
+def test_every_fault_is_listed_with_its_fix(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Identity 1 trains too, a query has no match, two files are equal, one is damaged, one is too many."""
+    content = {
+        "bounding_box_train/0001_c1s1_000451_03.jpg": jpeg(0),
+        "bounding_box_train/0002_c1s1_000451_03.jpg": jpeg(1),
+        "query/0001_c1s1_001051_00.jpg": jpeg(0),
+        "query/0003_c1s1_001051_00.jpg": jpeg(2),
+        "bounding_box_test/0001_c2s1_000351_00.jpg": jpeg(3)[:-40],
+    }
+    for name, data in content.items():
+        path = folder / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    assert run(monkeypatch, "dataset=market1501", "dataset.root=mine") == 1
+    captured = capsys.readouterr()
+    assert "2 (published 1)" in captured.out
+    assert "note: 2 training identities were seen by one camera only" in captured.out
+    message = captured.err
+    assert "has 5 fault(s)" in message
+    assert message.count("Fix: ") == 5
+    for said in (
+        "train has 2 identities, published 1",
+        "1 identities have images in train and in test, the first is 1 (bounding_box_train/0001_c1s1_000451_03.jpg)",
+        "1 queries have no image of their identity under another camera in the gallery",
+        "1 images can't be read:\n     image ",
+        "0001_c2s1_000351_00.jpg can't be read",
+        "1 test images are also in the training set, byte for byte, the first is query/0001_c1s1_001051_00.jpg",
+    ):
+        assert said in message
+    assert "Traceback" not in message
+
+    assert run(monkeypatch, "dataset=market1501", "dataset.root=mine", "check_images=false") == 1
+    assert "has 3 fault(s)" in capsys.readouterr().err
+
+
+def test_a_table_of_ones_own(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["path,label,split,x1,y1,x2,y2"]
+    for number in range(4):
+        (folder / f"photo {number}.jpg").write_bytes(jpeg(number))
+        rows.append(
+            f"photo {number}.jpg,{'ab'[number // 2]},{'train' if number < 2 else 'test'},1,1,4,{9 if number else 8}"
+        )
+    (folder / "my.csv").write_text("\n".join(rows))
+    assert run(monkeypatch, "dataset=table", "dataset.manifest=my.csv") == 0
+    out = capsys.readouterr().out
+    assert "my in " in out
+    assert "published" not in out
+    assert "note: 3 boxes reach over the image's border and are cut there, the first in photo 1.jpg" in out
+    assert "nothing is wrong" in out
+
+    assert run(monkeypatch, "dataset=table", "dataset.manifest=my.csv", "archive=a.zip") == 1
+    assert "leave archive= out" in capsys.readouterr().err
+    assert run(monkeypatch, "dataset=table", "dataset.manifest=your.csv") == 1
+    assert "your.csv" in capsys.readouterr().err
+
+
+def test_another_version_of_a_dataset_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train", "test"):
+        (folder / "msmt" / "MSMT17_V1" / name).mkdir(parents=True)
+    for name in ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt"):
+        (folder / "msmt" / "MSMT17_V1" / name).write_text("0000/0000_000_01_0303morning_0015_0_ex.jpg 0\n")
+    assert run(monkeypatch, "dataset=msmt17_v2", "dataset.root=msmt") == 1
+    message = capsys.readouterr().err
+    assert "MSMT17 V1" in message
+    assert "dataset=msmt17_v1" in message
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_help_of_a_dataset_shows_its_layout_and_terms(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, f"dataset={name}", "--help") == 0
+    text = capsys.readouterr().out
+    facts = FACTS[name]
+    for line in (*facts.layout.splitlines(), facts.obtain, facts.archives):
+        assert line in text
+
+
+def test_help_lists_every_dataset_with_its_status(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    for name, facts in FACTS.items():
+        assert f"{name}: {facts.title}" in text
+        assert facts.obtain in text
+    assert "withdrew it in 2019" in text

@@ -1,5 +1,6 @@
-"""Extract a dataset's archive and check what is there: `python -m bdbnet.prepare dataset=market1501 archive=FILE`."""
+"""Set a dataset up and check it: `python -m bdbnet.prepare dataset=market1501 archive=FILE`."""
 
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,59 +8,93 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import command
+from bdbnet.config import command, shown_path
 from bdbnet.datasets import (
+    FACTS,
     PUBLISHED_COUNTS,
     READERS,
     CountWarning,
     DatasetError,
     Manifest,
+    OverlapWarning,
     Role,
     SplitCounts,
     load_manifest,
 )
-from bdbnet.datasets.archives import extract_archive
+from bdbnet.datasets.archives import extract_archives
+from bdbnet.datasets.inspection import inspect_images, inspect_table, remarks
+
+
+def dataset_help(name: str | None) -> str:
+    """Layout, origin and terms of a dataset, or one entry for each, for `--help`."""
+    if name is None:
+        entries = [
+            f"  {key}: {facts.title}\n    archive={facts.archives}\n    {facts.obtain}" for key, facts in FACTS.items()
+        ]
+        return "\n".join(["Datasets (dataset=NAME --help shows the expected folder):", *entries])
+    if name not in FACTS:
+        return f"  {name}: see the head of conf/dataset/{name}.yaml"
+    facts = FACTS[name]
+    layout = "\n".join(f"    {line}" for line in facts.layout.splitlines())
+    return (
+        f"{facts.title}\n  {facts.paper}\n  Where and terms: {facts.obtain}\n"
+        f"  Expected in dataset.root, or in one folder below it:\n{layout}\n  From the authors' files: archive={facts.archives}"
+    )
+
+
+OmegaConf.register_new_resolver("dataset_help", dataset_help, replace=True)
 
 
 @command("prepare")
 def main(cfg: DictConfig) -> None:
-    """Extract `archive` (if given) into `dataset.root`, read the dataset there and print its counts.
+    """Extract `archive` (if given) into `dataset.root`, read the dataset there, print its counts and what is wrong.
 
-    Raises DatasetError if the archive or the folder can't be used, or if a count is not the published one.
+    Raises DatasetError if the archive or the folder can't be used, or if anything about the data is not as it should be.
     """
     if "dataset" not in cfg:
         raise DatasetError(f"which dataset? Add dataset=NAME with one of {', '.join(READERS)}. --help says more.")
-    root = Path(cfg.dataset.root).expanduser()
-    if cfg.archive is not None:
-        extract_archive(Path(str(cfg.archive)).expanduser(), root)
-    try:
-        manifest = _read(cfg.dataset, root)
-    except DatasetError as error:
-        if cfg.archive is None:
-            raise
-        raise DatasetError(f"{error}\n{cfg.archive} was extracted to {root}: delete it to try another.") from None
-
-    published = PUBLISHED_COUNTS.get(manifest.name, {})
+    manifest = _set_up(cfg)
+    published = PUBLISHED_COUNTS.get(cfg.dataset.name, {})
     print(f"{manifest.name} in {manifest.root}\n")
     print(counts_table(manifest, published))
-    print(f"\nfingerprint {manifest.fingerprint}")
-    unmatched = manifest.unmatched_queries()
-    if unmatched:
-        print(f"{unmatched:,} queries have no image of their identity in the gallery: no metric counts them.")
-    differences = manifest.differences(published)
-    if differences:
-        raise DatasetError(
-            f"{manifest.root} is not the complete {manifest.name}: {'; '.join(differences)}. "
-            "Delete the folder and extract the authors' archive again."
-        )
+    print(f"\nfingerprint {manifest.fingerprint}", flush=True)
+
+    findings, notes = inspect_table(manifest, published), remarks(manifest)
+    if cfg.check_images:
+        found, noted = inspect_images(manifest)
+        findings, notes = findings + found, notes + noted
+    for note in notes:
+        print(f"note: {note}")
+    if not findings:
+        print("nothing is wrong")
+        return
+    listed = "\n".join(f"{number}. {finding}" for number, finding in enumerate(findings, 1))
+    raise DatasetError(f"{manifest.name} in {manifest.root} has {len(findings)} fault(s):\n{listed}")
 
 
-def _read(dataset: DictConfig, root: Path) -> Manifest:
+def _set_up(cfg: DictConfig) -> Manifest:
+    if cfg.archive is None:
+        return _read(cfg.dataset)
+    if cfg.dataset.root is None:
+        raise DatasetError(f"dataset={cfg.dataset.name} has no authors' archive: leave archive= out")
+    root = Path(cfg.dataset.root).expanduser()
+    archives = [cfg.archive] if isinstance(cfg.archive, str) else list(cfg.archive)
+    extract_archives([Path(archive).expanduser() for archive in archives], root)
+    try:
+        return _read(cfg.dataset)
+    except DatasetError as error:
+        shutil.rmtree(root)  # it was new or empty, and what it holds now is still in the archive
+        shown = ", ".join(str(shown_path(archive)) for archive in archives)
+        raise DatasetError(f"{shown}: not {cfg.dataset.name}, nothing was kept of it. {error}") from None
+
+
+def _read(dataset: DictConfig) -> Manifest:
     options: Any = OmegaConf.to_container(dataset.options, resolve=True)
     with warnings.catch_warnings():
-        # The table shows the same, and a difference ends this command with an error.
+        # The table and the findings say the same, and end this command with an error.
         warnings.simplefilter("ignore", CountWarning)
-        return load_manifest(dataset.name, root, **options)
+        warnings.simplefilter("ignore", OverlapWarning)
+        return load_manifest(dataset.name, dataset.root, **options)
 
 
 def counts_table(manifest: Manifest, published: Mapping[Role, SplitCounts]) -> str:
