@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bdbnet.datasets import archives
-from bdbnet.datasets.archives import ArchiveError, extract_archive
+from bdbnet.datasets.archives import ArchiveError, extract_archive, extract_archives
 
 CONTENT = {"set/readme.txt": b"hello", "set/images/0001.jpg": bytes(range(256)) * 20, "set/images/empty.jpg": b""}
 
@@ -335,3 +335,29 @@ def test_real_archive_has_every_member(market1501_root: Path, shared_data: Path)
         if path.is_file()
     }
     assert found == sizes
+
+
+def test_several_archives_and_files_beside_them_go_into_one_folder(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a.tgz", CONTENT), make(tmp_path / "b.zip", {"set/images/0002.jpg": b"two"})
+    lists = tmp_path / "annotations.mat"
+    lists.write_bytes(b"MATLAB 5.0 MAT-file")
+    target = extract_archives([first, lists, second], tmp_path / "out", progress=False)
+    expected = {**CONTENT, "set/images/0002.jpg": b"two", "annotations.mat": b"MATLAB 5.0 MAT-file"}
+    assert files_below(target) == expected
+
+
+def test_the_second_of_two_archives_is_damaged(tmp_path: Path) -> None:
+    good, bad = make(tmp_path / "a.zip", CONTENT), make(tmp_path / "b.tgz", CONTENT)
+    bad.write_bytes(bad.read_bytes()[:-20])
+    with pytest.raises(ArchiveError, match=r"b\.tgz is truncated or damaged"):
+        extract_archives([good, bad], tmp_path / "out", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "b.tgz"]
+
+
+def test_archives_that_hold_the_same_file_are_refused(tmp_path: Path) -> None:
+    good, again = make(tmp_path / "a.zip", CONTENT), make(tmp_path / "b.zip", CONTENT)
+    with pytest.raises(ArchiveError, match=r"b\.zip: member 'set/readme\.txt' has the name of an earlier member"):
+        extract_archives([good, again], tmp_path / "out", progress=False)
+    with pytest.raises(ArchiveError, match=r"archive=\[\] names no file"):
+        extract_archives([], tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()

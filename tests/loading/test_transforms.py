@@ -20,7 +20,7 @@ from bdbnet.loading import (
     show_on_device,
     transforms_for,
 )
-from bdbnet.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, pad_to_square
+from bdbnet.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, covered, pad_to_square
 
 
 def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -269,6 +269,13 @@ def test_normalize_equals_the_naive_loop(layout: torch.memory_format, rectangles
     torch.testing.assert_close(result.double(), expected, atol=2e-6, rtol=0)
     assert (result[expected == 0] == 0).all()
     assert images.equal(before)
+
+
+@given(boxes=st.lists(st.tuples(*[st.integers(0, 9)] * 4), min_size=4, max_size=4))
+def test_the_mask_of_a_device_covers_what_the_host_erases(boxes: list[tuple[int, int, int, int]]) -> None:
+    erased = torch.tensor(boxes).reshape(2, 2, 4)
+    expected = normalize(torch.full((2, 3, 11, 7), 200, dtype=torch.uint8), erased) == 0
+    assert covered(erased, 11, 7).expand(2, 3, 11, 7).equal(expected)
 
 
 def test_normalize_without_rectangles_and_after_inference_mode() -> None:

@@ -109,8 +109,8 @@ class ImageDataset(Dataset[Batch]):
     def prepare(self, row: int) -> np.ndarray:
         """The image of a row, decoded and prepared, uint8 (H, W, 3).  Raises ImageError."""
         box = None if self.boxes is None else tuple(self.boxes[row].tolist())
-        reduction = self.transform.reduction if self.scaled_decoding else None
-        return self.transform.prepare(read_image(str(self.paths[row]), box=box, reduction=reduction))
+        excess = self.transform.excess if self.scaled_decoding else None
+        return self.transform.prepare(read_image(str(self.paths[row]), box=box, excess=excess))
 
     def _prepared(self, draw: Draw) -> tuple[int, np.ndarray | None]:
         """The row that is used for a draw and its prepared image; None where the device has it."""

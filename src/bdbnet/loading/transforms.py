@@ -86,11 +86,13 @@ class RandomErasing:
         if generator.random() >= self.probability:
             return NOTHING
         for _ in range(_ATTEMPTS):
-            area = generator.uniform(*self.area) * height * width
-            ratio = generator.uniform(*self.ratio)
+            # One call for all four numbers: calls are what this costs.
+            share, stretch, down, across = generator.random(4).tolist()
+            area = (self.area[0] + share * (self.area[1] - self.area[0])) * height * width
+            ratio = self.ratio[0] + stretch * (self.ratio[1] - self.ratio[0])
             rows, columns = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < rows < height and 0 < columns < width:
-                return _place(rows, columns, height, width, generator)
+                return int(down * (height - rows + 1)), int(across * (width - columns + 1)), rows, columns
         return NOTHING
 
 
@@ -148,18 +150,11 @@ class TrainTransform:
         """uint8 (h, w, 3) of any size to uint8 (H, W, 3) of `prepared_size`."""
         return resize(pad_to_square(pixels) if self.pad_to_square else pixels, self.prepared_size)
 
-    def reduction(self, height: int, width: int) -> int:
-        """1, 2, 4 or 8: how many times smaller an image of height x width may be before it is prepared.
-
-        2 for one at least twice as large as the result of `prepare` (measured after padding); 4 and 8 only where what is
-        left is still twice as large.  Halving loses the least, and saves most of the work.
-        """
+    def excess(self, height: int, width: int) -> float:
+        """How many times larger an image of height x width is than the result of `prepare`, measured after padding."""
         if self.pad_to_square:
             height = width = max(height, width)
-        scale = min(height / self.prepared_size[0], width / self.prepared_size[1])
-        if scale < 2:
-            return 1
-        return max(factor for factor in (2, 4, 8) if factor == 2 or scale >= 2 * factor)
+        return min(height / self.prepared_size[0], width / self.prepared_size[1])
 
     def draw(self, generator: np.random.Generator) -> View:
         """The random part of a sample."""
@@ -257,17 +252,22 @@ def normalize(images: Tensor, erased: Tensor | None = None) -> Tensor:
     count, channels, height, width = images.shape
     if images.is_contiguous(memory_format=torch.channels_last):
         # Rows of W x 3 values with the constants repeated along them: all of one stride, three times as fast on a CPU.
-        rows = images.permute(0, 2, 3, 1).reshape(count * height, width * channels).to(torch.float32)
-        torch.addcmul(shift.repeat(width), rows, scale.repeat(width), out=rows)
-        result = rows.view(count, height, width, channels).permute(0, 3, 1, 2)
+        flat = images.permute(0, 2, 3, 1).reshape(count * height, width * channels).to(torch.float32)
+        torch.addcmul(shift.repeat(width), flat, scale.repeat(width), out=flat)
+        result = flat.view(count, height, width, channels).permute(0, 3, 1, 2)
     else:
         result = images.to(torch.float32).mul_(scale.view(3, 1, 1)).add_(shift.view(3, 1, 1))
     if erased is not None and erased.shape[1] > 0:
-        result.masked_fill_(_covered(erased.to(images.device), images.shape[2], images.shape[3]), 0.0)
+        if images.device.type == "cpu":
+            for image, rectangles in zip(result, erased.tolist()):
+                for top, left, rows, columns in rectangles:
+                    image[:, top : top + rows, left : left + columns] = 0.0
+        else:  # a mask, because the numbers of the rectangles would have to be waited for
+            result.masked_fill_(covered(erased.to(images.device), height, width), 0.0)
     return result
 
 
-def _covered(erased: Tensor, height: int, width: int) -> Tensor:
+def covered(erased: Tensor, height: int, width: int) -> Tensor:
     """Which pixels the rectangles (N, R, 4) cover: bool (N, 1, H, W)."""
     top, left, rows, columns = erased.unsqueeze(-1).unbind(2)  # each (N, R, 1)
     y = torch.arange(height, device=erased.device)
