@@ -347,7 +347,7 @@ def test_several_archives_and_files_beside_them_go_into_one_folder(tmp_path: Pat
 
 
 def test_the_second_of_two_archives_is_damaged(tmp_path: Path) -> None:
-    good, bad = make(tmp_path / "a.zip", CONTENT), make(tmp_path / "b.tgz", CONTENT)
+    good, bad = make(tmp_path / "a.zip", CONTENT), make(tmp_path / "b.tgz", {"more.jpg": bytes(range(256)) * 20})
     bad.write_bytes(bad.read_bytes()[:-20])
     with pytest.raises(ArchiveError, match=r"b\.tgz is truncated or damaged"):
         extract_archives([good, bad], tmp_path / "out", progress=False)
