@@ -161,15 +161,16 @@ def test_lightning_tells_the_sampler_the_epoch(manifest: Manifest, tmp_path: Pat
     assert seen[0][2] != seen[3][2]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("workers", "cache"), [(0, "none"), (1, "none"), (1, "packed"), (0, "device")])
 @pytest.mark.parametrize("stop", [2, 3])
 def test_a_resumed_run_draws_what_an_uninterrupted_one_does(
-    manifest: Manifest, tmp_path: Path, workers: int, stop: int
+    manifest: Manifest, tmp_path: Path, workers: int, cache: str, stop: int
 ) -> None:
     """Stopped inside the first epoch and at its end; workers prefetch before Lightning sets the epoch."""
     keep = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     full = fit(make(manifest), tmp_path, keep)
-    resumed = fit(make(manifest, num_workers=workers), tmp_path, checkpoint=tmp_path / f"step={stop}.ckpt")
+    data = make(manifest, num_workers=workers, cache=cache, cache_root=tmp_path / "cache")
+    resumed = fit(data, tmp_path, checkpoint=tmp_path / f"step={stop}.ckpt")
     assert resumed == full[stop:]
 
 
