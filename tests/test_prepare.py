@@ -111,6 +111,10 @@ def test_data_root_comes_from_the_environment(
         (["dataset=market1502"], "market1501"),
         (["dataset=market1501", "archiv=x"], "archiv"),
         ([], "which dataset? Add dataset=NAME with one of market1501"),
+        (["dataset=market1501", "archive=~nobody-of-that-name/a.zip"], "there is no such user"),
+        (["dataset=market1501", "dataset.root=~nobody-of-that-name/a"], "there is no such user"),
+        (["dataset=synthetic_reid", "archive=a.zip"], "leave archive= out"),
+        (["dataset=market1501", "archive=[]"], "archive=[] names no file"),
     ],
 )
 def test_wrong_input_gets_one_clear_message(
@@ -139,6 +143,40 @@ def test_archive_of_something_else_leaves_nothing(
     assert "found birds" in message
     assert "bounding_box_train/  12,936 images" in message  # the layout that was expected
     assert list((folder / "data").iterdir()) == []
+
+
+def test_a_wrong_archive_into_a_linked_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (folder / "link").symlink_to(tmp_path / "disk")
+    with zipfile.ZipFile(tmp_path / "birds.zip", "w") as file:
+        file.writestr("birds/1.jpg", b"")
+    arguments = ["dataset=market1501", f"archive={tmp_path / 'birds.zip'}", "dataset.root=link"]
+    for _ in range(2):
+        assert run(monkeypatch, *arguments) == 1
+        assert "not market1501, nothing was kept of it" in capsys.readouterr().err
+
+
+def test_an_archive_with_another_fault_is_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(tmp_path / "market.zip", "w") as file:
+        for name in (*FILES, "Market/query/holiday.jpg"):
+            file.writestr(name, jpeg(0))
+    assert run(monkeypatch, "dataset=market1501", f"archive={tmp_path / 'market.zip'}") == 1
+    message = capsys.readouterr().err
+    assert "'holiday.jpg'" in message
+    assert "was extracted to data/market1501: leave archive= out to read it again" in message
+    assert (folder / "data" / "market1501" / FILES[0]).is_file()
+
+
+def test_counts_are_no_fault_where_they_are_not_asked_for(
+    folder: Path, archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["dataset=market1501", "dataset.options.check_counts=false"]
+    assert run(monkeypatch, *arguments, f"archive={archive}") == 0
+    assert "1 (published 12,936)" in capsys.readouterr().out
 
 
 def test_second_extraction_leaves_the_data_alone(

@@ -1,4 +1,4 @@
-"""From JPEG files to training batches on one core, against torchreid's transforms on the same files.
+"""From JPEG files to training batches on one core, against torchreid's transforms and bare decoding of the same files.
 
     pip install --no-deps torchreid==0.2.5 && pip install opencv-python-headless gdown tensorboard
     python experiments/benchmarks/input_pipeline.py --market data/market1501
@@ -22,10 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 
 from bdbnet.datasets import Manifest, load_manifest
+from bdbnet.datasets.images import read_file
 from bdbnet.datasets.objects import render_object
 from bdbnet.loading import IdentityBatchSampler, ImageDataset, RandomErasing, normalize, open_or_pack, transforms_for
 from bdbnet.training.setup import keep_freed_memory
@@ -94,9 +96,14 @@ def compare(
 
         return make
 
-    runs: dict[str, tuple[Callable[[int], object], bool]] = {
-        "torchreid": (lambda number: peer(paths[number]), False),
-        "torchreid, freed memory kept": (lambda number: peer(paths[number]), True),
+    def decode(number: int) -> object:
+        return [simplejpeg.decode_jpeg(read_file(path), "RGB") for path in paths[number]]
+
+    runs: dict[str, tuple[Callable[[int], object], bool]] = {"decoding alone": (decode, True)}
+    if peer is not None:
+        runs["torchreid"] = (lambda number: peer(paths[number]), False)
+        runs["torchreid, freed memory kept"] = (lambda number: peer(paths[number]), True)
+    runs |= {
         "files, 8-bit": (ours(from_files, normalized=False), True),
         "files, normalised": (ours(from_files, normalized=True), True),
         "packed cache, 8-bit": (ours(from_cache, normalized=False), True),
@@ -107,12 +114,12 @@ def compare(
         for name, (make, keep) in runs.items():
             seconds[name].append(timed(make, len(batches), keep=keep) / (len(batches) * BATCH))
     print(f"\n{title}; {len(batches)} batches of {BATCH}, one core, median of {rounds}")
-    base, kept = (statistics.median(seconds[name]) for name in ("torchreid", "torchreid, freed memory kept"))
+    bases = {name: statistics.median(seconds[name]) for name in [*runs][:-4]}
+    print(f"{'':30s} {'images/s':>9s}" + "".join(f"   x {name}" for name in bases))
     for name, values in seconds.items():
         median = statistics.median(values)
-        print(
-            f"{name:30s} {1 / median:9.0f} images/s   {base / median:5.1f} x torchreid, {kept / median:5.1f} x with memory kept"
-        )
+        ratios = "".join(f"{base / median:{len(other) + 5}.2f}" for other, base in bases.items())
+        print(f"{name:30s} {1 / median:9.0f}{ratios}")
 
 
 def timed(make: Callable[[int], object], count: int, *, keep: bool) -> float:
@@ -137,13 +144,14 @@ def timed(make: Callable[[int], object], count: int, *, keep: bool) -> float:
     return seconds
 
 
-def torchreid_batch(height: int, width: int, *, crop: bool) -> Callable[[list[str]], torch.Tensor]:
+def torchreid_batch(height: int, width: int, *, crop: bool) -> Callable[[list[str]], torch.Tensor] | None:
     """torchreid's own way from files to a batch: its reader, its transforms with flip, (crop) and erasing, stacked."""
     try:
         from torchreid.reid.data.transforms import build_transforms
         from torchreid.reid.utils import read_image
     except ImportError as error:
-        raise SystemExit(f"torchreid is needed as the peer ({error}); see --help for how to install it") from None
+        print(f"without the peer torchreid ({error}); --help says how to install it")
+        return None
     names = ["random_flip", *(["random_crop"] if crop else []), "random_erase"]
     transform, _ = build_transforms(height, width, transforms=names)
     return lambda paths: torch.stack([transform(read_image(path)) for path in paths])

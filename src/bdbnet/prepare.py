@@ -3,7 +3,6 @@
 import shutil
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +22,8 @@ from bdbnet.datasets import (
 )
 from bdbnet.datasets.archives import extract_archives
 from bdbnet.datasets.inspection import inspect_images, inspect_table, remarks
+from bdbnet.datasets.layout import LayoutError, layout_of
+from bdbnet.datasets.manifest import expanded
 
 
 def dataset_help(name: str | None) -> str:
@@ -35,10 +36,9 @@ def dataset_help(name: str | None) -> str:
     if name not in FACTS:
         return f"  {name}: see the head of conf/dataset/{name}.yaml"
     facts = FACTS[name]
-    layout = "\n".join(f"    {line}" for line in facts.layout.splitlines())
     return (
-        f"{facts.title}\n  {facts.paper}\n  Where and terms: {facts.obtain}\n"
-        f"  Expected in dataset.root, or in one folder below it:\n{layout}\n  From the authors' files: archive={facts.archives}"
+        f"{facts.title}\n  {facts.paper}\n  Where and terms: {facts.obtain}\n  Expected in dataset.root, or in one folder "
+        f"below it:\n{layout_of(facts)}\n  From the authors' files: archive={facts.archives}"
     )
 
 
@@ -59,7 +59,8 @@ def main(cfg: DictConfig) -> None:
     print(counts_table(manifest, published))
     print(f"\nfingerprint {manifest.fingerprint}", flush=True)
 
-    findings, notes = inspect_table(manifest, published), remarks(manifest)
+    counted = cfg.dataset.options.get("check_counts", True)
+    findings, notes = inspect_table(manifest, published if counted else {}), remarks(manifest)
     if cfg.check_images:
         found, noted = inspect_images(manifest)
         findings, notes = findings + found, notes + noted
@@ -75,17 +76,20 @@ def main(cfg: DictConfig) -> None:
 def _set_up(cfg: DictConfig) -> Manifest:
     if cfg.archive is None:
         return _read(cfg.dataset)
-    if cfg.dataset.root is None:
+    if cfg.dataset.name not in FACTS:
         raise DatasetError(f"dataset={cfg.dataset.name} has no authors' archive: leave archive= out")
-    root = Path(cfg.dataset.root).expanduser()
     archives = [cfg.archive] if isinstance(cfg.archive, str) else list(cfg.archive)
-    extract_archives([Path(archive).expanduser() for archive in archives], root)
+    root = extract_archives([expanded(str(archive)) for archive in archives], expanded(cfg.dataset.root))
+    shown = ", ".join(str(shown_path(archive)) for archive in archives)
     try:
         return _read(cfg.dataset)
-    except DatasetError as error:
+    except LayoutError as error:
         shutil.rmtree(root)  # it was new or empty, and what it holds now is still in the archive
-        shown = ", ".join(str(shown_path(archive)) for archive in archives)
         raise DatasetError(f"{shown}: not {cfg.dataset.name}, nothing was kept of it. {error}") from None
+    except DatasetError as error:
+        raise DatasetError(
+            f"{error}\n{shown} was extracted to {shown_path(root)}: leave archive= out to read it again, or delete that folder"
+        ) from None
 
 
 def _read(dataset: DictConfig) -> Manifest:

@@ -108,6 +108,21 @@ def test_table_findings(tmp_path: Path) -> None:
     ]
 
 
+def test_rows_of_a_role_that_are_missing_or_mixed(tmp_path: Path) -> None:
+    (missing,) = inspect_table(make(tmp_path, "tt", [1, 1]), {})
+    assert "there are no query and no gallery images" in missing.problem
+    (mixed,) = inspect_table(make(tmp_path, "tteeg", [1, 1, 2, 2, 2]), {})
+    assert "some gallery images have split test" in mixed.problem
+
+
+def test_many_equal_files_are_one_finding(tmp_path: Path) -> None:
+    rows = {"path": [f"{number}.png" for number in range(60_000)], "label": 1, "camera": -1}
+    split = ["train" if number % 2 else "test" for number in range(60_000)]
+    manifest = Manifest.from_table(pd.DataFrame({**rows, "split": split}), tmp_path, "toy")
+    (finding,) = duplicates_across(manifest, np.full(60_000, "the same"))
+    assert "30,000 test images are also in the training set" in finding.problem
+
+
 def test_labeled_mistaken_for_detected_is_one_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("bdbnet.datasets.inspection.mistaken_kind", lambda manifest: "use dataset=cuhk03_label")
     published = {"train": SplitCounts(1, 3, 0)}

@@ -167,3 +167,32 @@ def test_real_birds_by_their_folders(birds: Path) -> None:
     assert counts["identities"].tolist() == [50, 50, 50]
     assert counts.loc["train", "images"] + counts.loc["gallery", "images"] == 5_902
     assert manifest.name == "images"
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    """train/val/test is a common layout; val is no split here."""
+    for path in (
+        "train/a/1.jpg",
+        "train/b/deep/1.jpg",
+        "val/a/1.jpg",
+        "test/c/1.jpg",
+        "test/c/2.jpg",
+        "test/stray.jpg",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    with pytest.warns(UserWarning, match="left out are ") as caught:
+        manifest = read_table(None, manifest=tmp_path)
+    assert len(manifest.table) == 3
+    message = str(caught[0].message)
+    assert "val/ (not one of train, query, gallery, test)" in message
+    assert "1 images directly in test/" in message
+    assert "1 folders without images directly in them, such as train/b/" in message
+
+
+def test_a_complete_folder_is_read_without_a_word(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    for path in ("train/a/1.jpg", "test/c/1.jpg", "test/c/2.jpg", "readme.txt", "test/.thumbs/1.jpg"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    assert len(read_table(None, manifest=tmp_path).table) == 3
+    assert not recwarn.list

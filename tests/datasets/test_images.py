@@ -279,6 +279,17 @@ def test_files_with_a_box_and_other_formats_keep_their_size(tmp_path: Path) -> N
     assert read_image(save(tmp_path / "a.png", photograph(64, 64)), excess=twice).shape == (64, 64, 3)
 
 
+def test_photographs_with_exif_are_decoded_to_less_too(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0110] = "a camera"
+    plain = save(tmp_path / "plain.jpg", photograph(600, 800))
+    path = save(tmp_path / "a.jpg", photograph(600, 800), exif=exif)
+    excess = EvaluationTransform(128).excess
+    reduced = read_image(path, excess=excess)
+    assert reduced.shape == (300, 400, 3)
+    np.testing.assert_array_equal(reduced, read_image(plain, excess=excess))
+
+
 def test_excess_is_measured_after_padding() -> None:
     plain, padded = TrainTransform((384, 128)), TrainTransform(224, resize=256, pad_to_square=True)
     assert plain.excess(768, 10_000) == 2

@@ -124,6 +124,16 @@ def test_same_path_may_be_in_train_and_query_but_not_twice_in_a_role() -> None:
         manifest(path=["a", "b", "a", "a", "d"], split=["train", "train", "query", "test", "gallery"])
 
 
+def test_several_boxes_of_one_photograph_are_several_images() -> None:
+    boxes: dict[str, Any] = {"x1": [0, 4, 0, 0, 4], "y1": 0, "x2": 9, "y2": 5}
+    built = manifest(path=["a", "a", "b", "c", "c"], **boxes)
+    assert len(built.table) == 5
+    with pytest.raises(
+        DatasetError, match="row 5, column path: 'c' is a gallery image already in row 4, with the same box"
+    ):
+        manifest(path=["a", "a", "b", "c", "c"], **{**boxes, "x1": [0, 4, 0, 0, 0]})
+
+
 def test_roles_and_subsets() -> None:
     built = manifest(split=["test", "train", "query", "gallery", "test"])
     assert built.subset("query").table["path"].tolist() == ["train/a.jpg", "query/a.jpg", "gallery/b.jpg"]
@@ -175,6 +185,9 @@ def test_unmatched_queries() -> None:
     # A test image does not match itself: 7 has a second image, 8 and 9 have none.
     assert manifest(label=[7, 7, 8, 9, 9], split=["test", "test", "test", "test", "train"]).unmatched_queries() == 2
     assert manifest(split="train").unmatched_queries() == 0
+    same_camera = manifest(camera=[1, 2, 2, 2, 2])
+    assert same_camera.unmatched_queries() == 1
+    assert same_camera.unmatched_queries(by_camera=False) == 0
 
 
 def test_fingerprint_depends_on_every_value_and_on_the_order_but_not_on_the_place() -> None:
@@ -197,7 +210,7 @@ def test_fingerprint_is_stable_across_versions() -> None:
 
 
 def test_unknown_dataset_or_option_is_named_with_the_choices(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"unknown dataset 'market'.*market1501, synthetic_reid"):
+    with pytest.raises(DatasetError, match=r"unknown dataset 'market'.*market1501, .*synthetic_reid"):
         load_manifest("market", tmp_path)
     with pytest.raises(DatasetError, match="market1501 has no option check: its options are check_counts"):
         load_manifest("market1501", tmp_path, check=True)

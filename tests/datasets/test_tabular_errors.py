@@ -205,3 +205,15 @@ def test_listed_images_that_are_not_there(tmp_path: Path) -> None:
 def test_a_folder_name_that_is_too_long(tmp_path: Path) -> None:
     text = f"path,label,split\n{'x' * 300}/a.jpg,1,train\n"
     assert "my.csv: can't look for its images" in error_of(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("labels", [("7", "007"), ("8", "8.0"), ("08", "8")])
+def test_two_spellings_of_a_number_are_not_one_identity(tmp_path: Path, labels: tuple[str, str]) -> None:
+    for name in "abcd":
+        (tmp_path / f"{name}.jpg").touch()
+    rows = [f"a.jpg,{labels[0]},train", f"b.jpg,{labels[1]},train", "c.jpg,9,test", "d.jpg,9,test"]
+    (tmp_path / "my.csv").write_text("\n".join(["path,label,split", *rows]))
+    with pytest.raises(
+        DatasetError, match=rf"row 2, column label: '{labels[1]}' and '{labels[0]}' are the same number"
+    ):
+        read_table(None, manifest=tmp_path / "my.csv")

@@ -108,7 +108,8 @@ def test_a_cache_is_made_once_and_survives_pickling(manifest: Manifest) -> None:
     assert len(pickle.dumps(again)) < 1000
     np.testing.assert_array_equal(copy.images, first.images)
     assert sorted(path.name for path in first.folder.iterdir()) == ["cache.json", "images.npy"]
-    assert [path.name for path in first.folder.parent.iterdir() if path.is_dir()] == ["toy-6x4"]
+    name = f"toy-{manifest.fingerprint[:8]}-6x4"
+    assert [path.name for path in first.folder.parent.iterdir() if path.is_dir()] == [name]
 
 
 def cut_off(folder: Path) -> None:
@@ -141,36 +142,77 @@ def test_a_damaged_cache_is_made_again_with_a_word(
     assert again.made == 20  # type: ignore[attr-defined]
     assert again.images[19, 0, 0, 0] == 19
     out = capsys.readouterr().out
-    assert "toy-6x4" in out
+    assert f"toy-{manifest.fingerprint[:8]}-6x4" in out
     assert said in out
     assert "made again" in out
 
 
-def test_a_cache_of_other_images_is_made_again(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_of_changed_files_or_other_settings_is_made_again(
+    manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
     pack(manifest)
-    for change in ("fewer rows", "another label", "another file", "other settings"):
-        table = manifest.table.copy()
-        options: dict[str, Any] = {}
-        if change == "fewer rows":
-            table = table.iloc[:-1]
-        elif change == "another label":
-            table.loc[3, "label"] = 9
-        elif change == "another file":
-            Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(manifest.root / "0.jpg")
-        else:
-            options = {"scaled_decoding": False}
-        changed = Manifest.from_table(table, manifest.root, "toy")
-        assert pack(changed, **options).made == len(table), change  # type: ignore[attr-defined]
-        assert "made again" in capsys.readouterr().out
-        pack(manifest)
-        capsys.readouterr()
+    assert pack(manifest, scaled_decoding=False).made == 20  # type: ignore[attr-defined]
+    assert "is of other images or settings: it is made again" in capsys.readouterr().out
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(manifest.root / "0.jpg")
+    assert pack(manifest, scaled_decoding=False).made == 20  # type: ignore[attr-defined]
+    assert "made again" in capsys.readouterr().out
 
 
-def test_a_cache_of_another_size_under_the_same_name(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = pack(manifest, (8, 4)).folder
-    shutil.move(folder, folder.parent / "toy-6x4")
+@pytest.mark.parametrize("change", ["fewer rows", "another label", "another size"])
+def test_a_cache_of_another_dataset_or_size_in_its_place(
+    manifest: Manifest, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = manifest.table.copy()
+    if change == "fewer rows":
+        table = table.iloc[:-1]
+    elif change == "another label":
+        table.loc[3, "label"] = 9
+    other = pack(Manifest.from_table(table, manifest.root, "toy"), (8, 4) if change == "another size" else (6, 4))
+    shutil.move(other.folder, other.folder.parent / f"toy-{manifest.fingerprint[:8]}-6x4")
     assert pack(manifest).made == 20  # type: ignore[attr-defined]
-    assert "holds 20 images of 8 x 4 pixels: it is made again" in capsys.readouterr().out
+    said = {"fewer rows": "holds 19 images of 6 x 4", "another label": "is of other images", "another size": "of 8 x 4"}
+    assert said[change] in capsys.readouterr().out
+
+
+def test_tables_of_one_name_do_not_share_a_cache(manifest: Manifest) -> None:
+    other = Manifest.from_table(manifest.table.iloc[:-1], manifest.root, "toy")
+    assert [pack(part).made for part in (manifest, other, manifest, other)] == [20, 19, 0, 0]  # type: ignore[attr-defined]
+
+
+def test_a_process_that_comes_late_does_not_get_other_pixels(manifest: Manifest) -> None:
+    """As a worker that is started anew, when another run has made the cache again."""
+    sent = pickle.dumps(pack(manifest))
+    pack(manifest, scaled_decoding=False)
+    with pytest.raises(CacheError, match="was replaced while this run used it"):
+        pickle.loads(sent)
+
+
+def test_a_folder_of_the_user_in_its_place_is_left_alone(manifest: Manifest) -> None:
+    folder = manifest.root / "cache" / f"toy-{manifest.fingerprint[:8]}-6x4"
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").write_text("precious")
+    with pytest.raises(CacheError, match=r"holds mine\.txt: move it away"):
+        pack(manifest)
+    assert (folder / "mine.txt").read_text() == "precious"
+
+
+def test_what_a_killed_process_left_behind_is_removed(manifest: Manifest) -> None:
+    folder = manifest.root / "cache" / f".toy-{manifest.fingerprint[:8]}-6x4.4711-abcdef00.part"
+    folder.mkdir(parents=True)
+    (folder / "images.npy").write_bytes(bytes(1000))
+    pack(manifest)
+    assert not folder.exists()
+
+
+def test_a_complete_cache_where_nothing_can_be_written(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(manifest)
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(packed, "FileLock", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert pack(manifest).made == 0  # type: ignore[attr-defined]
 
 
 def test_an_error_or_an_interruption_leaves_nothing(manifest: Manifest) -> None:
@@ -208,7 +250,7 @@ def test_unreadable_images_are_noted_and_replaced(manifest: Manifest, capsys: py
 
 def test_a_folder_that_cannot_be_written_is_named(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     (manifest.root / "cache").write_text("a file is in the way")
-    with pytest.raises(CacheError, match=r"toy-6x4 can't be made .*loading\.cache_root"):
+    with pytest.raises(CacheError, match=r"toy-.*-6x4 can't be made .*loading\.cache_root"):
         pack(manifest)
     (manifest.root / "cache").unlink()
 
@@ -220,9 +262,12 @@ def test_a_folder_that_cannot_be_written_is_named(manifest: Manifest, monkeypatc
         pack(manifest)
 
 
-def test_a_full_disk_is_seen_before_packing(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 7))  # type: ignore[attr-defined]
-    with pytest.raises(CacheError, match=r"needs 0 MiB, 0 MiB are free"):
+def test_a_full_disk_is_an_error_and_leaves_nothing(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(CacheError, match=r"can't be made \(No space left on device\).* 1 MiB of free space"):
         pack(manifest)
     assert not [path for path in (manifest.root / "cache").iterdir() if path.is_dir()]
 

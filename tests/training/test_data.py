@@ -40,7 +40,9 @@ def composed(tiny_config, *overrides: str):
 def test_a_table_without_cameras_is_judged_by_recall_and_says_so(tiny_config, tmp_path, capsys):
     table = write_table(tmp_path)
     result = train(composed(tiny_config, f"dataset.manifest={table}"), tmp_path / "run")
-    assert "no cameras: the retrieval protocol is used" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "no cameras: judged by the retrieval protocol (Recall@K)" in out
+    assert "images: train 32 x 32; test 32 x 32" in out
     assert {"recall@1", "recall@8"} <= result.metrics.keys()
     assert result.protocol.task == "retrieval"
     assert result.protocol.dataset == "mine"
@@ -132,6 +134,39 @@ def test_protocols_that_do_not_exist_or_do_not_fit_are_refused(tiny_config):
     config.dataset.protocol = "reid_multi_query"
     with pytest.raises(ConfigError, match="no cameras to group queries by"):
         settle_protocol(config.dataset, without)
+
+
+def test_multi_query_needs_queries_and_gallery_apart(tiny_config):
+    config = tiny_config("dataset.protocol=reid_multi_query")
+    manifest = build_manifest(config)
+    table = manifest.table[manifest.table["split"] != "gallery"].replace({"split": {"query": "test"}})
+    with pytest.raises(ConfigError, match="images of split test are queries and gallery at once"):
+        settle_protocol(config.dataset, type(manifest)(table, manifest.root))
+
+
+def test_cameras_do_not_count_where_recall_is_the_metric(tiny_config, tmp_path):
+    """Each test identity under one camera: nothing to find for re-ID, everything for retrieval."""
+    table = write_table(tmp_path, cameras=True)
+    rows = pd.read_csv(table)
+    rows.assign(camera=rows["label"]).to_csv(table, index=False)
+    with pytest.raises(ConfigError, match="and under another camera"):
+        build_manifest(composed(tiny_config, f"dataset.manifest={table}"))
+    build_manifest(composed(tiny_config, f"dataset.manifest={table}", "dataset.protocol=retrieval"))
+
+
+@pytest.mark.parametrize("value", ["[1,2]", "[mine.csv,null]", '"~nobody-of-that-name/x.csv"', '""'])
+def test_sources_that_are_none_are_named(tiny_config, value):
+    with pytest.raises(ValueError, match=r"dataset\.manifest|no such user|~nobody"):
+        build_manifest(composed(tiny_config, f"dataset.manifest={value}"))
+
+
+def test_an_unreadable_test_image_shows_before_the_first_epoch_where_there_is_a_cache(tiny_config, tmp_path):
+    table = write_table(tmp_path)
+    (tmp_path / "19.png").write_bytes(b"damaged")
+    where = [f"loading.cache_root={tmp_path / 'cache'}", "loading.cache=packed"]
+    with pytest.raises(ValueError, match=r"19\.png can't be read"):
+        train(composed(tiny_config, f"dataset.manifest={table}", *where), tmp_path / "run")
+    assert not (tmp_path / "run" / "history.csv").exists()
 
 
 def test_an_own_size_is_not_cut_out_of_the_presets(tiny_config, tmp_path):

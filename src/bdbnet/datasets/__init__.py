@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from bdbnet.datasets.catalogue import FACTS, PUBLISHED_COUNTS, DatasetFacts
-from bdbnet.datasets.manifest import CountWarning, DatasetError, Manifest, OverlapWarning, Role, SplitCounts
+from bdbnet.datasets.manifest import CountWarning, DatasetError, Manifest, OverlapWarning, Role, SplitCounts, expanded
 
 __all__ = [
     "FACTS",
@@ -58,7 +58,7 @@ def load_manifest(name: str, root: str | Path | None, **options: object) -> Mani
         raise DatasetError(f"dataset {name} has no option {', '.join(unknown)}: its options are {', '.join(known)}")
     if root is None and name != "table":
         raise DatasetError(f"dataset {name} has no folder: set dataset.root to where it lies")
-    manifest: Manifest = reader(None if root is None else Path(root).expanduser(), **options)
+    manifest: Manifest = reader(None if root is None else expanded(root), **options)
     shared = manifest.shared_labels()
     if len(shared):
         warnings.warn(

@@ -250,7 +250,8 @@ def _check_destination(target: Path) -> None:
     if target.is_dir():
         if any(target.iterdir()):
             raise ArchiveError(
-                f"{target} holds files already. Leave out archive= to use them, or delete the folder to extract again."
+                f"{target} holds files already. Leave out archive= to use them, or delete the folder to extract again. "
+                "A list or a .mat file that is missing can be copied there."
             )
         if os.path.ismount(target):
             raise ArchiveError(f"{target} is a mount point. Extract into a folder inside it.")

@@ -69,7 +69,8 @@ def _cuhk03(kind: str, train: int, gallery: int) -> DatasetFacts:
         title=f"CUHK03, new protocol, {kind}",
         paper=_CUHK03_PAPER,
         layout=_CUHK03_LAYOUT.format(kind=kind, train=f"{train:,}", gallery=f"{gallery:,}"),
-        archives=f"cuhk03-np.zip, or [cuhk03_release.zip,cuhk03_new_protocol_config_{kind}.mat]",
+        archives="cuhk03-np.zip, or "
+        "[cuhk03_release.zip,cuhk03_new_protocol_config_detected.mat,cuhk03_new_protocol_config_labeled.mat]",
         obtain=_CUHK03_OBTAIN,
         counts=_person((767, train), (700, 1_400), (700, gallery), 2),
     )

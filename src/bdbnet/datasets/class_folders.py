@@ -1,6 +1,7 @@
 """Anyone's own folders: one folder per class, below one folder per split or directly."""
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def list_class_folders(root: Path) -> pd.DataFrame:
 
     Classes are numbered 0, 1, ... in the order of their names, or of their numbers where all names are whole numbers; a
     class has the same number in every split. Rows are sorted by split, class and file name. Images are told by their
-    suffix; other files, names with a leading dot and folders without images are left out.
+    suffix; other files and names with a leading dot are left out. Warns of folders and images that are left out because
+    they are not where classes and their images should be.
     Raises DatasetError for a folder without any image and for names that are not UTF-8, OSError for folders that can't
     be listed and for links that lead nowhere or in a circle.
     """
@@ -35,6 +37,7 @@ def list_class_folders(root: Path) -> pd.DataFrame:
     if not images:
         suffixes = " ".join(IMAGE_SUFFIXES)
         raise DatasetError(f"{root} holds no images ({suffixes}) in folders of classes. {LAYOUT}.")
+    _warn_of_rest(root, folders, splits, {f"{start}{name}" for start, name, _ in images})
     numbers = {name: number for number, name in enumerate(_in_order({name for _, name, _ in images}))}
     table = pd.DataFrame(
         {
@@ -44,6 +47,23 @@ def list_class_folders(root: Path) -> pd.DataFrame:
         }
     )
     return table.assign(split=[start.rstrip("/") for start, _, _ in images]) if splits else table
+
+
+def _warn_of_rest(root: Path, folders: list[str], splits: list[str], used: set[str]) -> None:
+    """Warn of what looks like data and is not read: another split, images beside or below the class folders."""
+    rest = []
+    if splits:
+        rest += [f"{name}/ (not one of {', '.join(SPLITS)})" for name in folders if name not in splits]
+    for split in splits or [""]:
+        inner, images = _contents(root / split)
+        if images:
+            rest.append(f"{len(images):,} images directly in {split or root.name}/")
+        classes = [f"{split}/{name}" if split else name for name in inner]
+        empty = [name for name in classes if name not in used]
+        if empty:
+            rest.append(f"{len(empty):,} folders without images directly in them, such as {empty[0]}/")
+    if rest:
+        warnings.warn(f"{root}: left out are {'; '.join(rest)}. {LAYOUT}.", stacklevel=2)
 
 
 def require_utf8(path: str) -> None:

@@ -76,11 +76,11 @@ def decode_image(data: bytes, path: str | Path, *, box: Box | None = None, exces
 
 
 def _decode_jpeg(data: bytes, path: str | Path, box: Box | None, excess: Excess | None) -> np.ndarray | None:
-    """An ordinary JPEG (grey or YCbCr, no EXIF) straight through libjpeg-turbo, in full bit for bit as Pillow decodes it.
+    """An ordinary JPEG (grey or YCbCr, stored upright) through libjpeg-turbo, in full bit for bit as Pillow decodes it.
 
     None for everything else, and for damaged files: `_decode_any` finds out what is wrong with them.
     """
-    if not data.startswith(b"\xff\xd8") or b"Exif\0\0" in data:
+    if not data.startswith(b"\xff\xd8") or (b"Exif\0\0" in data and _is_turned(data)):
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -136,12 +136,23 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _is_turned(data: bytes) -> bool:
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return _orientation(image) != 1
+    except Exception:  # damaged: the slow path says how
+        return True
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block tells no orientation; the pixels may still be sound
-        turned = False
-    return ImageOps.exif_transpose(image) if turned else image
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from bdbnet.datasets.checking import check_images
 from bdbnet.datasets.cuhk03 import mistaken_kind
-from bdbnet.datasets.manifest import Manifest, Role, SplitCounts
+from bdbnet.datasets.manifest import ROLES, Manifest, Role, SplitCounts
 
 _SHOWN = 10
 
@@ -26,6 +26,22 @@ class Finding(NamedTuple):
 def inspect_table(manifest: Manifest, published: Mapping[Role, SplitCounts]) -> list[Finding]:
     """Other counts than published, identities in train and test, queries that nothing can answer."""
     findings = []
+    missing = [role for role in ROLES if not len(manifest.subset(role).table)]
+    if missing:
+        findings.append(
+            Finding(
+                f"there are no {' and no '.join(missing)} images",
+                "give rows of every role: split train, and test, or query and gallery",
+            )
+        )
+    gallery = manifest.subset("gallery").table["split"]
+    if gallery.nunique() > 1:
+        findings.append(
+            Finding(
+                "some gallery images have split test (query and gallery at once) and some gallery",
+                "give either query and gallery, or test alone",
+            )
+        )
     differences = manifest.differences(published)
     if (mistaken := mistaken_kind(manifest)) is not None:
         findings.append(Finding(f"these are other images than {manifest.name} names", mistaken))
@@ -104,6 +120,7 @@ def duplicates_across(manifest: Manifest, digests: np.ndarray) -> list[Finding]:
     boxes = [column for column in ("x1", "y1", "x2", "y2") if column in table.columns]
     table = table[table["digest"] != ""]
     train, test = table[table["split"] == "train"], table[table["split"] != "train"]
+    train = train.drop_duplicates(["digest", *boxes])
     pairs: pd.DataFrame = train.merge(test, on=["digest", *boxes], suffixes=("_train", "_test"))
     if pairs.empty:
         return []

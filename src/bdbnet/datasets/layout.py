@@ -7,28 +7,30 @@ from pathlib import Path
 
 import pandas as pd
 
-from bdbnet.datasets.catalogue import FACTS, PUBLISHED_COUNTS
-from bdbnet.datasets.manifest import CountWarning, DatasetError, Manifest
+from bdbnet.datasets.catalogue import FACTS, PUBLISHED_COUNTS, DatasetFacts
+from bdbnet.datasets.manifest import COLUMNS, CountWarning, DatasetError, Manifest
 
-COLUMNS = ("path", "label", "camera", "split")
+
+class LayoutError(DatasetError):
+    """A folder that is not laid out as the dataset's authors hand it out."""
 
 
 def find_base(name: str, root: Path, wanted: Sequence[str]) -> Path:
     """`root`, or the one folder in it, that holds all files and folders of `wanted`.
 
-    Raises DatasetError that says what was looked for and found, how the folder should look, and how to get it.
+    Raises LayoutError that says what was looked for and found, how the folder should look, and how to get it.
     """
     best, present = nearest_base(name, root, wanted)
     missing = [entry for entry in wanted if entry not in present]
     if not missing:
         return best
     if present:
-        raise DatasetError(
+        raise LayoutError(
             f"{name}: {best} holds {', '.join(present)} but not {', '.join(missing)}.\n{how_to_prepare(name, root)}"
         )
     entries = sorted(list_folder(root))
     found = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") if entries else "nothing"
-    raise DatasetError(
+    raise LayoutError(
         f"{name}: {root} has another layout: looked for {', '.join(wanted)} there and one level down, found {found}.\n"
         f"{how_to_prepare(name, root)}"
     )
@@ -141,9 +143,13 @@ def build_manifest(
 def how_to_prepare(name: str, root: Path) -> str:
     """The expected layout and the command that makes it, for the end of an error message."""
     facts = FACTS[name]
-    layout = "\n".join(f"    {line}" for line in facts.layout.splitlines())
     return (
-        f"{facts.title} is expected in dataset.root, or in one folder below it, as\n{layout}\n"
+        f"{facts.title} is expected in dataset.root, or in one folder below it, as\n{layout_of(facts)}\n"
         f"To extract the authors' archive: python -m bdbnet.prepare dataset={name} archive={facts.archives or 'FILE'} "
         f"dataset.root={root}\nIf the data are elsewhere, set dataset.root to their folder."
     )
+
+
+def layout_of(facts: DatasetFacts) -> str:
+    """The expected folder as indented lines."""
+    return "\n".join(f"    {line}" for line in facts.layout.splitlines())

@@ -156,14 +156,15 @@ class Manifest:
                 f"Add rows with split {' / '.join(SPLITS_OF_ROLE[empty[0]])}, or choose another dataset."
             )
 
-    def unmatched_queries(self) -> int:
+    def unmatched_queries(self, *, by_camera: bool = True) -> int:
         """Number of queries without a true match in the gallery: no metric counts them.
 
-        A match has the query's identity and another camera; without cameras it is another image of the identity.
+        A match has the query's identity and another camera; without cameras, or where these do not count
+        (`by_camera=False`), it is another image of the identity.
         """
         queries, gallery = self.table[self._has_role("query")], self.table[self._has_role("gallery")]
         matches = _occurrences(queries, gallery, ["label"])
-        if self.has_cameras:
+        if self.has_cameras and by_camera:
             left_out = _occurrences(queries, gallery, ["label", "camera"])
         else:
             left_out = (queries["split"] == "test").to_numpy(np.int64)
@@ -184,6 +185,14 @@ class Manifest:
         if role not in SPLITS_OF_ROLE:
             raise DatasetError(f"unknown role {role!r}: choose one of {', '.join(ROLES)}")
         return self.table["split"].isin(SPLITS_OF_ROLE[role]).to_numpy()
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` replaced by the home folder.  Raises DatasetError for a user who does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DatasetError(f"{path}: there is no such user. Write the folder in full.") from None
 
 
 def _occurrences(rows: pd.DataFrame, among: pd.DataFrame, columns: list[str]) -> np.ndarray:
@@ -257,15 +266,18 @@ def _check_numbers(table: pd.DataFrame, source: str, boxes: bool) -> None:
 
 
 def _check_unique(table: pd.DataFrame, source: str) -> None:
+    """No image twice in a role; several boxes of one photograph are several images."""
+    columns = ["path", *(column for column in BOX_COLUMNS if column in table.columns)]
     for role, splits in SPLITS_OF_ROLE.items():
-        paths = table.loc[table["split"].isin(splits), "path"]
-        repeated = paths.duplicated()
+        images = table.loc[table["split"].isin(splits), columns]
+        repeated = images.duplicated()
         if repeated.any():
-            path = paths[repeated].iloc[0]
-            first, second = paths.index[paths == path][:2]
+            again = images[repeated].iloc[0]
+            first, second = images.index[(images == again).all(axis=1)][:2]
+            box = ", with the same box" if len(columns) > 1 else ""
             raise DatasetError(
-                f"{source}, row {second + 1}, column path: {path!r} is a {role} image already in row {first + 1}. "
-                "Remove one of the two rows."
+                f"{source}, row {second + 1}, column path: {again['path']!r} is a {role} image already in row "
+                f"{first + 1}{box}. Remove one of the two rows."
             )
 
 

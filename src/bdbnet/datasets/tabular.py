@@ -227,6 +227,13 @@ def _label_numbers(source: Path, labels: list[Any]) -> list[Any]:
             f"{source}, row {row}, column label: {labels[row - 1]!r} is not a whole number below 2**63. Write labels as "
             "whole numbers or as names."
         )
+    spelled: dict[int | None, str] = {}
+    for row, label in enumerate(labels, 1):
+        if spelled.setdefault(whole[label], label) != label:
+            raise DatasetError(
+                f"{source}, row {row}, column label: {label!r} and {spelled[whole[label]]!r} are the same number. Write the "
+                "labels of one identity alike; for other identities, write names (a7, a007)."
+            )
     return [whole[label] for label in labels]
 
 

@@ -134,6 +134,9 @@ class ReIDDataModule(pl.LightningDataModule):
             scaled_decoding=self.scaled_decoding,
         )
         dataset.packed = self._train_images = self._packed(dataset, self.train_manifest, "train")
+        if self.cache != "none" and len(self.test_table):
+            # Now, so that an image that can't be read, or a full disk, shows before the first epoch and not after it.
+            self._packed(*self._test_images(), "test")
         return _TrainLoader(
             dataset,
             sampler,
@@ -150,20 +153,12 @@ class ReIDDataModule(pl.LightningDataModule):
         """This rank's test images in order of `test_table`.  Raises DatasetError without queries or gallery."""
         self.manifest.require("query", "gallery")
         rank, world_size = self._rank()
-        table = self.test_table
-        manifest = self.manifest.with_rows(table)
-        dataset = ImageDataset(
-            manifest,
-            self.test_transform,
-            seed=self.seed,
-            columns={"is_query": table["split"].isin(("query", "test")).to_numpy()},
-            scaled_decoding=self.scaled_decoding,
-        )
+        dataset, manifest = self._test_images()
         dataset.packed = self._packed(dataset, manifest, "test")
         return DataLoader(
             dataset,
             batch_size=self.test_batch_size,
-            sampler=range(rank, len(table), world_size),
+            sampler=range(rank, len(dataset), world_size),
             **self._worker_settings(),
         )
 
@@ -183,6 +178,17 @@ class ReIDDataModule(pl.LightningDataModule):
         # Reordered while it is 8-bit: a quarter of the bytes.
         batch["image"] = normalize(batch["image"].contiguous(memory_format=order), batch.pop("erased"))
         return batch
+
+    def _test_images(self) -> tuple[ImageDataset, Manifest]:
+        manifest = self.manifest.with_rows(self.test_table)
+        dataset = ImageDataset(
+            manifest,
+            self.test_transform,
+            seed=self.seed,
+            columns={"is_query": self.test_table["split"].isin(("query", "test")).to_numpy()},
+            scaled_decoding=self.scaled_decoding,
+        )
+        return dataset, manifest
 
     def _packed(self, dataset: ImageDataset, manifest: Manifest, part: str) -> PackedImages | None:
         if self.cache == "none":
@@ -207,7 +213,10 @@ class ReIDDataModule(pl.LightningDataModule):
                     f"the {len(images):,} training images take {images.nbytes / 2**20:,.0f} MiB, more than half of what is "
                     f"free on {device}: use loading.cache=packed"
                 )
-            self._on_device = torch.from_numpy(np.array(images)).to(device)
+            self._on_device = torch.empty(images.shape, dtype=torch.uint8, device=device)
+            for begin in range(0, len(images), 1024):  # in portions: the host need not hold them all
+                portion = torch.from_numpy(np.array(images[begin : begin + 1024]))
+                self._on_device[begin : begin + len(portion)] = portion
         return self._on_device
 
     def _rank(self) -> tuple[int, int]:

@@ -33,17 +33,21 @@ class PackedImages:
     """uint8 (N, H, W, 3) images of N rows, `images`, and why rows are absent, `unreadable` (row -> reason).
 
     The pixels stay on disk and are paged in as they are read; processes share them, however they were started.
+    `content` identifies them; a folder with others in it is refused (CacheError).
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        # Private copy-on-write pages: PyTorch warns about arrays that are read-only, and nothing here writes.
-        self.images: np.ndarray = np.load(folder / _IMAGES, mmap_mode="c")
+    def __init__(self, folder: Path, content: str) -> None:
         facts = json.loads((folder / _FACTS).read_text())
+        if facts["content"] != content:
+            raise CacheError(f"the cache {folder} was replaced while this run used it: start the run again")
+        self.folder = folder
+        self.content = content
+        self.images: np.ndarray = np.load(folder / _IMAGES, mmap_mode="r")
         self.unreadable = {int(row): str(reason) for row, reason in facts["unreadable"].items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PackedImages, (self.folder,)  # a memory map itself would be pickled with all its pixels
+        # A memory map itself would be pickled with all its pixels.
+        return PackedImages, (self.folder, self.content)
 
 
 def open_or_pack(
@@ -57,32 +61,51 @@ def open_or_pack(
     keep_going: bool = False,
     progress: bool = True,
 ) -> PackedImages:
-    """The cache of all rows of `manifest` in `root / name-HxW`, made first where it is absent or of something else.
+    """The cache of all rows of `manifest` in a folder of `root` named by dataset, rows and size, made where it is absent.
 
-    `prepare(row)` gives a row's pixels (H, W, 3).  A cache whose rows, files (size and time of change), image size or
+    `prepare(row)` gives a row's pixels (H, W, 3).  A cache whose files (size and time of change), settings, image size or
     format are not the ones asked for, or that was cut off, is made again, and a line says why.  One process makes it,
-    others wait.  It takes its name when it is complete.
+    others wait.  It takes its name when it is complete; one that is complete may lie where nothing can be written.
 
     Raises CacheError where it can't be written, and ImageError for an image that can't be read, unless `keep_going`:
     such rows are then noted in `unreadable`.
     """
     height, width = transform.prepared_size
-    folder = Path(root).expanduser() / f"{name}-{height}x{width}"
-    wanted = {"format": FORMAT, "shape": [len(manifest.table), height, width, 3],
-              "content": _content(manifest, transform, scaled_decoding)}  # fmt: skip
+    folder = Path(root) / f"{name}-{manifest.fingerprint[:8]}-{height}x{width}"
+    content = _content(manifest, transform, scaled_decoding)
+    wanted: dict[str, Any] = {"format": FORMAT, "shape": [len(manifest.table), height, width, 3], "content": content}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
-            if (problem := _problem(folder, wanted, keep_going=keep_going)) is not None:
-                if folder.exists():
-                    print(f"cache {folder} {problem}: it is made again", flush=True)
-                _pack(folder, wanted, prepare, keep_going=keep_going, progress=progress)
-            return PackedImages(folder)
+        if _problem(folder, wanted, keep_going=keep_going) is not None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.parent / f".{folder.name}.lock"):
+                # Another process may have made it while this one waited.
+                if (problem := _problem(folder, wanted, keep_going=keep_going)) is not None:
+                    _make_room(folder, problem)
+                    _pack(folder, wanted, prepare, keep_going=keep_going, progress=progress)
+        return PackedImages(folder, content)
     except OSError as error:
+        needed = math.ceil(math.prod(wanted["shape"]) / 2**20)
         raise CacheError(
             f"the cache {folder} can't be made ({error.strerror or error}): set loading.cache_root to a folder with "
-            f"{_bytes(wanted) / 2**20:,.0f} MiB of free space, or loading.cache=none"
+            f"{needed:,} MiB of free space, or loading.cache=none"
         ) from error
+
+
+def _make_room(folder: Path, problem: str) -> None:
+    """Remove the cache that can't serve, and what processes left behind that were killed.  Nothing else is removed."""
+    if folder.exists():
+        others = {path.name for path in folder.iterdir()} - {_IMAGES, _FACTS} if folder.is_dir() else {folder.name}
+        if others:
+            raise CacheError(
+                f"{folder} is where the cache would go, and holds {', '.join(sorted(others)[:3])}: move it away, or set "
+                "loading.cache_root to another folder"
+            )
+        print(f"cache {folder} {problem}: it is made again", flush=True)
+        shutil.rmtree(folder)
+    for left_behind in folder.parent.glob(
+        f".{folder.name}.*.part"
+    ):  # whoever made one holds the lock while it is in use
+        shutil.rmtree(left_behind, ignore_errors=True)
 
 
 def _content(manifest: Manifest, transform: TrainTransform, scaled_decoding: bool) -> str:
@@ -122,14 +145,8 @@ def _problem(folder: Path, wanted: dict[str, Any], *, keep_going: bool) -> str |
 def _pack(
     folder: Path, wanted: dict[str, Any], prepare: Callable[[int], np.ndarray], *, keep_going: bool, progress: bool
 ) -> None:
-    count, *shape = wanted["shape"]
-    size, free = _bytes(wanted), shutil.disk_usage(folder.parent).free
-    if size > free:
-        raise CacheError(
-            f"the cache {folder} needs {size / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free: set loading.cache_root "
-            "to a folder on another disk, or loading.cache=none"
-        )
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    count = wanted["shape"][0]
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
     unreadable: dict[int, str] = {}
 
     def fill(row: int) -> None:
@@ -142,7 +159,11 @@ def _pack(
 
     try:
         temporary.mkdir()
-        images = np.lib.format.open_memmap(temporary / _IMAGES, mode="w+", dtype=np.uint8, shape=(count, *shape))
+        images = np.lib.format.open_memmap(temporary / _IMAGES, mode="w+", dtype=np.uint8, shape=tuple(wanted["shape"]))
+        if hasattr(os, "posix_fallocate"):
+            # The file is full of holes: on a full disk, writing into one would end the process without a word.
+            with (temporary / _IMAGES).open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, (temporary / _IMAGES).stat().st_size)
         with (
             ThreadPoolExecutor(usable_cores()) as pool,  # decoders and resizing let go of Python's lock
             tqdm(total=count, desc=f"packing {folder.name}", unit=" images", disable=None if progress else True) as bar,
@@ -152,11 +173,6 @@ def _pack(
                     bar.update()
         images.flush()
         (temporary / _FACTS).write_text(json.dumps({**wanted, "unreadable": dict(sorted(unreadable.items()))}))
-        shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _bytes(wanted: dict[str, Any]) -> int:
-    return math.prod(wanted["shape"])

@@ -171,7 +171,8 @@ class TrainTransform:
         height, width = self.image_size
         part = prepared[view.top : view.top + height, view.left : view.left + width]
         if view.flipped:
-            # torch mirrors with the processor's vector instructions, NumPy pixel by pixel.
+            # torch mirrors with the processor's vector instructions, NumPy pixel by pixel; it warns of read-only arrays.
+            part = part if part.flags.writeable else part.copy()
             part = torch.from_numpy(part).permute(2, 0, 1).flip(2).permute(1, 2, 0).numpy()
         out[...] = part
 

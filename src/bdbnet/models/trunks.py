@@ -37,6 +37,7 @@ class TorchvisionTrunk(nn.Module):
     Raises:
         ValueError: a name that torchvision does not know, or a model without such a feature map.
         CheckpointError: the download failed, or the file can't be read safely or holds another architecture.
+        ImageSizeError: in `forward`, images that are too small for the model.
     """
 
     def __init__(self, name: str, weights: str | Path | None = "imagenet") -> None:
@@ -52,6 +53,7 @@ class TorchvisionTrunk(nn.Module):
                 "or a ResNet by backbone=resnet50"
             )
         is_swin = isinstance(model, torchvision.models.SwinTransformer)
+        self.name = name
         self.features = model.features
         self.norm = model.norm if is_swin else nn.Identity()
         if isinstance(model, torchvision.models.DenseNet):
@@ -65,7 +67,14 @@ class TorchvisionTrunk(nn.Module):
             load_trunk(self, str(weights))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.last(self.norm(self.features(images)))
+        try:
+            return self.last(self.norm(self.features(images)))
+        except RuntimeError as error:
+            if "too small" not in str(error) and "can't be greater than actual input size" not in str(error):
+                raise
+            raise ImageSizeError(
+                f"images of {images.shape[2]} x {images.shape[3]} pixels are too small for {self.name}: raise dataset.image_size"
+            ) from error
 
 
 class TimmTrunk(nn.Module):

@@ -171,7 +171,9 @@ class History(Callback):
         data: ReIDDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if data.on_error == "replace":
             new, self._replaced = data.replaced - self._replaced, data.replaced
-            row["replaced_images"] = int(trainer.strategy.reduce(torch.tensor(new), reduce_op="sum"))
+            row["replaced_images"] = int(
+                trainer.strategy.reduce(torch.tensor(new, device=module.device), reduce_op="sum")
+            )
         self.rows.append(row)
         if trainer.is_global_zero:
             self._write()

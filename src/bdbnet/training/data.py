@@ -12,11 +12,11 @@ from bdbnet.loading import PROTOCOLS, ReIDDataModule, transforms_for
 from bdbnet.results import Protocol
 
 # What `dataset=table` leaves open follows from its protocol: the settings of section 4.1 and of section 4.2.1.
-_PERSON: dict[str, Any] = {
+_REID: dict[str, Any] = {
     "image_size": [384, 128], "resize": None, "pad_train": False, "pad_test": False, "drop_ratio": [0.3, 1.0],
     "erasing": [],
 }  # fmt: skip
-_THING: dict[str, Any] = {
+_RETRIEVAL: dict[str, Any] = {
     "image_size": [224, 224], "resize": [256, 256], "pad_train": True, "pad_test": True, "drop_ratio": [0.5, 0.5],
     "erasing": [{"_target_": "bdbnet.loading.RandomErasing"}],
 }  # fmt: skip
@@ -33,13 +33,8 @@ def build_manifest(config: DictConfig) -> Manifest:
 
     Warns of queries that can never be answered.  Raises DatasetError, or ConfigError where nothing could be judged.
     """
-    sources = config.dataset.get("manifest")
-    if sources is not None:  # absolute, for those who read the record of this run in another folder
-        listed = [
-            str(Path(path).expanduser().absolute()) for path in ([sources] if isinstance(sources, str) else sources)
-        ]
-        config.dataset.manifest = listed[0] if isinstance(sources, str) else listed
     manifest = read_manifest(config.dataset)
+    _make_absolute(config.dataset)
     manifest.require("query", "gallery")
     settle_protocol(config.dataset, manifest)
     queries, gallery = len(manifest.subset("query").table), manifest.subset("gallery").table["split"]
@@ -48,10 +43,11 @@ def build_manifest(config: DictConfig) -> Manifest:
             f"{manifest.name}: some gallery images have split test (query and gallery at once) and some gallery. Give either "
             "query and gallery, or test alone."
         )
-    if (unmatched := manifest.unmatched_queries()) == queries:
+    by_camera = is_reid(config) and manifest.has_cameras
+    if (unmatched := manifest.unmatched_queries(by_camera=by_camera)) == queries:
         raise ConfigError(
             f"{manifest.name}: none of the {queries} queries has a true match in the gallery (the same identity, in another "
-            "image and under another camera), so nothing can be judged. Check labels and cameras."
+            f"image{' and under another camera' if by_camera else ''}), so nothing can be judged. Check labels and cameras."
         )
     if unmatched:
         warnings.warn(
@@ -59,6 +55,18 @@ def build_manifest(config: DictConfig) -> Manifest:
             stacklevel=2,
         )
     return manifest
+
+
+def _make_absolute(dataset: DictConfig) -> None:
+    """Paths in full, for those who read the record of this run in another folder."""
+    if dataset.root is not None:
+        dataset.root = str(Path(dataset.root).expanduser().absolute())
+    sources = dataset.get("manifest")
+    if sources is not None:
+        listed = [
+            str(Path(path).expanduser().absolute()) for path in ([sources] if isinstance(sources, str) else sources)
+        ]
+        dataset.manifest = listed[0] if isinstance(sources, str) else listed
 
 
 def settle_protocol(dataset: DictConfig, manifest: Manifest) -> None:
@@ -73,7 +81,11 @@ def settle_protocol(dataset: DictConfig, manifest: Manifest) -> None:
         raise ConfigError(f"dataset.protocol={dataset.protocol}: choose one of {', '.join(PROTOCOLS)}")
     if dataset.protocol == "reid_multi_query" and not manifest.has_cameras:
         raise ConfigError("dataset.protocol=reid_multi_query: the images have no cameras to group queries by")
-    preset = _THING if dataset.protocol == "retrieval" else _PERSON
+    if dataset.protocol == "reid_multi_query" and (manifest.table["split"] == "test").any():
+        raise ConfigError(
+            "dataset.protocol=reid_multi_query: images of split test are queries and gallery at once; give both"
+        )
+    preset = _RETRIEVAL if dataset.protocol == "retrieval" else _REID
     own_size = dataset.get("image_size") is not None
     for key, value in preset.items():
         # A size of the user's own is not cut out of the preset's larger one.

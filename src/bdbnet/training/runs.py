@@ -246,8 +246,12 @@ def _announce(
     counts = data.manifest.counts()
     print(f"{data.manifest.name}: " + "; ".join(f"{role} {int(r['images'])} images of {int(r['identities'])} identities"
                                                  for role, r in counts.iterrows()))  # fmt: skip
+    train, test = data.train_transform, data.test_transform
+    part = "" if train.prepared_size == train.image_size else f", a random part of {_size(train.image_size)}"
+    print(f"images: train {_size(train.prepared_size)}{part}; test {_size(test.image_size)}")
     if not data.manifest.has_cameras:
-        print("no cameras: the retrieval protocol is used (Recall@K)")
+        judged = "Recall@K" if config.dataset.protocol == "retrieval" else "Rank-k and mAP over all other images"
+        print(f"no cameras: judged by the {config.dataset.protocol} protocol ({judged})")
     weights = config.backbone.get("weights") or "none"
     start = (
         f"{', '.join(loaded)} from {weights}"
@@ -256,3 +260,7 @@ def _announce(
     )
     print(f"network: {_count_parameters(network) / 1e6:.2f} M parameters, {start}; {config.trainer.precision}")
     print(f"run folder: {folder}" + (f", going on from {resume}" if resume else ""))
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
