@@ -1,10 +1,7 @@
 """CUHK03 under its new protocol: pre-cut images, or images cut from the authors' file on first use."""
 
 import logging
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +13,15 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 from bdbnet.datasets.catalogue import PUBLISHED_COUNTS
-from bdbnet.datasets.layout import build_manifest, find_base, how_to_prepare, is_there, list_folder, nearest_base
+from bdbnet.datasets.layout import (
+    build_manifest,
+    find_base,
+    how_to_prepare,
+    is_there,
+    list_folder,
+    nearest_base,
+    whole_folder,
+)
 from bdbnet.datasets.manifest import DatasetError, Manifest, Role
 from bdbnet.datasets.person_reid import FOLDERS, FileNames, Row, read_folders
 
@@ -161,27 +166,18 @@ def _refuse_index(name: str, file: Path, problem: str) -> NoReturn:
 
 
 def _cut_images(name: str, source: Path, folder: Path, files: Sequence[str]) -> None:
-    """Write the images as PNG into a folder beside the target, then rename: it is complete or absent."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    """Write the images as PNG into `folder`, which is complete or absent."""
     logger.info("cutting %d images of %s from %s into %s (once)", len(files), name, source, folder)
     try:
-        temporary.mkdir()
-        images = _stored_images(source, _KINDS[name], files)
-        for file, image in tqdm(images, f"cutting {name}", len(files), unit="image", disable=None):
-            Image.fromarray(image).save(temporary / file)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            # Another process was faster; its folder holds the same images.
+        with whole_folder(folder) as temporary:
+            images = _stored_images(source, _KINDS[name], files)
+            for file, image in tqdm(images, f"cutting {name}", len(files), unit="image", disable=None):
+                Image.fromarray(image).save(temporary / file)
     except OSError as error:
         raise DatasetError(
             f"{name}: can't write the images of {source} into {folder}: {error.strerror or error}. Free or make writable "
             f"{folder.parent}, or copy {_IMAGES_FILE} and the index to another folder and set dataset.root to it."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _stored_images(source: Path, kind: str, files: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:

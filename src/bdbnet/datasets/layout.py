@@ -1,8 +1,11 @@
-"""Finding a dataset's parts in a folder, and the errors that say what is missing there."""
+"""A dataset's parts in a folder: finding them, the errors that say what is missing, and writing all or nothing."""
 
 import os
+import secrets
+import shutil
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -138,6 +141,25 @@ def build_manifest(
             stacklevel=4,
         )
     return manifest
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which takes the name `folder` at the end: that one is complete or absent.
+
+    Where another process was faster, its folder stays. Raises OSError.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def how_to_prepare(name: str, root: Path) -> str:

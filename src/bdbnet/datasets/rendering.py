@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import pickle
-import secrets
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from bdbnet.datasets.checking import usable_cores
+from bdbnet.datasets.layout import whole_folder
 from bdbnet.datasets.manifest import DatasetError, Manifest
 
 RENDERER_VERSION = 3
@@ -67,27 +66,18 @@ def rendered(
 
 
 def _render_folder(folder: Path, name: str, shots: Sequence[Shot], render: Render, workers: int | None) -> None:
-    """Render into a folder beside the target, then rename: a cache is complete or absent."""
-    root = folder.parent
-    temporary = root / f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    """Render into `folder`, which is complete or absent."""
     logger.info("rendering %d images of %s into %s (once)", len(shots), name, folder)
     try:
-        for split in sorted({shot.split for shot in shots}):
-            (temporary / split).mkdir(parents=True)
-        _render_all(temporary, name, shots, render, workers)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            # Another process was faster; its folder holds the same images.
+        with whole_folder(folder) as temporary:
+            for split in sorted({shot.split for shot in shots}):
+                (temporary / split).mkdir()
+            _render_all(temporary, name, shots, render, workers)
     except OSError as error:
         raise DatasetError(
-            f"can't render {name} into {root}: {error.strerror or error}. Free or make writable this folder, "
+            f"can't render {name} into {folder.parent}: {error.strerror or error}. Free or make writable this folder, "
             "or choose another one with data_root=..."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _render_all(folder: Path, name: str, shots: Sequence[Shot], render: Render, workers: int | None) -> None:
