@@ -167,8 +167,8 @@ def how_to_prepare(name: str, root: Path) -> str:
     facts = FACTS[name]
     return (
         f"{facts.title} is expected in dataset.root, or in one folder below it, as\n{layout_of(facts)}\n"
-        f"To extract the authors' archive: python -m bdbnet.prepare dataset={name} archive={facts.archives or 'FILE'} "
-        f"dataset.root={root}\nIf the data are elsewhere, set dataset.root to their folder."
+        f"To extract the authors' archive: python -m bdbnet.prepare dataset={name} archive=FILE dataset.root={root}\n"
+        f"with FILE = {facts.archives}\nIf the data are elsewhere, set dataset.root to their folder."
     )
 
 
