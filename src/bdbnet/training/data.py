@@ -1,7 +1,6 @@
 """From a configuration to the dataset, its protocol and its batches."""
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -34,7 +33,6 @@ def build_manifest(config: DictConfig) -> Manifest:
     Warns of queries that can never be answered.  Raises DatasetError, or ConfigError where nothing could be judged.
     """
     manifest = read_manifest(config.dataset)
-    _make_absolute(config.dataset)
     manifest.require("query", "gallery")
     settle_protocol(config.dataset, manifest)
     queries, gallery = len(manifest.subset("query").table), manifest.subset("gallery").table["split"]
@@ -55,18 +53,6 @@ def build_manifest(config: DictConfig) -> Manifest:
             stacklevel=2,
         )
     return manifest
-
-
-def _make_absolute(dataset: DictConfig) -> None:
-    """Paths in full, for those who read the record of this run in another folder."""
-    if dataset.root is not None:
-        dataset.root = str(Path(dataset.root).expanduser().absolute())
-    sources = dataset.get("manifest")
-    if sources is not None:
-        listed = [
-            str(Path(path).expanduser().absolute()) for path in ([sources] if isinstance(sources, str) else sources)
-        ]
-        dataset.manifest = listed[0] if isinstance(sources, str) else listed
 
 
 def settle_protocol(dataset: DictConfig, manifest: Manifest) -> None:
