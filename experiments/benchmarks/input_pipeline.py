@@ -78,7 +78,7 @@ def compare(
     from_files = ImageDataset(manifest, train, labels=labels)
     from_cache = ImageDataset(manifest, train, labels=labels)
     from_cache.packed = open_or_pack(
-        scratch / "cache", manifest.name, manifest, train, from_files.prepare, scaled_decoding=True
+        scratch / "cache", manifest.name, manifest, train, from_files.prepare, decode_margin=2.0
     )
     sampler = IdentityBatchSampler(labels, BATCH // 4, 4)
     batches = []

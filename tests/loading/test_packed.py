@@ -92,7 +92,7 @@ def pack(manifest: Manifest, size: tuple[int, int] = (6, 4), **options: Any) -> 
 
     prepared: list[int] = []
     transform = TrainTransform(size)
-    settings = {"scaled_decoding": True, **options}
+    settings = {"decode_margin": 2.0, **options}
     result = open_or_pack(manifest.root / "cache", "toy", manifest, transform, prepare, **settings)
     result.made = len(prepared)  # type: ignore[attr-defined]
     return result
@@ -151,10 +151,10 @@ def test_a_cache_of_changed_files_or_other_settings_is_made_again(
     manifest: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pack(manifest)
-    assert pack(manifest, scaled_decoding=False).made == 20  # type: ignore[attr-defined]
+    assert pack(manifest, decode_margin=None).made == 20  # type: ignore[attr-defined]
     assert "is of other images or settings: it is made again" in capsys.readouterr().out
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(manifest.root / "0.jpg")
-    assert pack(manifest, scaled_decoding=False).made == 20  # type: ignore[attr-defined]
+    assert pack(manifest, decode_margin=None).made == 20  # type: ignore[attr-defined]
     assert "made again" in capsys.readouterr().out
 
 
@@ -182,7 +182,7 @@ def test_tables_of_one_name_do_not_share_a_cache(manifest: Manifest) -> None:
 def test_a_process_that_comes_late_does_not_get_other_pixels(manifest: Manifest) -> None:
     """As a worker that is started anew, when another run has made the cache again."""
     sent = pickle.dumps(pack(manifest))
-    pack(manifest, scaled_decoding=False)
+    pack(manifest, decode_margin=None)
     with pytest.raises(CacheError, match="was replaced while this run used it"):
         pickle.loads(sent)
 
@@ -220,7 +220,7 @@ def test_an_error_or_an_interruption_leaves_nothing(manifest: Manifest) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_or_pack(manifest.root / "cache", "toy", manifest, TrainTransform(4), fail, scaled_decoding=True)
+        open_or_pack(manifest.root / "cache", "toy", manifest, TrainTransform(4), fail, decode_margin=2.0)
     (manifest.root / "3.jpg").unlink()
     with pytest.raises(ImageError, match=r"3\.jpg does not exist"):
         list(batches(make(manifest, cache="packed")))
@@ -283,6 +283,8 @@ def test_training_images_that_do_not_fit_the_device(manifest: Manifest, monkeypa
 def test_settings_that_do_not_exist_are_refused(manifest: Manifest) -> None:
     with pytest.raises(ValueError, match=r"loading\.cache is 'disk': choose one of none, packed, device"):
         make(manifest, cache="disk")
+    with pytest.raises(ValueError, match=r"loading\.decode_margin is 0\.5: give a number of at least 1, or null"):
+        make(manifest, decode_margin=0.5)
     with pytest.raises(ValueError, match=r"loading\.on_error is 'skip': choose one of raise, replace"):
         make(manifest, on_error="skip")
 

@@ -28,7 +28,9 @@ class ImageError(ValueError):
     """An image file that can't be used; the message names the file and says what to do."""
 
 
-def read_image(path: str | Path, *, box: Box | None = None, excess: Excess | None = None) -> np.ndarray:
+def read_image(
+    path: str | Path, *, box: Box | None = None, excess: Excess | None = None, margin: float = 2.0
+) -> np.ndarray:
     """Decode one image file to 8-bit RGB, upright: uint8 (height, width, 3).
 
     Greyscale, palette, CMYK and 16-bit images are converted (16 bits are scaled to 8), transparent ones laid on
@@ -37,14 +39,15 @@ def read_image(path: str | Path, *, box: Box | None = None, excess: Excess | Non
 
     `excess(height, width)` says how many times larger an image of that size is than what is needed; a JPEG is then not
     decoded to more than that asks for.  From 1.5 times on its colours, which most files hold at half size, are enlarged
-    without smoothing (on average less than one level of 255 after resizing); from 2 times on it is decoded at half its
-    size, and at a quarter or an eighth where that is still twice as large as needed (on average up to 4 levels, on the most
-    detailed photographs; less on others).  An image with a box is always decoded at its full size.
+    without smoothing (on average less than one level of 255 after resizing).  It is decoded at a half, a quarter or an eighth
+    of its size where it then still is `margin` times as large as needed: with 2 from four times the needed size on (up to 3
+    levels on average on the most detailed photographs, less on others), with 1 from twice on (up to 7).  An image with a box
+    is always decoded at its full size.
 
     Raises ImageError for a file that is missing, unreadable, truncated, not an image, larger than `MAX_PIXELS`, or
     that the box misses.  There is one attempt: a file that fails is never replaced by another here.
     """
-    return decode_image(read_file(path), path, box=box, excess=excess)
+    return decode_image(read_file(path), path, box=box, excess=excess, margin=margin)
 
 
 def read_file(path: str | Path) -> bytes:
@@ -58,10 +61,17 @@ def read_file(path: str | Path) -> bytes:
         raise _unreadable(path, error) from error
 
 
-def decode_image(data: bytes, path: str | Path, *, box: Box | None = None, excess: Excess | None = None) -> np.ndarray:
+def decode_image(
+    data: bytes,
+    path: str | Path,
+    *,
+    box: Box | None = None,
+    excess: Excess | None = None,
+    margin: float = 2.0,
+) -> np.ndarray:
     """As `read_image`, from the content of the file `path`."""
     try:
-        pixels = _decode_jpeg(data, path, box, excess)
+        pixels = _decode_jpeg(data, path, box, excess, margin)
         if pixels is None:
             pixels = _decode_any(data, path)
     except ImageError:
@@ -75,7 +85,9 @@ def decode_image(data: bytes, path: str | Path, *, box: Box | None = None, exces
     return pixels if box is None else _cut(pixels, box, path)
 
 
-def _decode_jpeg(data: bytes, path: str | Path, box: Box | None, excess: Excess | None) -> np.ndarray | None:
+def _decode_jpeg(
+    data: bytes, path: str | Path, box: Box | None, excess: Excess | None, margin: float
+) -> np.ndarray | None:
     """An ordinary JPEG (grey or YCbCr, stored upright) through libjpeg-turbo, in full bit for bit as Pillow decodes it.
 
     None for everything else, and for damaged files: `_decode_any` finds out what is wrong with them.
@@ -90,8 +102,7 @@ def _decode_jpeg(data: bytes, path: str | Path, box: Box | None, excess: Excess 
             raise _bomb(path, f"{width} x {height}")
         needed = (height, width) if box is None else (box[3] - box[1], box[2] - box[0])
         scale = 1.0 if excess is None else excess(*needed)
-        # Halving loses the least, and saves most of the work.
-        factor = 1 if scale < 2 or box is not None else max(f for f in (2, 4, 8) if f == 2 or scale >= 2 * f)
+        factor = 1 if box is not None else max(f for f in (1, 2, 4, 8) if f == 1 or scale >= margin * f)
         pixels: np.ndarray = simplejpeg.decode_jpeg(
             data,
             "RGB",

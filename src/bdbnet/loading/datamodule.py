@@ -39,9 +39,9 @@ class ReIDDataModule(pl.LightningDataModule):
 
     `cache`: `none` decodes files for every batch; `packed` keeps all prepared images in memory-mapped files below
     `cache_root`, made at the first use (see `open_or_pack`); `device` also copies those of the training set to the
-    device and crops, flips and erases there.  All three give the same batches.  `scaled_decoding` reduces large JPEGs
-    while they are decoded.  `on_error="replace"` trains with another image of the same identity where a file can't be
-    read, and counts it in `replaced`; test images must all be readable.
+    device and crops, flips and erases there.  All three give the same batches.  `decode_margin` reduces large JPEGs
+    while they are decoded (`read_image`; None: never).  `on_error="replace"` trains with another image of the same
+    identity where a file can't be read, and counts it in `replaced`; test images must all be readable.
 
     The trainer needs `use_distributed_sampler=False`; with several ranks Lightning refuses the sampler otherwise.
     """
@@ -61,12 +61,14 @@ class ReIDDataModule(pl.LightningDataModule):
         channels_last: bool = False,
         cache: str = "none",
         cache_root: str | Path = "data/cache",
-        scaled_decoding: bool = True,
+        decode_margin: float | None = 2.0,
         on_error: str = "raise",
     ) -> None:
         super().__init__()
         if cache not in CACHES:
             raise ValueError(f"loading.cache is {cache!r}: choose one of {', '.join(CACHES)}")
+        if decode_margin is not None and not decode_margin >= 1:
+            raise ValueError(f"loading.decode_margin is {decode_margin}: give a number of at least 1, or null")
         if on_error not in ON_ERROR:
             raise ValueError(f"loading.on_error is {on_error!r}: choose one of {', '.join(ON_ERROR)}")
         if seed < 0:
@@ -87,7 +89,7 @@ class ReIDDataModule(pl.LightningDataModule):
         self.channels_last = channels_last
         self.cache = cache
         self.cache_root = Path(cache_root)
-        self.scaled_decoding = scaled_decoding
+        self.decode_margin = decode_margin
         self.on_error = on_error
         self.replaced = 0
         """Training images of this rank, since the start, that were replaced by another of their identity."""
@@ -131,7 +133,7 @@ class ReIDDataModule(pl.LightningDataModule):
             seed=self.seed,
             on_device=self.cache == "device",
             replace=self.on_error == "replace",
-            scaled_decoding=self.scaled_decoding,
+            decode_margin=self.decode_margin,
         )
         dataset.packed = self._train_images = self._packed(dataset, self.train_manifest, "train")
         if self.cache != "none" and len(self.test_table):
@@ -186,7 +188,7 @@ class ReIDDataModule(pl.LightningDataModule):
             self.test_transform,
             seed=self.seed,
             columns={"is_query": self.test_table["split"].isin(("query", "test")).to_numpy()},
-            scaled_decoding=self.scaled_decoding,
+            decode_margin=self.decode_margin,
         )
         return dataset, manifest
 
@@ -199,7 +201,7 @@ class ReIDDataModule(pl.LightningDataModule):
             manifest,
             dataset.transform,
             dataset.prepare,
-            scaled_decoding=self.scaled_decoding,
+            decode_margin=self.decode_margin,
             keep_going=dataset.replace,
         )
 

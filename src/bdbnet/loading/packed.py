@@ -57,7 +57,7 @@ def open_or_pack(
     transform: TrainTransform,
     prepare: Callable[[int], np.ndarray],
     *,
-    scaled_decoding: bool,
+    decode_margin: float | None,
     keep_going: bool = False,
     progress: bool = True,
 ) -> PackedImages:
@@ -72,7 +72,7 @@ def open_or_pack(
     """
     height, width = transform.prepared_size
     folder = Path(root) / f"{name}-{manifest.fingerprint[:8]}-{height}x{width}"
-    content = _content(manifest, transform, scaled_decoding)
+    content = _content(manifest, transform, decode_margin)
     wanted: dict[str, Any] = {"format": FORMAT, "shape": [len(manifest.table), height, width, 3], "content": content}
     try:
         if _problem(folder, wanted, keep_going=keep_going) is not None:
@@ -108,10 +108,10 @@ def _make_room(folder: Path, problem: str) -> None:
         shutil.rmtree(left_behind, ignore_errors=True)
 
 
-def _content(manifest: Manifest, transform: TrainTransform, scaled_decoding: bool) -> str:
+def _content(manifest: Manifest, transform: TrainTransform, decode_margin: float | None) -> str:
     """Identifies what the pixels depend on."""
     digest = hashlib.sha256(
-        f"{manifest.fingerprint} {transform.prepared_size} {transform.pad_to_square} {scaled_decoding}".encode()
+        f"{manifest.fingerprint} {transform.prepared_size} {transform.pad_to_square} {decode_margin}".encode()
     )
     for path in manifest.paths:
         try:

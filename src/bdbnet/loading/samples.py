@@ -41,7 +41,7 @@ class ImageDataset(Dataset[Batch]):
 
     `replace` takes another image of the same identity for a file that can't be read, chosen by the same seed; the batch
     then also has int64 (N,) `replaced`, the row that was drawn, -1 where it was read.  Without, ImageError is raised.
-    `scaled_decoding` lets large JPEGs be reduced while they are decoded (`read_image`).
+    `decode_margin` lets large JPEGs be reduced while they are decoded (`margin` of `read_image`; None: never).
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ImageDataset(Dataset[Batch]):
         packed: PackedImages | None = None,
         on_device: bool = False,
         replace: bool = False,
-        scaled_decoding: bool = True,
+        decode_margin: float | None = 2.0,
     ) -> None:
         table = manifest.table
         # Arrays, not tables or lists: reading them in a forked worker copies no memory page for a reference count.
@@ -68,7 +68,7 @@ class ImageDataset(Dataset[Batch]):
         self.packed = packed
         self.on_device = on_device
         self.replace = replace
-        self.scaled_decoding = scaled_decoding
+        self.decode_margin = decode_margin
         for name, values in self.columns.items():
             if len(values) != len(table):
                 raise ValueError(f"{name} has {len(values)} values for the {len(table)} images of {manifest.name}")
@@ -109,8 +109,10 @@ class ImageDataset(Dataset[Batch]):
     def prepare(self, row: int) -> np.ndarray:
         """The image of a row, decoded and prepared, uint8 (H, W, 3).  Raises ImageError."""
         box = None if self.boxes is None else tuple(self.boxes[row].tolist())
-        excess = self.transform.excess if self.scaled_decoding else None
-        return self.transform.prepare(read_image(str(self.paths[row]), box=box, excess=excess))
+        if self.decode_margin is None:
+            return self.transform.prepare(read_image(str(self.paths[row]), box=box))
+        excess, margin = self.transform.excess, self.decode_margin
+        return self.transform.prepare(read_image(str(self.paths[row]), box=box, excess=excess, margin=margin))
 
     def _prepared(self, draw: Draw) -> tuple[int, np.ndarray | None]:
         """The row that is used for a draw and its prepared image; None where the device has it."""
