@@ -199,7 +199,8 @@ def test_half_of_the_pre_cut_images(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "labeled" / "query")
     message = error_of(tmp_path, "cuhk03_label")
     assert "holds labeled/bounding_box_train, labeled/bounding_box_test but not labeled/query" in message
-    assert "python -m bdbnet.prepare dataset=cuhk03_label archive=cuhk03-np.zip" in message
+    assert "python -m bdbnet.prepare dataset=cuhk03_label archive=FILE" in message
+    assert "with FILE = cuhk03-np.zip" in message
 
 
 @pytest.mark.parametrize("name", ["0001_c3_1.png", "0001_c1s1_000451_03.jpg", "1_c1_1.png"])

@@ -123,7 +123,7 @@ def test_half_of_msmt17(tmp_path: Path, lost: str) -> None:
     (tmp_path / lost).rename(tmp_path / "elsewhere")
     message = error_of(tmp_path, "msmt17_v1")
     assert f"but not {lost}." in message
-    assert "archive=MSMT17_V1.tar.gz" in message
+    assert "with FILE = MSMT17_V1.tar.gz" in message
 
 
 @pytest.mark.parametrize(
