@@ -247,7 +247,7 @@ def test_every_fault_is_listed_with_its_fix(
     for said in (
         "train has 2 identities, published 1",
         "1 identities have images in train and in test, the first is 1 (bounding_box_train/0001_c1s1_000451_03.jpg)",
-        "1 queries have no image of their identity under another camera in the gallery",
+        "1 queries of 1 identities have no image of their identity under another camera in the gallery",
         "1 images can't be read:\n     image ",
         "0001_c2s1_000351_00.jpg can't be read",
         "1 test images are also in the training set, byte for byte, the first is query/0001_c1s1_001051_00.jpg",

@@ -93,10 +93,13 @@ def test_table_findings(tmp_path: Path) -> None:
     assert inspect_table(make(tmp_path, "ttqg", [1, 1, 2, 2], cameras=[0, 1, 0, 1]), {}) == []
     one_camera = make(tmp_path, "ttqg", [1, 1, 2, 2], cameras=[0, 0, 1, 1])
     (unmatched,) = inspect_table(one_camera, {})
-    assert "1 queries have no image of their identity under another camera in the gallery" in unmatched.problem
+    assert (
+        "1 queries of 1 identities have no image of their identity under another camera in the gallery"
+        in unmatched.problem
+    )
     assert remarks(one_camera) == ["1 training identities were seen by one camera only"]
     (alone,) = inspect_table(make(tmp_path, "teee", [1, 2, 2, 3]), {})
-    assert "1 queries have no image of their identity among the other test images" in alone.problem
+    assert "1 queries of 1 identities have no image of their identity among the other test images" in alone.problem
     (shared,) = inspect_table(make(tmp_path, "ttee", [5, 7, 7, 7]), {})
     assert "1 identities have images in train and in test, the first is 7 (1.png)" in shared.problem
     published = {"train": SplitCounts(1, 3, 0)}

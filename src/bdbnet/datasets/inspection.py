@@ -61,12 +61,13 @@ def inspect_table(manifest: Manifest, published: Mapping[Role, SplitCounts]) -> 
                 "move all images of an identity into one of the two, or give them different labels",
             )
         )
-    unmatched = manifest.unmatched_queries()
-    if unmatched:
+    unmatched = manifest.unmatched()
+    if len(unmatched):
         others = "under another camera in the gallery" if manifest.has_cameras else "among the other test images"
         findings.append(
             Finding(
-                f"{unmatched:,} queries have no image of their identity {others}: no metric counts them",
+                f"{len(unmatched):,} queries of {unmatched['label'].nunique():,} identities have no image of their identity "
+                f"{others}, the first is {unmatched['path'].iloc[0]}: no metric counts them",
                 "correct labels or cameras, or take these queries out",
             )
         )

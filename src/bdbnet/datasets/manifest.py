@@ -157,7 +157,11 @@ class Manifest:
             )
 
     def unmatched_queries(self, *, by_camera: bool = True) -> int:
-        """Number of queries without a true match in the gallery: no metric counts them.
+        """Number of queries without a true match in the gallery: no metric counts them.  See `unmatched`."""
+        return len(self.unmatched(by_camera=by_camera))
+
+    def unmatched(self, *, by_camera: bool = True) -> pd.DataFrame:
+        """The rows of the queries without a true match in the gallery.
 
         A match has the query's identity and another camera; without cameras, or where these do not count
         (`by_camera=False`), it is another image of the identity.
@@ -168,7 +172,7 @@ class Manifest:
             left_out = _occurrences(queries, gallery, ["label", "camera"])
         else:
             left_out = (queries["split"] == "test").to_numpy(np.int64)
-        return int((matches <= left_out).sum())
+        return queries[matches <= left_out]
 
     def shared_labels(self) -> np.ndarray:
         """Labels that train and test rows have in common, sorted: none in re-ID and in zero-shot retrieval."""
