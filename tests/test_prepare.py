@@ -114,6 +114,7 @@ def test_data_root_comes_from_the_environment(
         (["dataset=market1501", "archive=~nobody-of-that-name/a.zip"], "there is no such user"),
         (["dataset=market1501", "dataset.root=~nobody-of-that-name/a"], "there is no such user"),
         (["dataset=synthetic_reid", "archive=a.zip"], "leave archive= out"),
+        (["dataset=market1501", "archive=a.zip", "dataset.root=null"], "dataset.root is null"),
         (["dataset=market1501", "archive=[]"], "archive=[] names no file"),
     ],
 )
@@ -278,6 +279,22 @@ def test_a_table_of_ones_own(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "leave archive= out" in capsys.readouterr().err
     assert run(monkeypatch, "dataset=table", "dataset.manifest=your.csv") == 1
     assert "your.csv" in capsys.readouterr().err
+
+
+def test_the_protocol_that_was_asked_for_decides_what_is_a_fault(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Test images of one camera: a fault for re-ID, none for retrieval; split test is one for multi-query."""
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(jpeg(number))
+    rows = ["path,label,camera,split", *(f"{n}.jpg,{n // 2},{n // 2},{'train' if n < 2 else 'test'}" for n in range(4))]
+    (folder / "my.csv").write_text("\n".join(rows))
+    arguments = ["dataset=table", "dataset.manifest=my.csv"]
+    assert run(monkeypatch, *arguments) == 1
+    assert "under another camera in the gallery" in capsys.readouterr().err
+    assert run(monkeypatch, *arguments, "dataset.protocol=retrieval") == 0
+    assert run(monkeypatch, *arguments, "dataset.protocol=reid_multi_query") == 1
+    assert "needs cameras, and queries and gallery apart" in capsys.readouterr().err
 
 
 def test_another_version_of_a_dataset_is_named(

@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(composed)
 
         def entry(*config: DictConfig) -> Any:
+            warnings.formatwarning = _plain_warning
             sys.argv[1:] = quote_paths(sys.argv[1:])
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, then, instead of printing half a trace and leaving
             try:
@@ -173,6 +175,11 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return entry
 
     return decorate
+
+
+def _plain_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning as a user wants it: what it says, without the line of code that says it."""
+    return f"warning: {message}\n"
 
 
 def shown_path(path: str | Path) -> Path:

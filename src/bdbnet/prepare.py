@@ -53,14 +53,16 @@ def main(cfg: DictConfig) -> None:
     """
     if "dataset" not in cfg:
         raise DatasetError(f"which dataset? Add dataset=NAME with one of {', '.join(READERS)}. --help says more.")
-    manifest = _set_up(cfg)
+    manifest, left_out = _set_up(cfg)
     published = PUBLISHED_COUNTS.get(cfg.dataset.name, {})
     print(f"{manifest.name} in {manifest.root}\n")
     print(counts_table(manifest, published))
     print(f"\nfingerprint {manifest.fingerprint}", flush=True)
 
     counted = cfg.dataset.options.get("check_counts", True)
-    findings, notes = inspect_table(manifest, published if counted else {}), remarks(manifest)
+    protocol = str(cfg.dataset.protocol)
+    findings = inspect_table(manifest, published if counted else {}, protocol=protocol)
+    notes = [*left_out, *remarks(manifest, protocol=protocol)]
     if cfg.check_images:
         found, noted = inspect_images(manifest)
         findings, notes = findings + found, notes + noted
@@ -73,11 +75,13 @@ def main(cfg: DictConfig) -> None:
     raise DatasetError(f"{manifest.name} in {manifest.root} has {len(findings)} fault(s):\n{listed}")
 
 
-def _set_up(cfg: DictConfig) -> Manifest:
+def _set_up(cfg: DictConfig) -> tuple[Manifest, list[str]]:
     if cfg.archive is None:
         return _read(cfg.dataset)
     if cfg.dataset.name not in FACTS:
         raise DatasetError(f"dataset={cfg.dataset.name} has no authors' archive: leave archive= out")
+    if cfg.dataset.root is None:
+        raise DatasetError("dataset.root is null: set it to the folder that the archive goes to")
     archives = [cfg.archive] if isinstance(cfg.archive, str) else list(cfg.archive)
     root = extract_archives([expanded(str(archive)) for archive in archives], expanded(cfg.dataset.root))
     shown = ", ".join(str(shown_path(archive)) for archive in archives)
@@ -92,13 +96,15 @@ def _set_up(cfg: DictConfig) -> Manifest:
         ) from None
 
 
-def _read(dataset: DictConfig) -> Manifest:
+def _read(dataset: DictConfig) -> tuple[Manifest, list[str]]:
+    """The manifest, and what its reader says it left out."""
     options: Any = OmegaConf.to_container(dataset.options, resolve=True)
-    with warnings.catch_warnings():
-        # The table and the findings say the same, and end this command with an error.
-        warnings.simplefilter("ignore", CountWarning)
-        warnings.simplefilter("ignore", OverlapWarning)
-        return load_manifest(dataset.name, dataset.root, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        manifest = load_manifest(dataset.name, dataset.root, **options)
+    # Counts and identities in train and test are findings; they end this command with an error.
+    said = [warning for warning in caught if not issubclass(warning.category, CountWarning | OverlapWarning)]
+    return manifest, [str(warning.message) for warning in said]
 
 
 def counts_table(manifest: Manifest, published: Mapping[Role, SplitCounts]) -> str:

@@ -178,6 +178,8 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         "test/c/1.jpg",
         "test/c/2.jpg",
         "test/stray.jpg",
+        "x.jpg",
+        "test/c/inner/3.jpg",
     ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
@@ -186,8 +188,10 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     assert len(manifest.table) == 3
     message = str(caught[0].message)
     assert "val/ (not one of train, query, gallery, test)" in message
-    assert "1 images directly in test/" in message
-    assert "1 folders without images directly in them, such as train/b/" in message
+    assert "1 image(s) directly in test/" in message
+    assert f"1 image(s) directly in {tmp_path.name}/" in message
+    assert "1 folder(s) without images directly in them, such as train/b/" in message
+    assert "1 folder(s) inside classes, such as test/c/inner/" in message
 
 
 def test_a_complete_folder_is_read_without_a_word(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,9 @@ def test_the_cache_is_read_instead_of_the_files(manifest: Manifest, capsys: pyte
     assert "made again" not in capsys.readouterr().out
 
 
-def pack(manifest: Manifest, size: tuple[int, int] = (6, 4), **options: Any) -> PackedImages:
+def pack(
+    manifest: Manifest, size: tuple[int, int] = (6, 4), *, root: Path | None = None, name: str = "toy", **options: Any
+) -> PackedImages:
     def prepare(row: int) -> np.ndarray:
         prepared.append(row)
         return np.full((*size, 3), row, dtype=np.uint8)
@@ -93,7 +96,8 @@ def pack(manifest: Manifest, size: tuple[int, int] = (6, 4), **options: Any) -> 
     prepared: list[int] = []
     transform = TrainTransform(size)
     settings = {"decode_margin": 2.0, **options}
-    result = open_or_pack(manifest.root / "cache", "toy", manifest, transform, prepare, **settings)
+    where = (manifest.root if root is None else root) / "cache"
+    result = open_or_pack(where, name, manifest, transform, prepare, **settings)
     result.made = len(prepared)  # type: ignore[attr-defined]
     return result
 
@@ -108,8 +112,8 @@ def test_a_cache_is_made_once_and_survives_pickling(manifest: Manifest) -> None:
     assert len(pickle.dumps(again)) < 1000
     np.testing.assert_array_equal(copy.images, first.images)
     assert sorted(path.name for path in first.folder.iterdir()) == ["cache.json", "images.npy"]
-    name = f"toy-{manifest.fingerprint[:8]}-6x4"
-    assert [path.name for path in first.folder.parent.iterdir() if path.is_dir()] == [name]
+    assert re.fullmatch(r"toy-[0-9a-f]{8}-6x4", first.folder.name)
+    assert [path for path in first.folder.parent.iterdir() if path.is_dir()] == [first.folder]
 
 
 def cut_off(folder: Path) -> None:
@@ -142,63 +146,85 @@ def test_a_damaged_cache_is_made_again_with_a_word(
     assert again.made == 20  # type: ignore[attr-defined]
     assert again.images[19, 0, 0, 0] == 19
     out = capsys.readouterr().out
-    assert f"toy-{manifest.fingerprint[:8]}-6x4" in out
+    assert str(again.folder) in out
     assert said in out
     assert "made again" in out
 
 
-def test_a_cache_of_changed_files_or_other_settings_is_made_again(
-    manifest: Manifest, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cache_of_changed_files_is_made_again(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
     pack(manifest)
-    assert pack(manifest, decode_margin=None).made == 20  # type: ignore[attr-defined]
-    assert "is of other images or settings: it is made again" in capsys.readouterr().out
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(manifest.root / "0.jpg")
-    assert pack(manifest, decode_margin=None).made == 20  # type: ignore[attr-defined]
-    assert "made again" in capsys.readouterr().out
+    assert pack(manifest).made == 20  # type: ignore[attr-defined]
+    assert "is of other images or settings: it is made again" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", ["fewer rows", "another label", "another size"])
+@pytest.mark.parametrize("change", ["fewer rows", "another label", "another size", "another setting"])
 def test_a_cache_of_another_dataset_or_size_in_its_place(
     manifest: Manifest, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = manifest.table.copy()
+    table, options = manifest.table.copy(), {}
     if change == "fewer rows":
         table = table.iloc[:-1]
     elif change == "another label":
         table.loc[3, "label"] = 9
-    other = pack(Manifest.from_table(table, manifest.root, "toy"), (8, 4) if change == "another size" else (6, 4))
-    shutil.move(other.folder, other.folder.parent / f"toy-{manifest.fingerprint[:8]}-6x4")
+    elif change == "another setting":
+        options = {"decode_margin": None}
+    wanted = pack(manifest).folder
+    shutil.rmtree(wanted)
+    size = (8, 4) if change == "another size" else (6, 4)
+    other = pack(Manifest.from_table(table, manifest.root, "toy"), size, **options)
+    shutil.move(other.folder, wanted)
     assert pack(manifest).made == 20  # type: ignore[attr-defined]
-    said = {"fewer rows": "holds 19 images of 6 x 4", "another label": "is of other images", "another size": "of 8 x 4"}
-    assert said[change] in capsys.readouterr().out
+    said = {"fewer rows": "holds 19 images of 6 x 4", "another size": "of 8 x 4"}
+    assert said.get(change, "is of other images or settings") in capsys.readouterr().out
 
 
-def test_tables_of_one_name_do_not_share_a_cache(manifest: Manifest) -> None:
-    other = Manifest.from_table(manifest.table.iloc[:-1], manifest.root, "toy")
-    assert [pack(part).made for part in (manifest, other, manifest, other)] == [20, 19, 0, 0]  # type: ignore[attr-defined]
+def test_datasets_and_settings_do_not_share_a_cache(
+    manifest: Manifest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Another table of the same name, a copy in another folder, another setting: each has its own."""
+    table = Manifest.from_table(manifest.table.iloc[:-1], manifest.root, "toy")
+    copy = Manifest.from_table(manifest.table, tmp_path_factory.mktemp("copy"), "toy")
+    for _ in range(2):
+        folders = [pack(part, root=manifest.root).folder for part in (manifest, table, copy)]
+        folders.append(pack(manifest, decode_margin=None).folder)
+        assert len({*folders}) == 4
+    assert pack(manifest).made == pack(manifest, decode_margin=None).made == 0  # type: ignore[attr-defined]
 
 
 def test_a_process_that_comes_late_does_not_get_other_pixels(manifest: Manifest) -> None:
     """As a worker that is started anew, when another run has made the cache again."""
     sent = pickle.dumps(pack(manifest))
-    pack(manifest, decode_margin=None)
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(manifest.root / "0.jpg")
+    pack(manifest)
     with pytest.raises(CacheError, match="was replaced while this run used it"):
         pickle.loads(sent)
 
 
 def test_a_folder_of_the_user_in_its_place_is_left_alone(manifest: Manifest) -> None:
-    folder = manifest.root / "cache" / f"toy-{manifest.fingerprint[:8]}-6x4"
-    folder.mkdir(parents=True)
+    folder = pack(manifest).folder
+    shutil.rmtree(folder)
+    folder.mkdir()
     (folder / "mine.txt").write_text("precious")
     with pytest.raises(CacheError, match=r"holds mine\.txt: move it away"):
         pack(manifest)
     assert (folder / "mine.txt").read_text() == "precious"
 
 
+def test_a_long_name_is_shortened(manifest: Manifest) -> None:
+    assert len(pack(manifest, name="+".join(["a name"] * 60)).folder.name) < 100
+
+
+def test_home_folder_in_the_path(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert pack(manifest, root=Path("~/caches")).folder.parent.parent == tmp_path / "home" / "caches"
+
+
 def test_what_a_killed_process_left_behind_is_removed(manifest: Manifest) -> None:
-    folder = manifest.root / "cache" / f".toy-{manifest.fingerprint[:8]}-6x4.4711-abcdef00.part"
-    folder.mkdir(parents=True)
+    made = pack(manifest).folder
+    shutil.rmtree(made)
+    folder = made.with_name(f".{made.name}.4711-abcdef00.part")
+    folder.mkdir()
     (folder / "images.npy").write_bytes(bytes(1000))
     pack(manifest)
     assert not folder.exists()
@@ -258,7 +284,7 @@ def test_a_folder_that_cannot_be_written_is_named(manifest: Manifest, monkeypatc
         raise PermissionError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(CacheError, match=r"Read-only file system.*loading\.cache=none"):
+    with pytest.raises(CacheError, match=r"Read-only file system.*that can be written, or loading\.cache=none"):
         pack(manifest)
 
 

@@ -1,5 +1,8 @@
 """From the configuration to the protocol, the sizes and the batches."""
 
+import base64
+import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bdbnet.config import ConfigError
+from bdbnet.reporting.pictures import _box, _picture
 from bdbnet.reporting.run_folder import image_root
 from bdbnet.results import read_result
 from bdbnet.training.data import build_data, build_manifest, build_protocol, settle_protocol
@@ -215,3 +219,26 @@ def test_the_cache_changes_no_number(tiny_config, tmp_path, suffix):
         history = pd.read_csv(tmp_path / cache / "history.csv")
         seen.append((result.metrics, history["loss"].tolist()))
     assert seen[0] == seen[1] == seen[2]
+
+
+def test_boxes_are_cut_out_in_training_and_in_the_report(tiny_config, tmp_path):
+    """Two images in every photograph: left half black, right half white."""
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[:, 30:] = 255
+    rows = []
+    for number in range(10):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        rows += [(f"{number}.png", side, "train" if number < 6 else "test", 30 * side) for side in (0, 1)]
+    table = pd.DataFrame(rows, columns=["path", "label", "split", "x1"])
+    table = table.assign(label=table["label"] + 2 * (table["split"] == "test"), y1=0, x2=table["x1"] + 30, y2=40)
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    config = composed(tiny_config, f"dataset.manifest={tmp_path / 'mine.csv'}")
+    result = train(config, tmp_path / "run")
+    assert result.metrics["recall@1"] == 1
+    lists = pd.read_parquet(tmp_path / "run" / "topk.parquet")
+    assert (lists["query_x2"] - lists["query_x1"] == 30).all()
+    first = lists.iloc[0]
+    shown = re.search(
+        r'src="data:image/jpeg;base64,([^"]+)"', _picture(tmp_path, first.query_path, "", _box(first, "query"))
+    )
+    assert Image.open(io.BytesIO(base64.b64decode(shown[1]))).size == (30, 40)

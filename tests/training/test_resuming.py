@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from bdbnet.config import ConfigError
+from bdbnet.datasets import Manifest
 from bdbnet.models import CheckpointError
 from bdbnet.results import read_result
 from bdbnet.training.callbacks import History, TrainingError
 from bdbnet.training.criterion import BranchLosses
+from bdbnet.training.data import read_manifest
 from bdbnet.training.module import ReIDModule
 from bdbnet.training.resuming import clear_folder, prepare_folder
 from bdbnet.training.runs import evaluate, train
@@ -212,3 +214,14 @@ def test_what_the_loss_guard_advises_fits(tiny_config, tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="No epoch was finished") as stop:
         train(tiny_config(), tmp_path)
     assert "ckpt_path" not in str(stop.value)
+
+
+def test_other_data_than_the_checkpoints_are_refused(tiny_config, finished_run, tmp_path, monkeypatch):
+    """As many identities, but other rows: the classifiers' weights would belong to other people."""
+    config = tiny_config(f"ckpt_path={finished_run / 'last.ckpt'}", "evaluation.every_n_epochs=1")
+    manifest = read_manifest(config.dataset)
+    table = manifest.table.copy()
+    table.loc[table["split"] == "train", "label"] = table.loc[table["split"] == "train", "label"].to_numpy()[::-1]
+    monkeypatch.setattr("bdbnet.training.data.load_manifest", lambda *_, **__: Manifest(table, manifest.root))
+    with pytest.raises(ConfigError, match=r"was trained on other data.*rows have changed"):
+        train(config, tmp_path)

@@ -6,9 +6,19 @@ import warnings
 from pathlib import Path
 
 from bdbnet.datasets.catalogue import FACTS, PUBLISHED_COUNTS, DatasetFacts
-from bdbnet.datasets.manifest import CountWarning, DatasetError, Manifest, OverlapWarning, Role, SplitCounts, expanded
+from bdbnet.datasets.manifest import (
+    BOX_COLUMNS,
+    CountWarning,
+    DatasetError,
+    Manifest,
+    OverlapWarning,
+    Role,
+    SplitCounts,
+    expanded,
+)
 
 __all__ = [
+    "BOX_COLUMNS",
     "FACTS",
     "PUBLISHED_COUNTS",
     "READERS",

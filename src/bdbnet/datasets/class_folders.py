@@ -54,14 +54,20 @@ def _warn_of_rest(root: Path, folders: list[str], splits: list[str], used: set[s
     rest = []
     if splits:
         rest += [f"{name}/ (not one of {', '.join(SPLITS)})" for name in folders if name not in splits]
+        stray = _contents(root)[1]
+        if stray:
+            rest.append(f"{len(stray):,} image(s) directly in {root.name}/")
     for split in splits or [""]:
         inner, images = _contents(root / split)
         if images:
-            rest.append(f"{len(images):,} images directly in {split or root.name}/")
+            rest.append(f"{len(images):,} image(s) directly in {split or root.name}/")
         classes = [f"{split}/{name}" if split else name for name in inner]
         empty = [name for name in classes if name not in used]
         if empty:
-            rest.append(f"{len(empty):,} folders without images directly in them, such as {empty[0]}/")
+            rest.append(f"{len(empty):,} folder(s) without images directly in them, such as {empty[0]}/")
+        deeper = [f"{name}/{below}" for name in classes if name in used for below in _contents(root / name)[0]]
+        if deeper:
+            rest.append(f"{len(deeper):,} folder(s) inside classes, such as {deeper[0]}/")
     if rest:
         warnings.warn(f"{root}: left out are {'; '.join(rest)}. {LAYOUT}.", stacklevel=2)
 

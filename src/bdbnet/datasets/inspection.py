@@ -23,8 +23,10 @@ class Finding(NamedTuple):
         return f"{self.problem}.\n  Fix: {self.fix}."
 
 
-def inspect_table(manifest: Manifest, published: Mapping[Role, SplitCounts]) -> list[Finding]:
-    """Other counts than published, identities in train and test, queries that nothing can answer."""
+def inspect_table(
+    manifest: Manifest, published: Mapping[Role, SplitCounts], *, protocol: str = "auto"
+) -> list[Finding]:
+    """Other counts than published, identities in train and test, queries that nothing can answer under `protocol`."""
     findings = []
     missing = [role for role in ROLES if not len(manifest.subset(role).table)]
     if missing:
@@ -40,6 +42,13 @@ def inspect_table(manifest: Manifest, published: Mapping[Role, SplitCounts]) -> 
             Finding(
                 "some gallery images have split test (query and gallery at once) and some gallery",
                 "give either query and gallery, or test alone",
+            )
+        )
+    if protocol == "reid_multi_query" and (not manifest.has_cameras or (gallery == "test").any()):
+        findings.append(
+            Finding(
+                "dataset.protocol=reid_multi_query needs cameras, and queries and gallery apart",
+                "give every row a camera and split query or gallery, or choose another protocol",
             )
         )
     differences = manifest.differences(published)
@@ -61,9 +70,10 @@ def inspect_table(manifest: Manifest, published: Mapping[Role, SplitCounts]) -> 
                 "move all images of an identity into one of the two, or give them different labels",
             )
         )
-    unmatched = manifest.unmatched()
+    by_camera = manifest.has_cameras and protocol != "retrieval"
+    unmatched = manifest.unmatched(by_camera=by_camera)
     if len(unmatched):
-        others = "under another camera in the gallery" if manifest.has_cameras else "among the other test images"
+        others = "under another camera in the gallery" if by_camera else "among the other test images"
         findings.append(
             Finding(
                 f"{len(unmatched):,} queries of {unmatched['label'].nunique():,} identities have no image of their identity "
@@ -74,7 +84,7 @@ def inspect_table(manifest: Manifest, published: Mapping[Role, SplitCounts]) -> 
     return findings
 
 
-def remarks(manifest: Manifest) -> list[str]:
+def remarks(manifest: Manifest, *, protocol: str = "auto") -> list[str]:
     """What is worth knowing and no fault: training identities that teach nothing across cameras or images."""
     train = manifest.subset("train").table.groupby("label")
     said = []
@@ -85,7 +95,7 @@ def remarks(manifest: Manifest) -> list[str]:
     alone = int((train.size() == 1).sum())
     if alone:
         said.append(f"{alone:,} training identities have a single image: batches repeat it")
-    if not manifest.has_cameras:
+    if not manifest.has_cameras and protocol in ("auto", "retrieval"):
         said.append("the images have no cameras: the retrieval protocol (Recall@K) is used")
     return said
 

@@ -220,7 +220,8 @@ def _checked_table(table: pd.DataFrame, source: str) -> pd.DataFrame:
     result = pd.DataFrame(checked)
     _check_paths(result["path"], source)
     known = result["split"].isin(SPLITS)
-    _refuse(~known, result["split"], source, "split", f"is not one of {', '.join(SPLITS)}")
+    advice = f"is not one of {', '.join(SPLITS)}: write one of them, or leave the row out"
+    _refuse(~known, result["split"], source, "split", advice)
     _check_numbers(result, source, bool(boxes))
     _check_unique(result, source)
     return result
@@ -246,7 +247,7 @@ def _whole_numbers(values: pd.Series, source: str, column: str) -> np.ndarray:
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
     # Beyond 2**53 a float no longer tells neighbouring whole numbers apart.
     good = np.isfinite(numbers) & (np.abs(numbers) < 2**53) & (np.floor(numbers) == numbers)
-    _refuse(~good, values, source, column, "is not a whole number")
+    _refuse(~good, values, source, column, "is not a whole number: number them 0, 1, ...")
     return numbers.astype(np.int64)
 
 

@@ -25,6 +25,9 @@ _SPLIT_ADVICE = (
     "the share of all"
 )
 
+# Sources that a joined name lists.
+_NAMED = 4
+
 
 def read_table(
     root: Path | None,
@@ -307,7 +310,8 @@ def _joined(sources: list[Path], parts: list[Manifest]) -> Manifest:
         next_label, next_camera = int(table["label"].max()) + 1, int(table["camera"].max()) + 1
         tables.append(table)
     _check_disjoint(sources, tables)
-    name = "+".join(part.name for part in parts)
+    names = [part.name for part in parts]
+    name = "+".join(names if len(names) <= _NAMED else [*names[:_NAMED], f"{len(names) - _NAMED} more"])
     return Manifest.from_table(pd.concat(tables, ignore_index=True), root, name, source=_listed(sources))
 
 
@@ -346,11 +350,12 @@ def _check_alike(sources: list[Path], parts: list[Manifest]) -> None:
 
 
 def _check_disjoint(sources: list[Path], tables: list[pd.DataFrame]) -> None:
-    """Raise DatasetError where two sources list the same file, which can't be of two identities."""
-    seen: dict[str, tuple[int, int]] = {}
+    """Raise DatasetError where two sources list the same file and box, which can't be of two identities."""
+    seen: dict[tuple[Any, ...], tuple[int, int]] = {}
     for number, table in enumerate(tables):
-        for row, path in enumerate(table["path"], 1):
-            other, other_row = seen.setdefault(path, (number, row))
+        images = table[[column for column in ("path", *BOX_COLUMNS) if column in table.columns]]
+        for row, (path, *box) in enumerate(images.itertuples(index=False), 1):
+            other, other_row = seen.setdefault((path, *box), (number, row))
             if other != number:
                 raise DatasetError(
                     f"{sources[number]}, row {row}: the image {path} is already in {sources[other]}, row {other_row}. Sources "

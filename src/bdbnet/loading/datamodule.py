@@ -67,7 +67,7 @@ class ReIDDataModule(pl.LightningDataModule):
         super().__init__()
         if cache not in CACHES:
             raise ValueError(f"loading.cache is {cache!r}: choose one of {', '.join(CACHES)}")
-        if decode_margin is not None and not decode_margin >= 1:
+        if decode_margin is not None and not (isinstance(decode_margin, int | float) and decode_margin >= 1):
             raise ValueError(f"loading.decode_margin is {decode_margin}: give a number of at least 1, or null")
         if on_error not in ON_ERROR:
             raise ValueError(f"loading.on_error is {on_error!r}: choose one of {', '.join(ON_ERROR)}")

@@ -1,5 +1,7 @@
 """A dataset's prepared images in one memory-mapped file, made once and shared by all processes."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -18,6 +20,7 @@ from tqdm import tqdm
 from bdbnet.datasets import Manifest
 from bdbnet.datasets.checking import usable_cores
 from bdbnet.datasets.images import ImageError
+from bdbnet.datasets.manifest import expanded
 from bdbnet.loading.transforms import TrainTransform
 
 # Raise it whenever a change alters what is stored: older caches are then made anew.
@@ -71,23 +74,28 @@ def open_or_pack(
     such rows are then noted in `unreadable`.
     """
     height, width = transform.prepared_size
-    folder = Path(root) / f"{name}-{manifest.fingerprint[:8]}-{height}x{width}"
-    content = _content(manifest, transform, decode_margin)
+    # What tells caches apart for good is part of the name; files that change are found by their size and time.
+    settings = f"{manifest.fingerprint} {manifest.root} {transform.pad_to_square} {decode_margin}"
+    key = hashlib.sha256(settings.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    folder = expanded(root) / f"{name[:60]}-{key}-{height}x{width}"
+    content = _content(settings, manifest)
     wanted: dict[str, Any] = {"format": FORMAT, "shape": [len(manifest.table), height, width, 3], "content": content}
     try:
-        if _problem(folder, wanted, keep_going=keep_going) is not None:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.parent / f".{folder.name}.lock"):
-                # Another process may have made it while this one waited.
-                if (problem := _problem(folder, wanted, keep_going=keep_going)) is not None:
-                    _make_room(folder, problem)
-                    _pack(folder, wanted, prepare, keep_going=keep_going, progress=progress)
-        return PackedImages(folder, content)
+        if _problem(folder, wanted, keep_going=keep_going) is None:
+            with contextlib.suppress(OSError, CacheError):  # another process may be making it again just now
+                return PackedImages(folder, content)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if (problem := _problem(folder, wanted, keep_going=keep_going)) is not None:
+                _make_room(folder, problem)
+                _pack(folder, wanted, prepare, keep_going=keep_going, progress=progress)
+            return PackedImages(folder, content)
     except OSError as error:
         needed = math.ceil(math.prod(wanted["shape"]) / 2**20)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise CacheError(
-            f"the cache {folder} can't be made ({error.strerror or error}): set loading.cache_root to a folder with "
-            f"{needed:,} MiB of free space, or loading.cache=none"
+            f"the cache {folder} can't be made ({error.strerror or error}): set loading.cache_root to a folder "
+            f"{f'with {needed:,} MiB of free space' if full else 'that can be written'}, or loading.cache=none"
         ) from error
 
 
@@ -108,11 +116,9 @@ def _make_room(folder: Path, problem: str) -> None:
         shutil.rmtree(left_behind, ignore_errors=True)
 
 
-def _content(manifest: Manifest, transform: TrainTransform, decode_margin: float | None) -> str:
+def _content(settings: str, manifest: Manifest) -> str:
     """Identifies what the pixels depend on."""
-    digest = hashlib.sha256(
-        f"{manifest.fingerprint} {transform.prepared_size} {transform.pad_to_square} {decode_margin}".encode()
-    )
+    digest = hashlib.sha256(settings.encode("utf-8", "surrogateescape"))
     for path in manifest.paths:
         try:
             status = os.stat(path)  # noqa: PTH116  (a Path for each of 100,000 files takes as long as the call)

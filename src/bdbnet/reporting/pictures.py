@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from bdbnet.datasets import BOX_COLUMNS
+from bdbnet.datasets.images import Box, ImageError, read_image
 from bdbnet.reporting.run_folder import RunFolder, choose_queries, image_root
 from bdbnet.reporting.wording import distance, percent
 from bdbnet.visualization import label_of, read_thumbnail
@@ -105,13 +107,13 @@ def ranking_lists(run: RunFolder, queries: int, top: int, seed: int) -> str:
 
 
 def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str) -> str:
-    noun = "identity" if task == "reid" else "class"
+    noun = "identity" if task.startswith("reid") else "class"
     first = rows.iloc[0]
     who = _who(noun, first.query_label, first.query_camera)
     hits = rows.loc[rows["correct"], "rank"]
     found = f"first correct image at rank {hits.min()}" if len(hits) else f"no correct image in the first {len(rows)}"
     items = [
-        f'<li class="asked">{_picture(root, first.query_path, f"query: {who}")}'
+        f'<li class="asked">{_picture(root, first.query_path, f"query: {who}", _box(first, "query"))}'
         f"<b>query</b>{_small(noun, first.query_label, first.query_camera)}</li>"
     ]
     for row in rows.head(top).to_dict("records"):
@@ -124,7 +126,7 @@ def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str) ->
         word, mark = ("right", "✓") if row["correct"] else ("wrong", "✗")
         alt = f"rank {rank}, {word}: {_who(noun, label, camera)}, distance {away}"
         items.append(
-            f'<li class="{word}">{_picture(root, row["gallery_path"], alt)}<b>{rank} {mark}</b>'
+            f'<li class="{word}">{_picture(root, row["gallery_path"], alt, _box(row, "gallery"))}<b>{rank} {mark}</b>'
             f"<span>{away}</span>{_small(noun, label, camera)}</li>"
         )
     ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"
@@ -140,14 +142,20 @@ def _small(noun: str, label: Any, camera: Any) -> str:
     return f"<span>{escape(f'{short} {label}')}</span>" + (f"<span>cam {camera}</span>" if camera >= 0 else "")
 
 
-def _picture(root: Path | None, path: str, alt: str) -> str:
+def _box(row: Any, of: str) -> Box | None:
+    """The part of the photograph that is the image, where a row of the ranking lists has one."""
+    names = [f"{of}_{column}" for column in BOX_COLUMNS]
+    return tuple(int(row[name]) for name in names) if names[0] in row else None  # type: ignore[return-value]
+
+
+def _picture(root: Path | None, path: str, alt: str, box: Box | None) -> str:
     problem = "image not found"
     if root is not None:
         try:
-            image = read_thumbnail(root / path)
+            image = read_thumbnail(root / path if box is None else read_image(root / path, box=box))
         except FileNotFoundError:
             pass
-        except OSError:
+        except (OSError, ImageError):
             problem = "image not readable"
         else:
             buffer = io.BytesIO()

@@ -34,6 +34,7 @@ class ReIDModule(pl.LightningModule):
         metric: torchmetrics class over the test set (``ReIDMetrics`` or ``RetrievalRecall``).
         config: the resolved configuration as plain data; goes into every checkpoint.
         num_classes: identities that the classifiers know; goes into every checkpoint.
+        fingerprint: of the dataset that is trained on; goes into every checkpoint.
         normalize: one of ``NORMALIZATIONS``.
         precision: arithmetic of the embedding when judging: ``32-true``, or ``bf16-mixed`` for speed.
         compile: run the training step's forward pass through ``torch.compile``.
@@ -49,6 +50,7 @@ class ReIDModule(pl.LightningModule):
         metric: Metric,
         config: Mapping[str, Any],
         num_classes: int,
+        fingerprint: str | None = None,
         criterion: BranchLosses | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         schedule: Callable[[int], float] | None = None,
@@ -66,6 +68,7 @@ class ReIDModule(pl.LightningModule):
         self.metric = metric
         self.config = config
         self.num_classes = num_classes
+        self.fingerprint = fingerprint
         self.normalize = normalize
         self.eval_precision = precision
         self.metrics: dict[str, float] = {}
@@ -132,7 +135,9 @@ class ReIDModule(pl.LightningModule):
         return scale_embeddings(embeddings.float(), self.network.branch_dims, self.normalize)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["bdbnet"] = {"config": self.config, "num_classes": self.num_classes}
+        checkpoint["bdbnet"] = {
+            "config": self.config, "num_classes": self.num_classes, "fingerprint": self.fingerprint
+        }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Judged metrics belong to the epoch that was judged, not to the one that a run resumes at.

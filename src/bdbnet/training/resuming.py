@@ -68,9 +68,15 @@ def check_resumable(module: ReIDModule, path: Path) -> None:
 
     Raises:
         CheckpointError: damaged, of another network, or without the optimiser's state.
-        ConfigError: the checkpoint's run had other settings; the message names them.
+        ConfigError: the checkpoint's run had other data or settings; the message names them.
     """
     checkpoint = read_checkpoint(path)
+    trained_on = checkpoint["bdbnet"].get("fingerprint") if isinstance(checkpoint.get("bdbnet"), dict) else None
+    if trained_on is not None and trained_on != module.fingerprint:
+        raise ConfigError(
+            f"{path} was trained on other data: the dataset's rows have changed since (fingerprint {trained_on[:12]}, now "
+            f"{str(module.fingerprint)[:12]}). Restore them, or start a new run from its weights with backbone.weights={path}"
+        )
     load_network(module.network, path)
     if "optimizer_states" not in checkpoint or "bdbnet" not in checkpoint:
         raise CheckpointError(

@@ -60,7 +60,7 @@ def train(config: DictConfig, folder: Path) -> Result:
     network, loaded = build_network(config, data.num_classes)
     if config.trainer.channels_last:
         network.to(memory_format=torch.channels_last)
-    module = build_module(config, network, data.num_classes, train=True)
+    module = build_module(config, network, data.num_classes, train=True, fingerprint=manifest.fingerprint)
     if resume is not None:
         check_resumable(module, resume)
     history = History(folder, resumed_here=resume is None or resume.parent.resolve() == folder.resolve())

@@ -158,7 +158,9 @@ def main_metric(config: DictConfig) -> str:
     return f"recall@{min(config.evaluation.recall_at)}"
 
 
-def build_module(config: DictConfig, network: BDBNetwork, num_classes: int, *, train: bool) -> ReIDModule:
+def build_module(
+    config: DictConfig, network: BDBNetwork, num_classes: int, *, train: bool, fingerprint: str | None = None
+) -> ReIDModule:
     """The LightningModule; without ``train`` it can only judge."""
     settings: dict[str, Any] = {}
     if train:
@@ -179,6 +181,7 @@ def build_module(config: DictConfig, network: BDBNetwork, num_classes: int, *, t
         metric=build_metric(config),
         config=plain,
         num_classes=num_classes,
+        fingerprint=fingerprint,
         normalize=config.evaluation.normalize,
         precision=config.evaluation.precision,
         **settings,

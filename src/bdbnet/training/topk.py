@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.loading import ReIDDataModule
 from bdbnet.results import TOP_K, write_atomically
 from bdbnet.retrieval import ReIDMetrics, pool_queries, top_k
@@ -19,7 +20,8 @@ def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, 
 
     Columns: ``query_index``, ``rank`` (from 1), ``gallery_index`` (both rows of the test set), ``distance`` (Euclidean),
     ``query_path``, ``gallery_path`` (relative to the dataset's root), ``query_label``, ``gallery_label``, ``query_camera``,
-    ``gallery_camera``, ``correct``. A multi-query stands under its first image. For rank 0 alone.
+    ``gallery_camera``, ``correct``;
+    ``query_x1`` ... ``gallery_y2`` where images have boxes. A multi-query stands under its first image. For rank 0 alone.
 
     Returns:
         The file, or None for k = 0.
@@ -54,6 +56,8 @@ def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, 
             "query_camera": cameras[q], "gallery_camera": cameras[g], "correct": labels[q] == labels[g],
         }
     )  # fmt: skip
+    for column in [column for column in BOX_COLUMNS if column in table.columns]:
+        lists[f"query_{column}"], lists[f"gallery_{column}"] = table[column].to_numpy()[q], table[column].to_numpy()[g]
     buffer = io.BytesIO()
     lists.to_parquet(buffer, index=False)
     return write_atomically(folder / TOP_K, buffer.getvalue())
