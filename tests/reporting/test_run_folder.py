@@ -107,14 +107,23 @@ def test_choice_has_no_repeats_and_as_many_as_there_are(firsts, count, seed):
 
 def test_image_root_and_its_remarks(run_folder, change_result):
     root = run_folder.parent / "images"
-    assert image_root(read_run(run_folder).result) == (root, "")
+    assert image_root(read_run(run_folder)) == (root, "")
     change_result(data={"fingerprint": "0" * 64})
-    found, remark = image_root(read_run(run_folder).result)
+    found, remark = image_root(read_run(run_folder))
     assert found == root
     assert "has changed since this run" in remark
     root.rename(root.with_name("elsewhere"))
-    found, remark = image_root(read_run(run_folder).result)
+    found, remark = image_root(read_run(run_folder))
     assert found is None
     assert str(root) in remark
     change_result(config={})
-    assert image_root(read_run(run_folder).result)[1].endswith("where its dataset lies.")
+    assert image_root(read_run(run_folder))[1].endswith("where its dataset lies.")
+
+
+def test_relative_paths_are_found_from_another_folder(run_folder, change_result, monkeypatch, tmp_path_factory):
+    """A run whose record has the path as it was typed, looked at from elsewhere."""
+    root = run_folder.parent / "images"
+    config = read_run(run_folder).result.config
+    change_result(config={**config, "dataset": {**config["dataset"], "root": "images"}})
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert image_root(read_run(run_folder)) == (root, "")

@@ -12,8 +12,7 @@ from PIL import Image
 
 from bdbnet.config import ConfigError
 from bdbnet.reporting.pictures import _box, _picture
-from bdbnet.reporting.run_folder import image_root
-from bdbnet.results import read_result
+from bdbnet.reporting.run_folder import image_root, read_run
 from bdbnet.training.data import build_data, build_manifest, build_protocol, settle_protocol
 from bdbnet.training.runs import evaluate, train
 
@@ -54,8 +53,8 @@ def test_a_table_without_cameras_is_judged_by_recall_and_says_so(tiny_config, tm
     assert result.data["cameras"] is False
     assert result.config["dropping"]["height_ratio"] == 0.5
     assert result.config["augmentation"]["erasing"] == [{"_target_": "bdbnet.loading.RandomErasing"}]
-    again = read_result(tmp_path / "run" / "result.json")
-    assert again.protocol == result.protocol
+    again = read_run(tmp_path / "run")
+    assert again.result.protocol == result.protocol
     assert image_root(again) == (tmp_path, "")
 
 

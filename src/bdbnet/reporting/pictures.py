@@ -77,7 +77,7 @@ def ranking_lists(run: RunFolder, queries: int, top: int, seed: int) -> str:
     ranking = run.ranking
     if ranking is None or ranking.empty or queries == 0:
         return ""
-    root, remark = image_root(run.result)
+    root, remark = image_root(run)
     total, kept = ranking["query_index"].nunique(), int(ranking["rank"].max())
     remarks = [remark] if remark else []
     judged = run.result.metrics.get("valid_queries", total)

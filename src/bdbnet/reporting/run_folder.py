@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from bdbnet.datasets import CountWarning, DatasetError, OverlapWarning, load_manifest
+from bdbnet.datasets import DatasetError, load_manifest
 from bdbnet.results import HISTORY, RESULT, TOP_K, Result, read_result
 
 TOP_K_COLUMNS = (
@@ -109,25 +109,37 @@ def choose_queries(ranking: pd.DataFrame, count: int, seed: int) -> Selection:
     return Selection(drawn, [int(query) for query in worst])
 
 
-def image_root(result: Result) -> tuple[Path | None, str]:
+def image_root(run: RunFolder) -> tuple[Path | None, str]:
     """Folder that the ranking lists' paths are relative to, and a remark for the reader ("" where all is well).
 
-    The dataset is read as the run read it. None where it cannot be found now; the remark says why.
+    The dataset is read as the run read it; relative paths are looked for in the working folder, then in the folders above
+    the run's. None where it cannot be found now; the remark says why.
     """
-    dataset = result.config.get("dataset")
+    result, dataset = run.result, run.result.config.get("dataset")
     if (
         not isinstance(dataset, Mapping)
         or not dataset.get("name")
         or not (dataset.get("root") or dataset.get("manifest"))
     ):
         return None, "The images are not shown: the run's settings do not say where its dataset lies."
+    root, options = dataset.get("root"), dict(dataset.get("options") or {})
+    sources = options.get("manifest")
+    if sources is not None:
+        listed = [sources] if isinstance(sources, str) else sources
+        options["manifest"] = [_found(source, run.path) for source in listed]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CountWarning)  # the counts stand on the page
-            warnings.simplefilter("ignore", OverlapWarning)
-            manifest = load_manifest(dataset["name"], dataset["root"], **(dataset.get("options") or {}))
+            warnings.simplefilter("ignore")  # what readers warn of stands on the page or was said while training
+            manifest = load_manifest(dataset["name"], None if root is None else _found(root, run.path), **options)
     except (DatasetError, OSError) as error:
         return None, f"The images are not shown, because the dataset was not found where the run had it: {error}"
     if manifest.fingerprint != result.data.get("fingerprint", manifest.fingerprint):
         return manifest.root, f"The dataset at {manifest.root} has changed since this run: pictures may be wrong ones."
     return manifest.root, ""
+
+
+def _found(path: str, folder: Path) -> str:
+    """A relative path that leads nowhere from here, from the nearest folder above the run's from which it does."""
+    if Path(path).exists():
+        return path
+    return next((str(above / path) for above in folder.resolve().parents if (above / path).exists()), path)
