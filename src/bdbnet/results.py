@@ -40,6 +40,8 @@ class Protocol:
         flip: embeddings of an image and its mirror image are averaged.
         rerank: k1, k2 and lambda of k-reciprocal re-ranking, None where there is none.
         pad_to_square: the shorter side of every image is padded before it is resized.
+        decode_margin: how many times as large as needed JPEGs stayed that were decoded to a part of their size; None: all
+            were decoded in full.
         query_pooling: multi-query: ``mean`` or ``max`` over the embeddings of a query's images; None for single queries.
     """
 
@@ -52,6 +54,7 @@ class Protocol:
     flip: bool = False
     rerank: Mapping[str, float] | None = None
     pad_to_square: bool = False
+    decode_margin: float | None = 2.0
     query_pooling: str | None = None
 
 

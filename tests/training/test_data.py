@@ -107,6 +107,7 @@ def test_each_dataset_brings_the_transforms_of_the_paper(tiny_config, key, image
     assert (data.train_transform.pad_to_square, data.test_transform.pad_to_square) == pads
     protocol = build_protocol(config, data)
     assert (protocol.image_size, protocol.pad_to_square) == (test, pads[1])
+    assert protocol.decode_margin == 2
     config.dataset.test_size = [100, 90]
     assert build_data(config, manifest).test_transform.image_size == (100, 90)
     assert build_data(config, manifest, test_size=[64, 32]).test_transform.image_size == (64, 32)

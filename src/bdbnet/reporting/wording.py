@@ -29,6 +29,10 @@ raw embeddings; no flip; no re-ranking'
         "averaged with the mirror image" if protocol.flip else "no flip",
         f"re-ranked ({', '.join(f'{k} {v:g}' for k, v in rerank.items())})" if rerank else "no re-ranking",
     ]
+    if protocol.decode_margin != 2:
+        parts.append(
+            "JPEGs decoded in full" if protocol.decode_margin is None else f"decode margin {protocol.decode_margin:g}"
+        )
     if protocol.query_pooling is not None:
         parts.append(f"{protocol.query_pooling} over the embeddings of a query's images")
     if protocol.ap_at is not None:

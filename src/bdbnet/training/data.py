@@ -137,5 +137,6 @@ def build_protocol(config: DictConfig, data: ReIDDataModule) -> Protocol:
         normalize=config.evaluation.normalize,
         ap_at=config.evaluation.ap_at if is_reid(config) else None,
         pad_to_square=data.test_transform.pad_to_square,
+        decode_margin=data.decode_margin,
         query_pooling=query_pooling(config),
     )
