@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bdbnet.datasets.images import ImageError, decode_image, read_file
-from bdbnet.datasets.manifest import Manifest
+from bdbnet.datasets.manifest import BOX_COLUMNS, Manifest
 
 _PORTION = 4096
 _DIGEST_BYTES = 16
@@ -32,7 +32,7 @@ def check_images(manifest: Manifest, *, progress: bool = True) -> CheckedImages:
     """
     count = len(manifest.table)
     paths = manifest.paths
-    boxes = manifest.table[["x1", "y1", "x2", "y2"]].to_numpy() if "x1" in manifest.table.columns else None
+    boxes = manifest.table[[*BOX_COLUMNS]].to_numpy() if BOX_COLUMNS[0] in manifest.table.columns else None
     digests = np.zeros(count, dtype=f"<U{2 * _DIGEST_BYTES}")
     unreadable: dict[int, str] = {}
     clipped: list[int] = []

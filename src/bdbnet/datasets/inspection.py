@@ -8,7 +8,7 @@ import pandas as pd
 
 from bdbnet.datasets.checking import check_images
 from bdbnet.datasets.cuhk03 import mistaken_kind
-from bdbnet.datasets.manifest import ROLES, Manifest, Role, SplitCounts
+from bdbnet.datasets.manifest import BOX_COLUMNS, ROLES, Manifest, Role, SplitCounts
 
 _SHOWN = 10
 
@@ -128,7 +128,7 @@ def inspect_images(manifest: Manifest, *, progress: bool = True) -> tuple[list[F
 def duplicates_across(manifest: Manifest, digests: np.ndarray) -> list[Finding]:
     """Images that train and are judged. `digests` (N,) identify the content of each row's file; "" for unreadable ones."""
     table = manifest.table.assign(digest=digests)
-    boxes = [column for column in ("x1", "y1", "x2", "y2") if column in table.columns]
+    boxes = [column for column in BOX_COLUMNS if column in table.columns]
     table = table[table["digest"] != ""]
     train, test = table[table["split"] == "train"], table[table["split"] != "train"]
     train = train.drop_duplicates(["digest", *boxes])

@@ -94,6 +94,7 @@ class ReIDDataModule(pl.LightningDataModule):
         self.replaced = 0
         """Training images of this rank, since the start, that were replaced by another of their identity."""
         self._train_images: PackedImages | None = None
+        self._test_dataset: ImageDataset | None = None
         self._on_device: Tensor | None = None
 
     @property
@@ -138,7 +139,7 @@ class ReIDDataModule(pl.LightningDataModule):
         dataset.packed = self._train_images = self._packed(dataset, self.train_manifest, "train")
         if self.cache != "none" and len(self.test_table):
             # Now, so that an image that can't be read, or a full disk, shows before the first epoch and not after it.
-            self._packed(*self._test_images(), "test")
+            self._test_images()
         return _TrainLoader(
             dataset,
             sampler,
@@ -155,8 +156,7 @@ class ReIDDataModule(pl.LightningDataModule):
         """This rank's test images in order of `test_table`.  Raises DatasetError without queries or gallery."""
         self.manifest.require("query", "gallery")
         rank, world_size = self._rank()
-        dataset, manifest = self._test_images()
-        dataset.packed = self._packed(dataset, manifest, "test")
+        dataset = self._test_images()
         return DataLoader(
             dataset,
             batch_size=self.test_batch_size,
@@ -181,7 +181,10 @@ class ReIDDataModule(pl.LightningDataModule):
         batch["image"] = normalize(batch["image"].contiguous(memory_format=order), batch.pop("erased"))
         return batch
 
-    def _test_images(self) -> tuple[ImageDataset, Manifest]:
+    def _test_images(self) -> ImageDataset:
+        """The test images, with their cache; made at the first call."""
+        if self._test_dataset is not None:
+            return self._test_dataset
         manifest = self.manifest.with_rows(self.test_table)
         dataset = ImageDataset(
             manifest,
@@ -190,7 +193,9 @@ class ReIDDataModule(pl.LightningDataModule):
             columns={"is_query": self.test_table["split"].isin(("query", "test")).to_numpy()},
             decode_margin=self.decode_margin,
         )
-        return dataset, manifest
+        dataset.packed = self._packed(dataset, manifest, "test")
+        self._test_dataset = dataset
+        return dataset
 
     def _packed(self, dataset: ImageDataset, manifest: Manifest, part: str) -> PackedImages | None:
         if self.cache == "none":

@@ -110,9 +110,8 @@ def _make_room(folder: Path, problem: str) -> None:
             )
         print(f"cache {folder} {problem}: it is made again", flush=True)
         shutil.rmtree(folder)
-    for left_behind in folder.parent.glob(
-        f".{folder.name}.*.part"
-    ):  # whoever made one holds the lock while it is in use
+    # Whoever fills such a folder holds the lock: one that is there now is in no one's use.
+    for left_behind in folder.parent.glob(f".{folder.name}.*.part"):
         shutil.rmtree(left_behind, ignore_errors=True)
 
 

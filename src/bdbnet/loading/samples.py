@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bdbnet.datasets import Manifest
+from bdbnet.datasets import BOX_COLUMNS, Manifest
 from bdbnet.datasets.images import ImageError, read_image
 from bdbnet.loading.packed import PackedImages
 from bdbnet.loading.transforms import TrainTransform
@@ -61,7 +61,7 @@ class ImageDataset(Dataset[Batch]):
         # Arrays, not tables or lists: reading them in a forked worker copies no memory page for a reference count.
         self.paths = np.array(manifest.paths, dtype=np.str_)
         self.labels = np.asarray(table["label"] if labels is None else labels, dtype=np.int64)
-        self.boxes = table[["x1", "y1", "x2", "y2"]].to_numpy(np.int64) if "x1" in table.columns else None
+        self.boxes = table[[*BOX_COLUMNS]].to_numpy(np.int64) if BOX_COLUMNS[0] in table.columns else None
         self.columns = {"label": self.labels, "camera": table["camera"].to_numpy(np.int64), **(columns or {})}
         self.transform = transform
         self.seed = seed
