@@ -11,14 +11,7 @@ import pytest
 from bdbnet.datasets import DatasetError, Manifest, load_manifest
 from bdbnet.datasets.archives import extract_archive
 from bdbnet.datasets.tabular import read_table
-
-
-def touch(root: Path, *files: str) -> Path:
-    for file in files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
+from small_files import touch
 
 
 def rows(manifest: Manifest) -> list[list[Any]]:

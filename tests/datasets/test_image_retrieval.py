@@ -1,35 +1,20 @@
 """Readers of uncropped retrieval datasets, on lists in their authors' format at the published size, and on bad ones."""
 
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from bdbnet.datasets import PUBLISHED_COUNTS, CountWarning, DatasetError, Manifest, load_manifest
 from bdbnet.datasets.image_retrieval import read_inshop, read_sop
+from small_files import link_images
 
 SOP_HEADER = "image_id class_id super_class_id path"
 INSHOP_HEADER = "image_name item_id evaluation_status"
 SOP_FOLDERS = ["bicycle", "cabinet", "chair", "coffee_maker", "fan", "kettle", "lamp", "mug", "sofa", "stapler"]
 SOP_FOLDERS += ["table", "toaster"]
-
-
-def link_images(root: Path, paths: Iterable[str]) -> Path:
-    """Small JPEGs under the given names.  All are links to four files, since one file takes 65,000 names at most."""
-    sources = [str(root / f"source{number}.jpeg") for number in range(4)]
-    root.mkdir(parents=True, exist_ok=True)
-    for number, source in enumerate(sources):
-        Image.new("RGB", (8, 6), (60 * number, 90, 120)).save(source)
-    paths = list(paths)
-    for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(paths):
-        os.link(sources[number % 4], f"{root}/{path}")
-    return root
 
 
 def write(file: Path, *lines: str) -> None:

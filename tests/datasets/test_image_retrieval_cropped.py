@@ -1,36 +1,21 @@
 """Readers of cropped retrieval datasets, on their authors' lists and boxes, and on files that can't be used."""
 
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from scipy.io import loadmat, savemat
 
 from bdbnet.datasets import PUBLISHED_COUNTS, DatasetError, Manifest, load_manifest
 from bdbnet.datasets.image_retrieval import read_cars196, read_cub200
+from small_files import link_images
 
 BOXES = ["x1", "y1", "x2", "y2"]
 CARS_FIELDS = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"]
-
-
-def link_images(root: Path, paths: Iterable[str]) -> Path:
-    """Small JPEGs under the given names.  All are links to four files, since one file takes 65,000 names at most."""
-    sources = [str(root / f"source{number}.jpeg") for number in range(4)]
-    root.mkdir(parents=True, exist_ok=True)
-    for number, source in enumerate(sources):
-        Image.new("RGB", (8, 6), (60 * number, 90, 120)).save(source)
-    paths = list(paths)
-    for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(paths):
-        os.link(sources[number % 4], f"{root}/{path}")
-    return root
 
 
 def write(file: Path, *lines: str) -> None:

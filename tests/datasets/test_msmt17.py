@@ -1,33 +1,15 @@
 """MSMT17 readers on generated lists in the form of the authors'."""
 
-import os
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from bdbnet.datasets import PUBLISHED_COUNTS, DatasetError, load_manifest
+from small_files import link_images
 
 MSMT17_SIZES = {"train": (1_041, 30_248), "val": (1_041, 2_373), "query": (3_060, 11_659), "gallery": (3_060, 82_161)}
 MSMT17_FOLDERS = {"msmt17_v1": ("train", "test"), "msmt17_v2": ("mask_train_v2", "mask_test_v2")}
-
-
-def link_images(root: Path, files: Iterable[str], images_per_source: int = 60_000) -> Path:
-    """Thousands of images that are one and the same; a file system takes about 65,000 names for one file."""
-    root.mkdir(parents=True, exist_ok=True)
-    folders: set[str] = set()
-    for number, file in enumerate(files):
-        if number % images_per_source == 0:
-            source = root / f"source{number}"
-            Image.new("RGB", (8, 16), "gray").save(source, "jpeg")
-        folder = file.rpartition("/")[0]
-        if folder not in folders:
-            (root / folder).mkdir(parents=True, exist_ok=True)
-            folders.add(folder)
-        os.link(source, root / file)
-    return root
 
 
 def error_of(root: Path, name: str) -> str:

@@ -1,13 +1,11 @@
 """Person re-identification readers on generated folders, real lists, and the real archive where it is present."""
 
 import csv
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bdbnet.datasets import PUBLISHED_COUNTS, CountWarning, DatasetError, Manifest, load_manifest
 from bdbnet.datasets.person_reid import (
@@ -16,6 +14,7 @@ from bdbnet.datasets.person_reid import (
     read_market1501_500k,
     read_market1501_multi_query,
 )
+from small_files import link_images
 
 FILES = (
     "bounding_box_train/0007_c2s1_000451_03.jpg",
@@ -36,22 +35,6 @@ def write(root: Path, *files: str) -> Path:
         path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    return root
-
-
-def link_images(root: Path, files: Iterable[str], images_per_source: int = 60_000) -> Path:
-    """Thousands of images that are one and the same; a file system takes about 65,000 names for one file."""
-    root.mkdir(parents=True, exist_ok=True)
-    folders: set[str] = set()
-    for number, file in enumerate(files):
-        if number % images_per_source == 0:
-            source = root / f"source{number}"
-            Image.new("RGB", (8, 16), "gray").save(source, "jpeg")
-        folder = file.rpartition("/")[0]
-        if folder not in folders:
-            (root / folder).mkdir(parents=True, exist_ok=True)
-            folders.add(folder)
-        os.link(source, root / file)
     return root
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bdbnet.datasets import DatasetError, Manifest, load_manifest
 from bdbnet.datasets.tabular import read_table
+from small_files import touch
 
 IMAGES = ("a.jpg", "b.jpg", "sub/c.jpg", "sub/d.jpg")
 PEOPLE = """\
@@ -20,14 +21,6 @@ b.jpg,9,2,train
 sub/c.jpg,3,1,query
 sub/d.jpg,3,2,gallery
 """
-
-
-def touch(root: Path, *files: str) -> Path:
-    for file in files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
 
 
 def write(root: Path, text: str | bytes, name: str = "my.csv") -> Path:

@@ -10,6 +10,7 @@ import pytest
 
 from bdbnet.datasets import DatasetError
 from bdbnet.datasets.tabular import read_table
+from small_files import touch
 
 IMAGES = ("a.jpg", "b.jpg", "sub/c.jpg", "sub/d.jpg")
 PEOPLE = """\
@@ -19,14 +20,6 @@ b.jpg,9,2,train
 sub/c.jpg,3,1,query
 sub/d.jpg,3,2,gallery
 """
-
-
-def touch(root: Path, *files: str) -> Path:
-    for file in files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
 
 
 def write(root: Path, text: str | bytes, name: str = "my.csv") -> Path:
