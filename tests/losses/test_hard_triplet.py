@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bdbnet import losses
 from bdbnet.losses import BatchHardTripletLoss, pairwise_distances
 
 
@@ -123,3 +124,11 @@ def test_the_gradient_is_the_same_bit_for_bit_every_time():
         assert all(torch.equal(gradient(), first) for _ in range(50))
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["BatchHardTripletLoss", "LiftedStructureLoss", "MarginLoss", "HistogramLoss", "ContrastiveLoss",
+                                  "QuadrupletLoss", "NPairsLoss"])  # fmt: skip
+def test_a_network_that_diverged_shows_in_every_loss(name):
+    embeddings = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    embeddings[3, 2] = torch.nan
+    assert not torch.isfinite(getattr(losses, name)()(embeddings, torch.arange(8) // 2))

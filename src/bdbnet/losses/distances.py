@@ -1,7 +1,14 @@
-"""Pairwise distances and pair masks that the metric losses share."""
+"""Pairwise distances, pair masks and means over pairs that the metric losses share."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def in_full_precision(embeddings: Tensor, *, normalize: bool) -> Tensor:
+    """Embeddings (N, D) in float32 (float64 stays float64), scaled to unit length if asked; zero vectors stay zero."""
+    points = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+    return F.normalize(points) if normalize else points
 
 
 def pairwise_distances(embeddings: Tensor) -> Tensor:
@@ -33,8 +40,11 @@ def row_distances(first: Tensor, second: Tensor) -> Tensor:
 
 
 def safe_sqrt(squared: Tensor) -> Tensor:
-    """Square root that is zero, with a zero gradient, at and below zero, where the plain one has infinity or NaN."""
-    positive = squared > 0
+    """Square root that is zero, with a zero gradient, at and below zero, where the plain one has infinity or NaN.
+
+    NaN stays NaN, so that a network that diverged is seen in its loss.
+    """
+    positive = ~(squared <= 0)
     return torch.where(positive, squared, 1).sqrt() * positive
 
 
@@ -50,3 +60,8 @@ def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
     same = labels[:, None] == labels[None, :]
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     return same & ~itself, ~same
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the values where the mask is true: two of one shape -> scalar, zero (with a graph) where it never is."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)

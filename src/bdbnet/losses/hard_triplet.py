@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdbnet.losses.distances import pair_masks, pairwise_distances, row_distances
+from bdbnet.losses.distances import in_full_precision, masked_mean, pair_masks, pairwise_distances, row_distances
 
 
 @torch.no_grad()
@@ -52,9 +52,7 @@ class BatchHardTripletLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Loss of (N, D) embeddings with (N,) labels: a scalar, zero (with a graph) where no anchor has both pairs."""
-        embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-        if self.normalize:
-            embeddings = F.normalize(embeddings)
+        embeddings = in_full_precision(embeddings, normalize=self.normalize)
         farthest, nearest, valid = hardest_pairs(embeddings, labels)
         # Mined on the distance matrix, then measured pair by pair: 2N exact distances instead of N^2 with cancellation,
         # and a backward pass without any N x N product. index_select, because the gradient of plain indexing adds up in
@@ -65,7 +63,7 @@ class BatchHardTripletLoss(nn.Module):
             per_anchor = F.softplus(excess, threshold=50)
         else:
             per_anchor = F.relu(excess + self.margin)
-        return torch.where(valid, per_anchor, 0).sum() / valid.sum().clamp(min=1)
+        return masked_mean(per_anchor, valid)
 
     def extra_repr(self) -> str:
         return f"margin={self.margin!r}, normalize={self.normalize}"
