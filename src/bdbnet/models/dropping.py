@@ -3,9 +3,16 @@
 Every layer maps features (N, C, H, W) to the same shape, has no parameters and is the identity in eval mode. What it
 drops is a function of `(seed, step)` alone, where `step` is a persistent buffer that counts the training forwards.
 Ranks that start alike therefore draw alike without talking to each other, a checkpoint restores the sequence, and
-nothing waits for the device or recompiles as the step changes. The layers that drop per image (`DropBlock`, `Dropout`,
-`SpatialDropout`) also count in the image's place in the batch and `rank`, a plain attribute (default 0) that the
-training code may set.
+nothing waits for the device or recompiles as the step changes. `mask_scope` says who shares a draw:
+
+- `global`: all images of all ranks (Batch DropBlock and Batch Dropout, paper),
+- `rank`: the images of a rank; `rank` is a plain attribute (default 0) that the training code may set. The released code
+  of the paper does this, one block for each of its replicas,
+- `image`: nobody, every image has its own (DropBlock, Dropout, SpatialDropout).
+
+Keep rates for comparison: with the ratios 0.3 and 1.0 on a map of 24 x 8, Batch DropBlock and DropBlock drop
+round(0.3 * 24) = 7 of 24 rows, 29.2 % of the units, at every step. Batch Dropout, Dropout and SpatialDropout drop each
+position, unit or channel with probability 0.3 * 1.0 = 30 %; their `rate` sets another.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 Shape = torch.Size | tuple[int, int, int, int]
+
+MASK_SCOPES = ("global", "rank", "image")
 
 _WORD = 0xFFFFFFFF
 _ROW, _COLUMN = 0, 1  # which draw of a step a number is for
@@ -42,16 +51,25 @@ class _DropLayer(nn.Module, ABC):
     """What all drop layers share: the ratios, the random counter and the training forward."""
 
     step: Tensor
-    per_image = False  # whether images (and ranks) differ
-    rescale = 1.0  # factor on what is kept
+    default_scope = "global"
 
-    def __init__(self, height_ratio: float, width_ratio: float, *, seed: int = 0) -> None:
+    def __init__(
+        self, height_ratio: float, width_ratio: float, *, seed: int = 0, mask_scope: str | None = None
+    ) -> None:
         super().__init__()
         self.height_ratio = _ratio("height_ratio", height_ratio)
         self.width_ratio = _ratio("width_ratio", width_ratio)
+        self.mask_scope = self.default_scope if mask_scope is None else mask_scope
+        if self.mask_scope not in MASK_SCOPES:
+            raise ValueError(f"mask_scope must be one of {', '.join(MASK_SCOPES)}, got {mask_scope!r}")
         self.seed = seed
         self.rank = 0
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def per_image(self) -> bool:
+        """Whether every image has a draw of its own."""
+        return self.mask_scope == "image"
 
     @abstractmethod
     def dropped(self, shape: Shape) -> Tensor:
@@ -60,15 +78,20 @@ class _DropLayer(nn.Module, ABC):
     def forward(self, features: Tensor) -> Tensor:
         if not self.training:
             return features
-        kept = (~self.dropped(features.shape)).to(features.dtype) * self.rescale
+        kept = (~self.dropped(features.shape)).to(features.dtype) * self.rescale(features.shape)
         self.step.add_(1)
         return features * kept
 
+    def rescale(self, shape: Shape) -> float:
+        """Factor on what is kept of features of `shape`."""
+        return 1.0
+
     def extra_repr(self) -> str:
-        return f"height_ratio={self.height_ratio}, width_ratio={self.width_ratio}, seed={self.seed}"
+        ratios = f"height_ratio={self.height_ratio}, width_ratio={self.width_ratio}"
+        return f"{ratios}, seed={self.seed}, mask_scope={self.mask_scope}"
 
     def _random(self, *counters: Tensor | int) -> Tensor:
-        stream = self.rank if self.per_image else 0
+        stream = 0 if self.mask_scope == "global" else self.rank
         return cast(Tensor, counter_hash(self.seed, stream, self.step, *counters))
 
     def _count(self, size: int, dim: int) -> Tensor:
@@ -88,9 +111,10 @@ class BatchDropBlock(_DropLayer):
         height_ratio: share of the rows, 0..1; 0 drops nothing.
         width_ratio: share of the columns, 0..1; 0 drops nothing.
         seed: chooses the sequence of rectangles.
+        mask_scope: who shares a rectangle, one of `MASK_SCOPES`; None is the layer's own, here `global`.
 
     Raises:
-        ValueError: a ratio outside 0..1.
+        ValueError: a ratio outside 0..1, or an unknown scope.
     """
 
     def dropped(self, shape: Shape) -> Tensor:
@@ -110,27 +134,59 @@ class BatchDropBlock(_DropLayer):
 class DropBlock(BatchDropBlock):
     """One rectangle per image, the size of Batch DropBlock's, at a position of its own (paper, Figure 6 and Table 3).
 
-    After Ghiasi et al., "DropBlock", NeurIPS 2018, reduced to what the paper compares with: one block an image, shared
-    by its channels, without that publication's growing rate and without its rescaling. Arguments as in
-    `BatchDropBlock`.
+    After Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, reduced to what the paper compares with: one block an image, shared
+    by its channels, without that publication's growing rate. As there, what is kept is multiplied by the number of units
+    over the number of kept ones. Arguments as in `BatchDropBlock`, and
+
+    Args:
+        scaling: false: what is kept stays as it is.
     """
 
-    per_image = True
+    default_scope = "image"
+
+    def __init__(
+        self,
+        height_ratio: float,
+        width_ratio: float,
+        *,
+        seed: int = 0,
+        mask_scope: str | None = None,
+        scaling: bool = True,
+    ) -> None:
+        super().__init__(height_ratio, width_ratio, seed=seed, mask_scope=mask_scope)
+        self.scaling = scaling
+
+    def rescale(self, shape: Shape) -> float:
+        rows, columns = shape[2:]
+        kept = rows * columns - round(self.height_ratio * rows) * round(self.width_ratio * columns)
+        return rows * columns / kept if self.scaling and kept else 1.0
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scaling={self.scaling}"
 
 
 class _RandomUnits(_DropLayer):
     """Drops what is counted by `_counters` independently, with probability `rate`."""
 
-    def __init__(self, height_ratio: float, width_ratio: float, *, seed: int = 0, rate: float | None = None) -> None:
-        super().__init__(height_ratio, width_ratio, seed=seed)
+    def __init__(
+        self,
+        height_ratio: float,
+        width_ratio: float,
+        *,
+        seed: int = 0,
+        mask_scope: str | None = None,
+        rate: float | None = None,
+    ) -> None:
+        super().__init__(height_ratio, width_ratio, seed=seed, mask_scope=mask_scope)
         self.rate = self.height_ratio * self.width_ratio if rate is None else _ratio("rate", rate)
 
     def dropped(self, shape: Shape) -> Tensor:
-        return self._random(*self._counters(shape)) < int(self.rate * 2**32)
+        image = (self._count(shape[0], 0),) if self.per_image else ()
+        return self._random(*image, *self._counters(shape)) < int(self.rate * 2**32)
 
     @abstractmethod
     def _counters(self, shape: Shape) -> tuple[Tensor, ...]:
-        """Numbers of the units to draw for, broadcastable to `shape` (N, C, H, W)."""
+        """Numbers of an image's units to draw for, broadcastable to `shape` (N, C, H, W)."""
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rate={self.rate}"
@@ -148,11 +204,10 @@ class BatchDropout(_RandomUnits):
 
 
 class _Rescaled(_RandomUnits):
-    per_image = True
+    default_scope = "image"
 
-    def __init__(self, height_ratio: float, width_ratio: float, *, seed: int = 0, rate: float | None = None) -> None:
-        super().__init__(height_ratio, width_ratio, seed=seed, rate=rate)
-        self.rescale = 1 / (1 - self.rate) if self.rate < 1 else 0.0
+    def rescale(self, shape: Shape) -> float:
+        return 1 / (1 - self.rate) if self.rate < 1 else 1.0
 
 
 class SpatialDropout(_Rescaled):
@@ -163,7 +218,7 @@ class SpatialDropout(_Rescaled):
     """
 
     def _counters(self, shape: Shape) -> tuple[Tensor, ...]:
-        return self._count(shape[0], 0), self._count(shape[1], 1)
+        return (self._count(shape[1], 1),)
 
 
 class Dropout(_Rescaled):
@@ -175,10 +230,10 @@ class Dropout(_Rescaled):
 
     def _counters(self, shape: Shape) -> tuple[Tensor, ...]:
         position = self._count(shape[2], 2) * shape[3] + self._count(shape[3], 3)
-        return self._count(shape[0], 0), self._count(shape[1], 1), position
+        return self._count(shape[1], 1), position
 
 
 def _ratio(argument: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{argument} must lie between 0 and 1, got {value}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{argument} must lie between 0 and 1, got {value!r}")
     return float(value)

@@ -82,8 +82,8 @@ class ReIDModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         for layer in self.network.modules():
-            if hasattr(layer, "per_image"):
-                layer.rank = self.global_rank  # type: ignore[assignment]  # images of different ranks get masks of their own
+            if hasattr(layer, "mask_scope"):
+                layer.rank = self.global_rank  # type: ignore[assignment]  # for masks that each rank draws for itself
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> dict[str, Any]:
         assert self.criterion is not None
