@@ -52,6 +52,23 @@ def test_errors_name_the_key(keys, message, capsys, tmp_path, monkeypatch):
     assert message in capsys.readouterr().err
 
 
+def test_a_sweep_prints_its_table_and_the_paths(run_folder, capsys):
+    main(config(run=str(run_folder.parent)))
+    printed = capsys.readouterr().out
+    assert "91.2" in printed
+    assert f"report: {run_folder.parent / 'report.html'}" in printed
+    assert all((run_folder.parent / name).is_file() for name in ("report.html", "sweep.csv", "sweep.md", "sweep.tex"))
+    assert not (run_folder / "report.html").exists()
+
+
+def test_a_sweep_without_a_result_is_refused(tmp_path, capsys):
+    (tmp_path / "seed=1" / ".hydra").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        main(config(run=str(tmp_path)))
+    assert "none of the 1 runs of this sweep has a result:\n  seed=1: no epoch finished" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["seed=1"]
+
+
 def test_half_written_result(run_folder, capsys):
     path = run_folder / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()))[:50])

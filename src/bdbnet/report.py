@@ -1,4 +1,4 @@
-"""``python -m bdbnet.report``: a run folder as one page to look at, keep and pass on."""
+"""``python -m bdbnet.report``: a run or a sweep as one page to look at, keep and pass on."""
 
 from omegaconf import DictConfig
 
@@ -13,8 +13,15 @@ def main(config: DictConfig) -> None:
         if not isinstance(config[key], int) or isinstance(config[key], bool):
             raise ConfigError(f"{key}={config[key]}: give a whole number")
     from bdbnet.reporting import read_run, write_report
+    from bdbnet.reporting.sweep import is_sweep
+    from bdbnet.reporting.sweep_page import write_sweep_report
     from bdbnet.reporting.tables import metrics_table
 
+    if is_sweep(config.run):
+        table, (page, *others) = write_sweep_report(config.run)
+        print(table)
+        print(f"report: {page}\ntable:  {', '.join(str(path) for path in others)}")
+        return
     page = write_report(config.run, queries=config.queries, top=config.top, seed=config.seed)
     print(metrics_table(read_run(page.parent).result))
     print(f"report: {page}")

@@ -33,16 +33,40 @@ def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, see
         if value < least:
             raise ReportError(f"{name}={value}: give {least} or more")
     run = read_run(run_folder)
-    page = render(run, queries=queries, top=top, seed=seed)
-    return write_atomically(run.path / REPORT, page.encode("utf-8", "xmlcharrefreplace"))
+    text = render(run, queries=queries, top=top, seed=seed)
+    return write_atomically(run.path / REPORT, text.encode("utf-8", "xmlcharrefreplace"))
 
 
 def render(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
-    """The page's HTML text."""
+    """The HTML text of a run's page."""
     result = run.result
+    kind = {"train": "Training run", "evaluate": "Evaluation"}.get(result.kind, result.kind)
+    sections = (
+        _metrics(result),
+        curves(run),
+        ranking_lists(run, queries, top, seed),
+        _data(result),
+        _machine(result),
+        _settings(result),
+    )
+    footer = f"Made by bdbnet from the run of {result.created}."
+    return page(result.protocol.dataset, kind, _summary(result), sections, name=run.path.resolve().name, footer=footer)
+
+
+def page(
+    heading: str, kind: str, subtitle: str, sections: Sequence[str], *, name: str = "", footer: str = "Made by bdbnet."
+) -> str:
+    """The HTML text of a page that needs no other file.
+
+    Args:
+        heading, kind, subtitle: plain texts at its top; the kind of page stands above the heading.
+        sections: HTML already.
+        name: of the folder that the page is about.
+        footer: plain text.
+    """
     style = resources.files("bdbnet.reporting").joinpath("report.css").read_text(encoding="utf-8")
-    name = run.path.resolve().name
-    title = f"{result.protocol.dataset}: {name}"
+    title = f"{heading}: {name}" if name else heading
+    code = f"<p><code>{escape(name)}</code></p>\n" if name else ""
     return "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -51,22 +75,17 @@ def render(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
             "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>",
-            _header(result, name),
+            f'<header>\n<p class="kind">{escape(kind)}</p>\n<h1>{escape(heading)}</h1>',
+            f'{code}<p class="soft">{escape(subtitle)}</p>\n</header>',
             "<main>",
-            _metrics(result),
-            curves(run),
-            ranking_lists(run, queries, top, seed),
-            _data(result),
-            _machine(result),
-            _settings(result),
+            *sections,
             "</main>",
-            f"<footer>Made by bdbnet from the run of {escape(result.created)}.</footer>\n</body>\n</html>\n",
+            f"<footer>{escape(footer)}</footer>\n</body>\n</html>\n",
         )
     )
 
 
-def _header(result: Result, name: str) -> str:
-    kind = {"train": "Training run", "evaluate": "Evaluation"}.get(result.kind, result.kind)
+def _summary(result: Result) -> str:
     facts = [f"seed {result.seed}"]
     if result.epochs is not None:
         facts.insert(0, f"{result.epochs} epoch{'s' * (result.epochs != 1)}")
@@ -74,10 +93,7 @@ def _header(result: Result, name: str) -> str:
         facts.append(f"{result.parameters / 1e6:.2f} M parameters")
     if result.embedding_dim is not None:
         facts.append(f"embedding of {result.embedding_dim} numbers")
-    return (
-        f'<header>\n<p class="kind">{escape(kind)}</p>\n<h1>{escape(result.protocol.dataset)}</h1>\n'
-        f'<p><code>{escape(name)}</code></p>\n<p class="soft">{escape(" · ".join(facts))}</p>\n</header>'
-    )
+    return " · ".join(facts)
 
 
 def _metrics(result: Result) -> str:
@@ -117,7 +133,7 @@ def _metrics(result: Result) -> str:
             "The best checkpoint was picked by its score on the test set, so its column flatters; quote the other."
         )
     body = "".join(f'<p class="soft">{escape(line)}</p>\n' for line in lines)
-    return f"<section>\n<h2>Results</h2>\n{_table(heads, rows, 'metrics')}\n{body}</section>"
+    return f"<section>\n<h2>Results</h2>\n{html_table(heads, rows, 'metrics')}\n{body}</section>"
 
 
 def _data(result: Result) -> str:
@@ -126,8 +142,11 @@ def _data(result: Result) -> str:
     counts = data.get("counts")
     if isinstance(counts, Mapping) and counts:
         columns = list(next(iter(counts.values())))
-        rows = [_row(str(role), [f"{row.get(column, 0):,}" for column in columns]) for role, row in counts.items()]
-        parts.append(_table(["", *(str(column).capitalize() for column in columns)], rows))
+        rows = [
+            html_row(escape(str(role)), [f"{row.get(column, 0):,}" for column in columns])
+            for role, row in counts.items()
+        ]
+        parts.append(html_table(["", *(str(column).capitalize() for column in columns)], rows))
     facts = {"Fingerprint": f"<code>{escape(str(data.get('fingerprint', 'unknown')))}</code>"}
     return f"<section>\n<h2>Data</h2>\n{''.join(parts)}\n{_facts(facts)}</section>"
 
@@ -138,11 +157,11 @@ def _machine(result: Result) -> str:
     for phase in phases:
         seconds, rate = result.seconds.get(phase), result.images_per_second.get(phase)
         cells = ("-" if seconds is None else duration(seconds), "-" if rate is None else f"{rate:,.1f}")
-        rows.append(_row(phase, cells))
+        rows.append(html_row(escape(phase), cells))
     hardware = {k: ", ".join(map(str, v)) or "none" if isinstance(v, list) else v for k, v in result.hardware.items()}
     facts = {str(k).capitalize().replace("Gpus", "GPUs"): escape(str(v)) for k, v in hardware.items()}
     facts["Versions"] = escape(", ".join(f"{k} {v}" for k, v in result.versions.items()))
-    table = _table(["Phase", "Time", "Images/s"], rows) if rows else ""
+    table = html_table(["Phase", "Time", "Images/s"], rows) if rows else ""
     return f"<section>\n<h2>Speed and machine</h2>\n{table}\n{_facts(facts)}</section>"
 
 
@@ -154,15 +173,17 @@ def _settings(result: Result) -> str:
     )
 
 
-def _table(heads: Sequence[str], rows: Sequence[str], name: str = "plain") -> str:
+def html_table(heads: Sequence[str], rows: Sequence[str], name: str = "plain") -> str:
+    """A table that scrolls by itself where it is too wide; the rows are HTML already."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     body = "\n".join(rows)
     table = f'<table class="{name}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
     return f'<div class="scroll">\n{table}\n</div>'
 
 
-def _row(head: str, cells: Sequence[str]) -> str:
-    return f'<tr><th scope="row">{escape(head)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+def html_row(head: str, cells: Sequence[str]) -> str:
+    """A row with its name; name and cells are HTML already."""
+    return f'<tr><th scope="row">{head}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _facts(facts: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ from bdbnet.visualization import label_of, read_thumbnail
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from bdbnet.visualization import Theme
+
 
 def curves(run: RunFolder) -> str:
     """Section with the training curves, drawn for light and for dark screens; empty for a run without history."""
@@ -29,15 +31,20 @@ def curves(run: RunFolder) -> str:
     pictures = []
     if metrics := vis.metric_columns(history):
         before = run.result.before
-        light, dark = (vis.metric_curves(history, before=before, theme=theme) for theme in (vis.LIGHT, vis.DARK))
-        pictures.append(_curve(light, dark, "Metrics by epoch", _first_and_last(history, metrics, fractions=True)))
+        words = _first_and_last(history, metrics, fractions=True)
+        pictures.append(
+            themed_picture(
+                lambda theme: vis.metric_curves(history, before=before, theme=theme), "Metrics by epoch", words
+            )
+        )
     if losses := vis.loss_columns(history):
-        light, dark = (vis.loss_curves(history, theme=theme) for theme in (vis.LIGHT, vis.DARK))
-        pictures.append(_curve(light, dark, "Loss by epoch", _first_and_last(history, losses)))
+        words = _first_and_last(history, losses)
+        pictures.append(themed_picture(lambda theme: vis.loss_curves(history, theme=theme), "Loss by epoch", words))
     if "learning_rate" in history and history["learning_rate"].notna().any():
-        light, dark = (vis.learning_rate_curve(history, theme=theme) for theme in (vis.LIGHT, vis.DARK))
-        rate = _first_and_last(history, ["learning_rate"])
-        pictures.append(_curve(light, dark, "Learning rate by epoch", rate))
+        words = _first_and_last(history, ["learning_rate"])
+        pictures.append(
+            themed_picture(lambda theme: vis.learning_rate_curve(history, theme=theme), "Learning rate by epoch", words)
+        )
     return f'<section>\n<h2>Training</h2>\n<div class="curves">\n{"".join(pictures)}</div>\n</section>'
 
 
@@ -51,11 +58,20 @@ def _first_and_last(history: pd.DataFrame, columns: Iterable[str], *, fractions:
     return ", ".join(parts)
 
 
-def _curve(light: "Figure", dark: "Figure", title: str, words: str) -> str:
+def themed_picture(draw: "Callable[[Theme], Figure]", title: str, words: str) -> str:
+    """A figure for light and for dark screens.
+
+    Args:
+        draw: theme -> figure.
+        title: short.
+        words: what the figure shows, for those who can't see it.
+    """
+    from bdbnet.visualization import DARK, LIGHT
+
     alt = escape(f"{title}: {words}")
     return (
-        f'<picture>\n<source media="screen and (prefers-color-scheme: dark)" srcset="{_svg(dark)}">\n'
-        f'<img src="{_svg(light)}" alt="{alt}" title="{alt}">\n</picture>\n'
+        f'<picture>\n<source media="screen and (prefers-color-scheme: dark)" srcset="{_svg(draw(DARK))}">\n'
+        f'<img src="{_svg(draw(LIGHT))}" alt="{alt}" title="{alt}">\n</picture>\n'
     )
 
 

@@ -55,7 +55,8 @@ def read_run(folder: str | Path) -> RunFolder:
     if not (path / RESULT).is_file():
         runs = sorted(str(found.parent) for found in path.glob(f"*/{RESULT}"))[:5]
         below = f" Runs below it: {'; '.join(runs)}" if runs else " A run writes it at its end: let it finish."
-        raise ReportError(f"run={folder}: not a run folder, it has no {RESULT}.{below}")
+        sweep = "" if runs else ", nor a sweep's, with runs below it"
+        raise ReportError(f"run={folder}: not a run folder, it has no {RESULT}{sweep}.{below}")
     return RunFolder(path, read_result(path / RESULT), _read_history(path / HISTORY), _read_ranking(path / TOP_K))
 
 

@@ -11,20 +11,30 @@ from bdbnet.visualization.curves import (
     metric_columns,
     metric_curves,
 )
+from bdbnet.visualization.parameter_curves import (
+    ConfigurationDot,
+    ParameterCurve,
+    configuration_dots,
+    parameter_curves,
+)
 from bdbnet.visualization.ranking_lists import RankedImage, RankingList, ranking_lists_figure, read_thumbnail
 
 __all__ = [
     "DARK",
     "LIGHT",
+    "ConfigurationDot",
+    "ParameterCurve",
     "RankedImage",
     "RankingList",
     "Theme",
+    "configuration_dots",
     "label_of",
     "learning_rate_curve",
     "loss_columns",
     "loss_curves",
     "metric_columns",
     "metric_curves",
+    "parameter_curves",
     "ranking_lists_figure",
     "read_thumbnail",
 ]

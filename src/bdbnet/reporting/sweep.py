@@ -1,0 +1,227 @@
+"""The runs of a sweep read back: which settings vary, and which runs differ in their seed alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bdbnet.reporting.comparison import Spread, spread
+from bdbnet.reporting.run_folder import ReportError
+from bdbnet.reporting.settings import key_of, settings_of, shown, sort_key, varying_settings
+from bdbnet.results import HISTORY, LAST, RESULT, Result, ResultError, read_result
+
+#: Hydra's file in the folder of a sweep, and its folder in that of each job.
+MULTIRUN, JOB = "multirun.yaml", ".hydra"
+
+#: Any of these makes a folder that of a run.
+_MARKS = (RESULT, LAST, HISTORY, JOB)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of a sweep; `name` is its folder relative to the sweep's."""
+
+    name: str
+    result: Result
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that are equal in all but their seed; `values` belong to the settings of the table."""
+
+    values: tuple[Any, ...]
+    runs: list[Run]
+
+    def metric(self, name: str) -> Spread | None:
+        """A metric over the runs, as fractions; None where no run has it."""
+        measured = [run.result.metrics[name] for run in self.runs if name in run.result.metrics]
+        return spread(measured) if measured else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean time of the training, or of the judging where nothing was trained."""
+        measured = [t for run in self.runs if (t := run.result.seconds.get(run.result.kind)) is not None]
+        return spread(measured).mean if measured else None
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """Configurations whose numbers may be compared: one protocol, one dataset, one version of bdbnet.
+
+    Attributes:
+        differs: what sets these runs apart from those of the other tables; empty where there is one table.
+        settings: dotted keys of the settings that vary.
+        configurations: sorted by their values.
+        remarks: what a reader should know about settings and runs.
+    """
+
+    differs: str
+    settings: list[str]
+    configurations: list[Configuration]
+    remarks: list[str]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for configuration in self.configurations for run in configuration.runs]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that any run was judged by, in their order."""
+        names = dict.fromkeys(name for run in self.runs for name in run.result.metrics)
+        return [name for name in names if name != "valid_queries"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A folder of runs. `unfinished` and `unreadable` hold a folder or file of each, with the reason."""
+
+    path: Path
+    tables: list[SweepTable]
+    unfinished: list[tuple[str, str]]
+    unreadable: list[tuple[str, str]]
+
+
+def is_sweep(folder: str | Path) -> bool:
+    """Whether a folder holds runs, finished or not, instead of being a run's own."""
+    path = Path(folder).expanduser()
+    if not path.is_dir() or any((path / name).exists() for name in _MARKS):
+        return False
+    return (path / MULTIRUN).is_file() or next(_run_folders(path), None) is not None
+
+
+def read_sweep(folder: str | Path) -> Sweep:
+    """Read all runs below a folder, at any depth.
+
+    Raises:
+        ReportError: there is no run in it, or none with a readable result; the message lists them and says why.
+    """
+    path = Path(folder).expanduser()
+    runs, unfinished, unreadable = [], [], []
+    for place in _run_folders(path):
+        name, file = str(place.relative_to(path)), place / RESULT
+        if not file.exists():
+            unfinished.append((name, _progress(place / HISTORY)))
+            continue
+        try:
+            runs.append(Run(name, read_result(file)))
+        except ResultError as error:
+            unreadable.append((str(file.relative_to(path)), str(error).removeprefix(f"{file}: ")))
+    if not runs:
+        reasons = [f"{name}: {reason}" for name, reason in (*unreadable, *unfinished)]
+        if not reasons:
+            raise ReportError(f"run={folder}: an empty sweep, there is no run below it. Start it with bdbnet.train -m.")
+        told = [*reasons[:5], *([f"and {len(reasons) - 5} more"] if len(reasons) > 5 else [])]
+        raise ReportError(
+            f"run={folder}: none of the {len(reasons)} runs of this sweep has a result:\n  " + "\n  ".join(told) + "\n"
+            "Give the sweep's command again with ckpt_path=last: it goes on where each run stopped."
+        )
+    return Sweep(path, _tables(runs), unfinished, unreadable)
+
+
+def _run_folders(path: Path) -> Iterator[Path]:
+    """Folders of runs below, in the order of their names; what lies within a run is its own."""
+    for place in sorted(path.iterdir()):
+        if not place.is_dir() or place.is_symlink() or place.name.startswith("."):
+            continue
+        if any((place / name).exists() for name in _MARKS):
+            yield place
+        else:
+            yield from _run_folders(place)
+
+
+def _progress(history: Path) -> str:
+    epochs = len(history.read_bytes().splitlines()) - 1 if history.is_file() else 0
+    return f"running, or stopped after epoch {epochs}" if epochs > 0 else "no epoch finished"
+
+
+def _tables(runs: Sequence[Run]) -> list[SweepTable]:
+    groups: dict[str, list[Run]] = {}
+    conditions = {}
+    for run in runs:
+        condition = _conditions(run.result)
+        key = key_of(condition)
+        conditions[key] = condition
+        groups.setdefault(key, []).append(run)
+    names = dict.fromkeys(name for condition in conditions.values() for name in condition)
+    apart = [name for name in names if len({key_of(c.get(name)) for c in conditions.values()}) > 1]
+    data = {(condition["dataset"], condition["data"]) for condition in conditions.values()}
+    if "data" in apart and len({dataset for dataset, _ in data}) == len(data):
+        apart.remove("data")  # the dataset's name says it
+    tables = [_table(", ".join(f"{name} {conditions[key].get(name)}" for name in apart), groups[key]) for key in groups]
+    if "data" in apart and "dataset" not in apart:
+        _tell_data_apart(tables)
+    return tables
+
+
+def _tell_data_apart(tables: Sequence[SweepTable]) -> None:
+    """Remark the settings by which the tables' data differ: a fingerprint alone says little."""
+    varying = varying_settings([settings_of(run.result.config) for table in tables for run in table.runs])
+    rows = iter(varying.rows)
+    for table in tables:
+        own = [next(rows) for _ in table.runs]
+        same = [
+            f"{key}={shown(column[0])}"
+            for key, column in zip(varying.keys, zip(*own))
+            if key.startswith("dataset.") and len(set(map(key_of, column))) == 1
+        ]
+        if same:
+            table.remarks.append(f"Data of this table: {', '.join(same)}.")
+
+
+def _conditions(result: Result) -> dict[str, Any]:
+    """All that has to be equal for two numbers to stand in one table."""
+    protocol = asdict(result.protocol)
+    height, width = protocol.pop("image_size")
+    rerank = protocol.pop("rerank")
+    return {
+        "kind": result.kind,
+        "dataset": protocol.pop("dataset"),
+        "data": str(result.data.get("fingerprint", "unknown"))[:12],
+        "image size": f"{height} x {width}",
+        **{name.replace("_", " "): value for name, value in protocol.items()},
+        "re-ranking": ", ".join(f"{k} {v:g}" for k, v in sorted(rerank.items())) if rerank else "none",
+        "bdbnet": result.versions.get("bdbnet", "unknown"),
+    }
+
+
+def _table(differs: str, runs: Sequence[Run]) -> SweepTable:
+    settings = [settings_of(run.result.config) for run in runs]
+    varying = varying_settings(settings)
+    groups: dict[tuple[str, ...], Configuration] = {}
+    for run, row in sorted(zip(runs, varying.rows), key=lambda pair: _seed(pair[0].result)):
+        groups.setdefault(tuple(map(key_of, row)), Configuration(tuple(row), [])).runs.append(run)
+    configurations = list(groups.values())
+    configurations.sort(key=lambda configuration: [sort_key(value) for value in configuration.values])
+    remarks = [*varying.remarks, *(remark for group in configurations for remark in _remarks(group))]
+    machines = dict.fromkeys(_machine(run.result.hardware) for run in runs)
+    if len(machines) > 1:
+        remarks.append(f"Times are of different machines: {'; '.join(machines)}.")
+    return SweepTable(differs, varying.keys, configurations, remarks)
+
+
+def _seed(result: Result) -> int:
+    """Of the training, also where a checkpoint was judged."""
+    trained = result.config.get("trained_with")
+    return int(trained.get("seed", result.seed)) if isinstance(trained, Mapping) else result.seed
+
+
+def seeds_of(configuration: Configuration) -> list[int]:
+    """The seeds of its runs, in ascending order."""
+    return [_seed(run.result) for run in configuration.runs]
+
+
+def _remarks(configuration: Configuration) -> list[str]:
+    remarks = []
+    seeds = seeds_of(configuration)
+    for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        names = [run.name for run, own in zip(configuration.runs, seeds) if own == seed]
+        remarks.append(f"Seed {seed} was run {len(names)} times with equal settings, all count: {', '.join(names)}.")
+    for run in configuration.runs:
+        epochs, planned = run.result.epochs, (run.result.config.get("trainer") or {}).get("max_epochs")
+        if epochs is not None and planned is not None and epochs < planned:
+            remarks.append(f"{run.name} stopped after epoch {epochs} of {planned}.")
+    return remarks
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    return ", ".join(hardware.get("gpus") or []) or f"{hardware.get('processor')}, {hardware.get('cores')} cores"
