@@ -34,10 +34,36 @@ def test_drop_layers_take_their_ratios_from_the_dataset(name: str) -> None:
     else:
         assert type(drop).__name__.lower() == name.replace("_", "")
         assert (drop.height_ratio, drop.width_ratio, drop.seed) == (0.25, 0.5, 4)
+        alone = type(drop)(0.25, 0.5, seed=4)
+        assert layer.mask_scope == alone.mask_scope
+        assert str(drop) == str(alone)
 
 
-@pytest.mark.parametrize(("name", "branches"), [("bdb", ["global", "dropping"]), ("baseline", ["global"])])
+def test_drop_layers_take_scope_and_rescaling() -> None:
+    layer = OmegaConf.load(CONF / "dropping" / "dropblock.yaml")
+    overrides = {"height_ratio": 0.5, "width_ratio": 0.5, "seed": 0, "mask_scope": "rank", "rescale": False}
+    drop = instantiate(OmegaConf.merge(layer, overrides))
+    assert (drop.mask_scope, drop.rescale) == ("rank", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "branches"), [("bdb", ["global", "dropping"]), ("baseline", ["global"]), ("dropping", ["dropping"])]
+)
 def test_models(name: str, branches: list[str]) -> None:
     with torch.device("meta"):
         network = instantiate(OmegaConf.load(CONF / "model" / f"{name}.yaml"), num_classes=5, backbone="osnet_x0_25")
     assert [*network.branches] == branches
+
+
+@pytest.mark.parametrize(("name", "parts"), [("pcb", (2048,) * 6), ("pcb_rpp", (2048,) * 6), ("mgn", (256,) * 8)])
+def test_rivals(name: str, parts: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        network = instantiate(OmegaConf.load(CONF / "model" / f"{name}.yaml"), num_classes=5, backbone="resnet50")
+    assert network.branch_dims == parts
+    refined = getattr(network, "pooling", None) is not None
+    assert refined == (name == "pcb_rpp")
+    assert not refined or network.phases == (60, 5, 5)
+
+
+def test_every_model_is_built_by_a_test_above() -> None:
+    assert files("model") == ["baseline", "bdb", "dropping", "mgn", "pcb", "pcb_rpp"]

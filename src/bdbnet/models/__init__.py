@@ -4,8 +4,10 @@ from bdbnet.models.backbone import ResNetTrunk
 from bdbnet.models.branches import BranchOutput, FeatureDroppingBranch, GlobalBranch
 from bdbnet.models.checkpoints import CheckpointError, initialize_from, load_network, read_checkpoint, read_state_dict
 from bdbnet.models.dropping import BatchDropBlock, BatchDropout, DropBlock, Dropout, SpatialDropout
-from bdbnet.models.network import BDBNetwork
+from bdbnet.models.mgn import MGNNetwork
+from bdbnet.models.network import BDBNetwork, EmbeddingNetwork
 from bdbnet.models.osnet import OSNetTrunk
+from bdbnet.models.pcb import PCBNetwork
 from bdbnet.models.trunks import ImageSizeError, TimmTrunk, TorchvisionTrunk
 
 __all__ = [
@@ -16,10 +18,13 @@ __all__ = [
     "CheckpointError",
     "DropBlock",
     "Dropout",
+    "EmbeddingNetwork",
     "FeatureDroppingBranch",
     "GlobalBranch",
     "ImageSizeError",
+    "MGNNetwork",
     "OSNetTrunk",
+    "PCBNetwork",
     "ResNetTrunk",
     "SpatialDropout",
     "TimmTrunk",

@@ -1,6 +1,7 @@
 """The ResNet trunk of the BDB Network: torchvision's without head, stage 4 at stride 1 (paper, section 3)."""
 
 from pathlib import Path
+from typing import Any
 
 import torchvision.models
 from torch import Tensor, nn
@@ -38,9 +39,7 @@ class ResNetTrunk(nn.Module):
         resnet = torchvision.models.get_model(name, weights=None)
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
-        first = self.layer4[0]
-        strided = first.conv2 if isinstance(first, Bottleneck) else first.conv1
-        strided.stride = first.downsample[0].stride = (last_stride, last_stride)
+        set_stride(self.layer4, last_stride)
         self.out_channels: int = resnet.fc.in_features
         if weights == "imagenet":
             load_imagenet(self, name)
@@ -50,3 +49,10 @@ class ResNetTrunk(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+def set_stride(stage: nn.Sequential, stride: int) -> None:
+    """Give a ResNet's stage, which begins with a block that down-samples, another stride; the weights stay."""
+    first: Any = stage[0]
+    strided = first.conv2 if isinstance(first, Bottleneck) else first.conv1
+    strided.stride = first.downsample[0].stride = (stride, stride)

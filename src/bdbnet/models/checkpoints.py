@@ -8,8 +8,9 @@ holds of the branches too (torchreid's `fc` is our global branch).
 
 import pickle
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torchvision.models
@@ -19,6 +20,15 @@ _CLASSIFIER, _COUNTER = ".classifier.", ".drop.step"
 _SHOWN = 4  # keys that an error message lists of each kind
 # torchvision's files of DenseNet still say norm.1 where the modules have long been called norm1.
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.")
+
+
+@runtime_checkable
+class _HasCopies(Protocol):
+    """A network whose `copies` start as the last stages of its trunk."""
+
+    copies: nn.ModuleDict
+
+    def copy_trunk(self, names: Iterable[str]) -> None: ...
 
 
 class CheckpointError(ValueError):
@@ -68,7 +78,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 def load_network(network: nn.Module, path: str | Path, *, classifiers: Literal["keep", "drop"] = "keep") -> None:
-    """Restore a whole `BDBNetwork` from `path`, strictly. torchreid's OSNet is a network with `branches=["global"]`.
+    """Restore a whole network from `path`, strictly. torchreid's OSNet is a network with `branches=["global"]`.
 
     With `classifiers="drop"` the classifiers of the file are left out and those of the network, if any, stay as they
     are: for judging, where the number of training identities does not matter.
@@ -88,10 +98,11 @@ def load_network(network: nn.Module, path: str | Path, *, classifiers: Literal["
 
 
 def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
-    """Starting weights for a `BDBNetwork`: the trunk, and every branch that the file holds too, each loaded strictly.
+    """Starting weights for a network: the trunk, and every branch that the file holds too, each loaded strictly.
 
     Classifiers, drop layers and branches that the file does not have stay as initialised; branches of the file that the
-    network does not have are left out.
+    network does not have are left out. Copies of the trunk's last stages (MGN) that the file does not have are filled from
+    the trunk.
 
     Returns:
         Names of the modules that were loaded, such as ["backbone", "branches.global"].
@@ -104,12 +115,14 @@ def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
         return _CLASSIFIER not in key and not key.endswith(_COUNTER)
 
     state, own = _network_keys(read_state_dict(path)), network.state_dict()
-    branches = {".".join(key.split(".")[:2]): None for key in own if key.startswith("branches.")}
+    branches = {".".join(key.split(".")[:2]): None for key in own if key.startswith(("branches.", "copies."))}
     parts = ["backbone", *(name for name in branches if any(key.startswith(f"{name}.") for key in state))]
     chosen = tuple(f"{name}." for name in parts)
     weights = {key: tensor for key, tensor in state.items() if key.startswith(chosen) and is_weight(key)}
     rest = {key: tensor for key, tensor in own.items() if not (key.startswith(chosen) and is_weight(key))}
     load_strictly(network, rest | weights, str(path))
+    if isinstance(network, _HasCopies):
+        network.copy_trunk([name for name in network.copies if f"copies.{name}" not in parts])
     return parts
 
 

@@ -1,21 +1,26 @@
 """Drop layers of the feature dropping branch: Batch DropBlock and its rivals of the paper's Table 3.
 
 Every layer maps features (N, C, H, W) to the same shape, has no parameters and is the identity in eval mode. What it
-drops is a function of `(seed, step)` alone, where `step` is a persistent buffer that counts the training forwards.
-Ranks that start alike therefore draw alike without talking to each other, a checkpoint restores the sequence, and
-nothing waits for the device or recompiles as the step changes. `mask_scope` says who shares a draw:
+drops is a function of `(seed, step)`, where `step` is a persistent buffer that counts the training forwards, and of
+nothing else but the rank and the image's place in its batch where these are to differ. Ranks that start alike therefore
+draw alike without talking to each other, a checkpoint restores the sequence, and nothing waits for the device or
+recompiles as the step changes. `mask_scope` says who shares a draw:
 
 - `global`: all images of all ranks (Batch DropBlock and Batch Dropout, paper),
 - `rank`: the images of a rank; `rank` is a plain attribute (default 0) that the training code may set. The released code
   of the paper does this, one block for each of its replicas,
 - `image`: nobody, every image has its own (DropBlock, Dropout, SpatialDropout).
 
-Keep rates for comparison: with the ratios 0.3 and 1.0 on a map of 24 x 8, Batch DropBlock and DropBlock drop
+`rescale` says whether what is kept is multiplied by one over its share, as the authors of DropBlock, Dropout and
+SpatialDropout do; Batch DropBlock and Batch Dropout only set to zero (paper).
+
+Rates for comparison: with the ratios 0.3 and 1.0 on a map of 24 x 8, Batch DropBlock and DropBlock drop
 round(0.3 * 24) = 7 of 24 rows, 29.2 % of the units, at every step. Batch Dropout, Dropout and SpatialDropout drop each
-position, unit or channel with probability 0.3 * 1.0 = 30 %; their `rate` sets another.
+position, unit or channel with probability 0.3 * 1.0 = 30 %, on average nearly as much; their `rate` sets another.
 """
 
 from abc import ABC, abstractmethod
+from numbers import Real
 from typing import cast
 
 import torch
@@ -25,7 +30,7 @@ Shape = torch.Size | tuple[int, int, int, int]
 
 MASK_SCOPES = ("global", "rank", "image")
 
-_WORD = 0xFFFFFFFF
+_WORD, _MULTIPLIER = 0xFFFFFFFF, 0x045D9F3B
 _ROW, _COLUMN = 0, 1  # which draw of a step a number is for
 
 
@@ -42,9 +47,24 @@ def counter_hash(*counters: Tensor | int) -> Tensor | int:
     for counter in counters:
         word = (word ^ counter ^ (counter >> 32)) & _WORD
         for _ in range(2):
-            word = ((word ^ (word >> 16)) * 0x045D9F3B) & _WORD
+            word = ((word ^ (word >> 16)) * _MULTIPLIER) & _WORD
         word = word ^ (word >> 16)
     return word
+
+
+def hash_is_below(limit: int, word: Tensor, counter: Tensor) -> Tensor:
+    """Where `counter_hash(*counters, counter) < limit`; `word` is `counter_hash(*counters)`, `counter` below 2**31.
+
+    The same words in wrapping 32-bit arithmetic, which reuses its memory: several times faster for millions of units.
+    """
+    if limit > _WORD:
+        return torch.ones_like(word ^ counter, dtype=torch.bool)
+    word = word.to(torch.int32) ^ counter.to(torch.int32)
+    high = torch.empty_like(word)
+    for multiplier in (_MULTIPLIER, _MULTIPLIER, 1):
+        torch.bitwise_right_shift(word, 16, out=high).bitwise_and_(0xFFFF)  # the shift alone would copy the sign
+        word.bitwise_xor_(high).mul_(multiplier)
+    return word.bitwise_xor_(-(2**31)) < limit - 2**31  # orders signed numbers as if they had no sign
 
 
 class _DropLayer(nn.Module, ABC):
@@ -52,9 +72,16 @@ class _DropLayer(nn.Module, ABC):
 
     step: Tensor
     default_scope = "global"
+    default_rescale = False
 
     def __init__(
-        self, height_ratio: float, width_ratio: float, *, seed: int = 0, mask_scope: str | None = None
+        self,
+        height_ratio: float,
+        width_ratio: float,
+        *,
+        seed: int = 0,
+        mask_scope: str | None = None,
+        rescale: bool | None = None,
     ) -> None:
         super().__init__()
         self.height_ratio = _ratio("height_ratio", height_ratio)
@@ -62,6 +89,7 @@ class _DropLayer(nn.Module, ABC):
         self.mask_scope = self.default_scope if mask_scope is None else mask_scope
         if self.mask_scope not in MASK_SCOPES:
             raise ValueError(f"mask_scope must be one of {', '.join(MASK_SCOPES)}, got {mask_scope!r}")
+        self.rescale = self.default_rescale if rescale is None else rescale
         self.seed = seed
         self.rank = 0
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -78,17 +106,18 @@ class _DropLayer(nn.Module, ABC):
     def forward(self, features: Tensor) -> Tensor:
         if not self.training:
             return features
-        kept = (~self.dropped(features.shape)).to(features.dtype) * self.rescale(features.shape)
-        self.step.add_(1)
+        share = self._share_kept(features.shape) if self.rescale else 1.0
+        kept = (~self.dropped(features.shape)).to(features.dtype).mul_(1 / share if share else 1.0)
+        self.step = self.step + 1  # not in place: a compiled backward may draw the mask again from the step before
         return features * kept
 
-    def rescale(self, shape: Shape) -> float:
-        """Factor on what is kept of features of `shape`."""
-        return 1.0
+    @abstractmethod
+    def _share_kept(self, shape: Shape) -> float:
+        """Share of the units of features of `shape` that are kept, on average."""
 
     def extra_repr(self) -> str:
         ratios = f"height_ratio={self.height_ratio}, width_ratio={self.width_ratio}"
-        return f"{ratios}, seed={self.seed}, mask_scope={self.mask_scope}"
+        return f"{ratios}, seed={self.seed}, mask_scope={self.mask_scope}, rescale={self.rescale}"
 
     def _random(self, *counters: Tensor | int) -> Tensor:
         stream = 0 if self.mask_scope == "global" else self.rank
@@ -105,13 +134,15 @@ class BatchDropBlock(_DropLayer):
     """One rectangle of units, the same for all images and channels of the batch, set to zero (paper, section 3).
 
     The rectangle has round(height_ratio * H) rows and round(width_ratio * W) columns (Python's `round`) at a uniformly
-    drawn position inside the map. What is kept is not rescaled.
+    drawn position inside the map.
 
     Args:
         height_ratio: share of the rows, 0..1; 0 drops nothing.
         width_ratio: share of the columns, 0..1; 0 drops nothing.
         seed: chooses the sequence of rectangles.
         mask_scope: who shares a rectangle, one of `MASK_SCOPES`; None is the layer's own, here `global`.
+        rescale: multiply what is kept by the number of units over the number of kept ones; None is the layer's own,
+            here false. Where nothing is kept there is nothing to multiply.
 
     Raises:
         ValueError: a ratio outside 0..1, or an unknown scope.
@@ -123,6 +154,10 @@ class BatchDropBlock(_DropLayer):
         return self._interval(rows, self.height_ratio, 2, _ROW, *image) & self._interval(
             columns, self.width_ratio, 3, _COLUMN, *image
         )
+
+    def _share_kept(self, shape: Shape) -> float:
+        rows, columns = shape[2:]
+        return 1 - round(self.height_ratio * rows) * round(self.width_ratio * columns) / (rows * columns)
 
     def _interval(self, size: int, ratio: float, dim: int, *draw: Tensor | int) -> Tensor:
         length = round(ratio * size)
@@ -136,33 +171,11 @@ class DropBlock(BatchDropBlock):
 
     After Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, reduced to what the paper compares with: one block an image, shared
     by its channels, without that publication's growing rate. As there, what is kept is multiplied by the number of units
-    over the number of kept ones. Arguments as in `BatchDropBlock`, and
-
-    Args:
-        scaling: false: what is kept stays as it is.
+    over the number of kept ones. Arguments as in `BatchDropBlock`; its own are `image` and true.
     """
 
     default_scope = "image"
-
-    def __init__(
-        self,
-        height_ratio: float,
-        width_ratio: float,
-        *,
-        seed: int = 0,
-        mask_scope: str | None = None,
-        scaling: bool = True,
-    ) -> None:
-        super().__init__(height_ratio, width_ratio, seed=seed, mask_scope=mask_scope)
-        self.scaling = scaling
-
-    def rescale(self, shape: Shape) -> float:
-        rows, columns = shape[2:]
-        kept = rows * columns - round(self.height_ratio * rows) * round(self.width_ratio * columns)
-        return rows * columns / kept if self.scaling and kept else 1.0
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, scaling={self.scaling}"
+    default_rescale = True
 
 
 class _RandomUnits(_DropLayer):
@@ -175,14 +188,19 @@ class _RandomUnits(_DropLayer):
         *,
         seed: int = 0,
         mask_scope: str | None = None,
+        rescale: bool | None = None,
         rate: float | None = None,
     ) -> None:
-        super().__init__(height_ratio, width_ratio, seed=seed, mask_scope=mask_scope)
+        super().__init__(height_ratio, width_ratio, seed=seed, mask_scope=mask_scope, rescale=rescale)
         self.rate = self.height_ratio * self.width_ratio if rate is None else _ratio("rate", rate)
 
     def dropped(self, shape: Shape) -> Tensor:
         image = (self._count(shape[0], 0),) if self.per_image else ()
-        return self._random(*image, *self._counters(shape)) < int(self.rate * 2**32)
+        *others, last = self._counters(shape)
+        return hash_is_below(int(self.rate * 2**32), self._random(*image, *others), last)
+
+    def _share_kept(self, shape: Shape) -> float:
+        return 1 - self.rate
 
     @abstractmethod
     def _counters(self, shape: Shape) -> tuple[Tensor, ...]:
@@ -196,37 +214,37 @@ class BatchDropout(_RandomUnits):
     """Random spatial positions, the same for all images and channels of the batch, set to zero (paper, Table 3).
 
     Each position is dropped with probability `rate`, by default height_ratio * width_ratio, which drops the area of
-    Batch DropBlock on average but not in one piece. What is kept is not rescaled.
+    Batch DropBlock on average but not in one piece. What is kept stays as it is unless `rescale` is true. Other arguments
+    as in `BatchDropBlock`.
     """
 
     def _counters(self, shape: Shape) -> tuple[Tensor, ...]:
         return self._count(shape[2], 2), self._count(shape[3], 3)
 
 
-class _Rescaled(_RandomUnits):
-    default_scope = "image"
-
-    def rescale(self, shape: Shape) -> float:
-        return 1 / (1 - self.rate) if self.rate < 1 else 1.0
-
-
-class SpatialDropout(_Rescaled):
+class SpatialDropout(_RandomUnits):
     """Whole channels of each image set to zero (Tompson et al., CVPR 2015; paper, Table 3).
 
     Each channel of each image is dropped with probability `rate`, by default height_ratio * width_ratio. What is kept
-    is multiplied by 1 / (1 - rate).
+    is multiplied by 1 / (1 - rate), unless `rescale` is false. Other arguments as in `BatchDropBlock`.
     """
+
+    default_scope = "image"
+    default_rescale = True
 
     def _counters(self, shape: Shape) -> tuple[Tensor, ...]:
         return (self._count(shape[1], 1),)
 
 
-class Dropout(_Rescaled):
+class Dropout(_RandomUnits):
     """Single units set to zero (Srivastava et al., JMLR 2014; paper, Table 3).
 
     Each unit is dropped with probability `rate`, by default height_ratio * width_ratio. What is kept is multiplied by
-    1 / (1 - rate).
+    1 / (1 - rate), unless `rescale` is false. Other arguments as in `BatchDropBlock`.
     """
+
+    default_scope = "image"
+    default_rescale = True
 
     def _counters(self, shape: Shape) -> tuple[Tensor, ...]:
         position = self._count(shape[2], 2) * shape[3] + self._count(shape[3], 3)
@@ -234,6 +252,6 @@ class Dropout(_Rescaled):
 
 
 def _ratio(argument: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{argument} must lie between 0 and 1, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        raise ValueError(f"{argument} must be a number from 0 to 1, got {value!r}")
     return float(value)

@@ -1,5 +1,6 @@
-"""The Batch DropBlock Network (paper, Figure 3)."""
+"""What every network offers, and the Batch DropBlock Network (paper, Figure 3)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -16,7 +17,37 @@ Branch = GlobalBranch | FeatureDroppingBranch
 EMBEDDING_DIMS = {"global": 512, "dropping": 1024}
 
 
-class BDBNetwork(nn.Module):
+class EmbeddingNetwork(nn.Module, ABC):
+    """What training and judging ask of a network, whichever it is.
+
+    A network whose training has phases also has `begin_epoch(epoch, max_epochs)`, called before every epoch (from 0).
+
+    Attributes:
+        backbone: the trunk.
+        branch_dims: lengths of the parts that the embedding is joined of.
+    """
+
+    backbone: nn.Module
+    branch_dims: tuple[int, ...]
+
+    @property
+    def embedding_dim(self) -> int:
+        return sum(self.branch_dims)
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> dict[str, BranchOutput]:
+        """Images (N, 3, H, W) to each branch's embedding and logits, for the losses."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to descriptors (N, embedding_dim), not normalised."""
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        """The parameters that start from the trunk's weights, for learning rates of their own."""
+        return [*self.backbone.parameters()]
+
+
+class BDBNetwork(EmbeddingNetwork):
     """A trunk whose feature map T goes to a global branch and a feature dropping branch.
 
     Args:
@@ -48,7 +79,7 @@ class BDBNetwork(nn.Module):
                 f"branches {[*branches]} with embedding_dims {dims}: "
                 f"choose one or more of {', '.join(EMBEDDING_DIMS)}, each once"
             )
-        self.backbone = _trunk(backbone) if isinstance(backbone, str) else backbone
+        self.backbone = build_trunk(backbone)
         channels = cast(int, self.backbone.out_channels)
         if "dropping" in branches and channels % 4:
             raise ValueError(
@@ -62,7 +93,6 @@ class BDBNetwork(nn.Module):
             else:
                 self.branches[name] = FeatureDroppingBranch(channels, num_classes, dims[name], dropping, pooling)
         self.branch_dims = tuple(dims[name] for name in branches)
-        self.embedding_dim = sum(self.branch_dims)
 
     def forward(self, images: Tensor) -> dict[str, BranchOutput]:
         """Images (N, 3, H, W) to each branch's embedding and logits, for the losses."""
@@ -75,7 +105,10 @@ class BDBNetwork(nn.Module):
         return torch.cat([cast(Branch, branch).embed(features) for branch in self.branches.values()], dim=1)
 
 
-def _trunk(name: str) -> nn.Module:
-    if name not in BACKBONES:
-        raise ValueError(f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)}")
-    return OSNetTrunk(_OSNETS[name]) if name in _OSNETS else ResNetTrunk(name, weights="none")
+def build_trunk(backbone: str | nn.Module) -> nn.Module:
+    """The trunk itself, or the one of this name with random weights.  Raises ValueError where there is none."""
+    if isinstance(backbone, nn.Module):
+        return backbone
+    if backbone not in BACKBONES:
+        raise ValueError(f"unknown backbone {backbone!r}; choose from {', '.join(BACKBONES)}")
+    return OSNetTrunk(_OSNETS[backbone]) if backbone in _OSNETS else ResNetTrunk(backbone, weights="none")

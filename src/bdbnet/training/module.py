@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from bdbnet.config import ConfigError
-from bdbnet.models import BDBNetwork
+from bdbnet.models import EmbeddingNetwork
 from bdbnet.training.criterion import BranchLosses
+
+#: Parameters alone, or groups of them with settings of their own.
+ParameterGroups = list[nn.Parameter] | list[dict[str, Any]]
 
 #: Scalings of the concatenated embedding before distances; the paper's is raw.
 NORMALIZATIONS = ("none", "joint", "per_branch")
@@ -22,14 +25,15 @@ class EvaluationError(RuntimeError):
 
 
 class ReIDModule(pl.LightningModule):
-    """Trains a two-branch network and judges its embeddings.
+    """Trains a network and judges its embeddings.
 
     Training and judging share this one class, so that every number of every command comes through the same code.
 
     Args:
-        network: see ``BDBNetwork``.
+        network: see ``EmbeddingNetwork``.
         criterion: the losses; None where the module only judges.
-        optimizer: ``parameters -> Optimizer``.
+        optimizer: ``parameters or groups of them -> Optimizer``.
+        backbone_rate: learning rate of the trunk as a factor of the optimizer's; None: the same.
         schedule: ``epoch -> factor on the learning rate``.
         metric: torchmetrics class over the test set (``ReIDMetrics`` or ``RetrievalRecall``).
         config: the resolved configuration as plain data; goes into every checkpoint.
@@ -45,14 +49,15 @@ class ReIDModule(pl.LightningModule):
 
     def __init__(
         self,
-        network: BDBNetwork,
+        network: EmbeddingNetwork,
         *,
         metric: Metric,
         config: Mapping[str, Any],
         num_classes: int,
         fingerprint: str | None = None,
         criterion: BranchLosses | None = None,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] | None = None,
+        backbone_rate: float | None = None,
         schedule: Callable[[int], float] | None = None,
         normalize: str = "none",
         precision: str = "32-true",
@@ -76,6 +81,7 @@ class ReIDModule(pl.LightningModule):
         self.judge_seconds = 0.0
         self.judged: tuple[Tensor, Tensor | None] | None = None  # embeddings and which are queries, as last judged
         self._make_optimizer = optimizer
+        self._backbone_rate = backbone_rate
         self._schedule = schedule
         # A method, not a submodule: compiled or not, checkpoints have the same keys.
         self._train_forward = torch.compile(network.forward) if compile else network.forward
@@ -85,6 +91,11 @@ class ReIDModule(pl.LightningModule):
             if hasattr(layer, "mask_scope"):
                 layer.rank = self.global_rank  # type: ignore[assignment]  # for masks that each rank draws for itself
 
+    def on_train_epoch_start(self) -> None:
+        begin = getattr(self.network, "begin_epoch", None)
+        if begin is not None:  # networks whose training has phases
+            begin(self.current_epoch, self.trainer.max_epochs)
+
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> dict[str, Any]:
         assert self.criterion is not None
         loss, parts = self.criterion(self._train_forward(batch["image"]), batch["label"])
@@ -93,9 +104,28 @@ class ReIDModule(pl.LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch["label"]), sync_dist=several)
         return {"loss": loss, "parts": {name: part.detach() for name, part in parts.items()}}
 
+    def parameter_groups(self) -> ParameterGroups:
+        """What the optimizer gets: the network's parameters, in groups where their settings differ.
+
+        Parameters of a loss (a learnt boundary) are not decayed. ``rate`` is a factor, which ``configure_optimizers`` applies.
+        """
+        own = [] if self.criterion is None else list(self.criterion.parameters())
+        if self._backbone_rate is None and not own:
+            return list(self.network.parameters())
+        trunk = self.network.trunk_parameters()
+        inside = {id(parameter) for parameter in trunk}
+        rest = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
+        groups: list[dict[str, Any]] = [  # the rate of the first one is what histories show
+            {"params": rest, "rate": 1.0},
+            {"params": trunk, "rate": self._backbone_rate or 1.0},
+        ]
+        return groups + ([{"params": own, "rate": 1.0, "weight_decay": 0.0}] if own else [])
+
     def configure_optimizers(self) -> Any:
         assert self._make_optimizer is not None
-        optimizer = self._make_optimizer(self.network.parameters())
+        optimizer = self._make_optimizer(self.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("rate", 1.0)
         if self._schedule is None:
             return optimizer
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)

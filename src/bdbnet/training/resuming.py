@@ -12,6 +12,7 @@ from bdbnet.training.module import ReIDModule
 #: Groups and keys that decide what a training computes; they have to be the same when it goes on.
 _SHAPING = ("augmentation", "dataset", "dropping", "loss", "model", "optimizer", "sampler", "schedule", "seed")
 _SHAPING_KEYS = (
+    "backbone_rate",
     "trainer.max_epochs",
     # What history.csv holds of earlier epochs must have been judged alike.
     *(f"evaluation.{key}" for key in ("ap_at", "normalize", "precision", "ranks", "recall_at")),

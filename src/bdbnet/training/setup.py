@@ -3,7 +3,7 @@
 import ctypes
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,15 @@ import pytorch_lightning.callbacks
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch import nn
 from torchmetrics import Metric
 
 from bdbnet.config import ConfigError, instantiate, is_ours
-from bdbnet.models import BDBNetwork, initialize_from
+from bdbnet.models import EmbeddingNetwork, initialize_from
 from bdbnet.retrieval import POOLINGS, ReIDMetrics, RetrievalRecall
 from bdbnet.training.callbacks import EpochTimer
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.data import is_reid, query_pooling
-from bdbnet.training.module import ReIDModule
+from bdbnet.training.module import ParameterGroups, ReIDModule
 
 #: Keys of the trainer group that are ours, not Lightning's.
 _OWN_TRAINER_KEYS = frozenset({"channels_last", "compile"})
@@ -86,12 +85,12 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", pattern)
 
 
-def build_network(config: DictConfig, num_classes: int) -> tuple[BDBNetwork, list[str]]:
+def build_network(config: DictConfig, num_classes: int) -> tuple[EmbeddingNetwork, list[str]]:
     """The network, and the names of its parts that start from a file of weights."""
     backbone = instantiate(config.backbone)
-    network: BDBNetwork = instantiate(
-        config.model, num_classes=num_classes, backbone=backbone, dropping=instantiate(config.dropping)
-    )
+    # Networks with a choice of branches have a drop layer; others have no use for one.
+    drop = {"dropping": instantiate(config.dropping)} if "branches" in config.model else {}
+    network: EmbeddingNetwork = instantiate(config.model, num_classes=num_classes, backbone=backbone, **drop)
     weights = config.backbone.get("weights")
     if weights in (None, "none", "imagenet"):
         return network, []
@@ -159,19 +158,25 @@ def main_metric(config: DictConfig) -> str:
 
 
 def build_module(
-    config: DictConfig, network: BDBNetwork, num_classes: int, *, train: bool, fingerprint: str | None = None
+    config: DictConfig, network: EmbeddingNetwork, num_classes: int, *, train: bool, fingerprint: str | None = None
 ) -> ReIDModule:
     """The LightningModule; without ``train`` it can only judge."""
     settings: dict[str, Any] = {}
     if train:
         loss = config.loss
-        metric_loss = instantiate(loss.metric) if loss.metric is not None else None
+        # A loss that keeps numbers for every identity has to know how many there are.
+        known = {"num_classes": num_classes} if loss.get("per_class") else {}
+        metric_loss = instantiate(loss.metric, **known) if loss.metric is not None else None
+        rate = config.backbone_rate
+        if rate is not None and not (isinstance(rate, int | float) and rate > 0):
+            raise ConfigError(f"backbone_rate={rate}: give a factor above 0, or null")
         settings = {
             "criterion": BranchLosses(
                 metric_loss, name=loss.name, metric_weight=loss.metric_weight, softmax_weight=loss.softmax_weight,
                 label_smoothing=loss.label_smoothing,
             ),
             "optimizer": _optimizer_factory(config.optimizer),
+            "backbone_rate": rate,
             "schedule": instantiate(config.schedule),
             "compile": config.trainer.compile,
         }  # fmt: skip
@@ -222,9 +227,9 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
         ) from error
 
 
-def _optimizer_factory(config: DictConfig) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
-    def build(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = instantiate(config, params=list(parameters))
+def _optimizer_factory(config: DictConfig) -> Callable[[ParameterGroups], torch.optim.Optimizer]:
+    def build(parameters: ParameterGroups) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = instantiate(config, params=parameters)
         return optimizer
 
     return build

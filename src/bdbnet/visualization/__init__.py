@@ -11,6 +11,7 @@ from bdbnet.visualization.curves import (
     metric_columns,
     metric_curves,
 )
+from bdbnet.visualization.drop_masks import drop_masks_figure
 from bdbnet.visualization.parameter_curves import (
     ConfigurationDot,
     ParameterCurve,
@@ -28,6 +29,7 @@ __all__ = [
     "RankingList",
     "Theme",
     "configuration_dots",
+    "drop_masks_figure",
     "label_of",
     "learning_rate_curve",
     "loss_columns",
