@@ -34,7 +34,17 @@ ALLOWED_ROOMS = frozenset({"models", "losses", "loading", "training", "retrieval
 
 #: Keys whose values are files or folders, which may have any name.
 PATH_KEYS = frozenset(
-    {"archive", "backbone.weights", "checkpoint", "ckpt_path", "data_root", "output_root", "run"}
+    {
+        "archive",
+        "backbone.weights",
+        "checkpoint",
+        "ckpt_path",
+        "data_root",
+        "output_root",
+        "run",
+        "summary",
+        "weights_root",
+    }
     | {"dataset.manifest", "dataset.root", "loading.cache_root"}
 )
 

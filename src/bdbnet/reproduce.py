@@ -1,0 +1,111 @@
+"""``python -m bdbnet.reproduce``: the paper's tables and figures, trained where numbers are missing."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bdbnet.config import ConfigError, command, shown_path
+
+ALL = ["table=all", "figure=all"]
+
+
+@command("reproduce")
+def main(config: DictConfig) -> None:
+    check(config)
+    from bdbnet.reporting.comparison import as_text
+    from bdbnet.reproduction.budget import read_budget
+    from bdbnet.reproduction.measured import Measured, jobs_of, measure
+    from bdbnet.reproduction.running import run_missing
+    from bdbnet.reproduction.spec import find_tables
+    from bdbnet.reproduction.writing import grid_of, write_summary, write_tables
+
+    asked = [OmegaConf.to_container(config[key]) if OmegaConf.is_list(config[key]) else config[key]
+             for key in ("table", "figure")]  # fmt: skip
+    tables = find_tables(*asked)
+    base = Path(config.output_root) / "reproduce"
+    names = list(config.budget) if OmegaConf.is_list(config.budget) else [config.budget]
+    everything: list[Measured] = []
+    for budget in (read_budget(str(name), config) for name in names):
+
+        def look(budget: Any = budget) -> list[Measured]:
+            return [measure(table, budget, base / "runs", config.seeds, code=config.version) for table in tables]
+
+        measured = look()
+        if not config.list and config.version is None:
+            run_missing(
+                jobs_of(measured, config.seeds),
+                retry=config.retry,
+                keep_checkpoints=budget.keep_checkpoints,
+                seconds=None if config.max_hours is None else 3600 * config.max_hours,
+                device=device_of(config.worker),
+            )
+            measured = look()
+        measured = [table for table in measured if table.datasets]
+        for table in measured:
+            print(f"\n{as_text(grid_of(table))}")
+        page, *files = write_tables(measured, base / budget.name)
+        print(
+            f"\n{len(files)} files (Markdown, CSV, LaTeX) in {shown_path(page.parent)}\na page to look at: {shown_path(page)}"
+        )
+        everything += measured
+    if config.summary is not None:
+        print(f"summary: {write_summary(everything, Path(config.summary), said(config))}")
+
+
+def check(config: DictConfig) -> None:
+    """Refuse arguments before anything is read.  Raises ConfigError that names the key."""
+    if config.table is None and config.figure is None:
+        raise ConfigError("which table? Add table=3, figure=7a or all. --help says more.")
+    seeds = config.seeds
+    if not OmegaConf.is_list(seeds) or not seeds or len(set(seeds)) < len(seeds) or not all(map(_whole, seeds)):
+        raise ConfigError(f"seeds={seeds}: give a list of different whole numbers of at least 0, such as seeds=[1,2,3]")
+    if not OmegaConf.is_list(config.overrides):
+        raise ConfigError(f"overrides={config.overrides}: give a list, such as overrides=[backbone.weights=none]")
+    for key in ("list", "retry"):
+        if not isinstance(config[key], bool):
+            raise ConfigError(f"{key}={config[key]}: give true or false")
+    if config.max_hours is not None and not (isinstance(config.max_hours, int | float) and config.max_hours >= 0):
+        raise ConfigError(f"max_hours={config.max_hours}: give a number of hours")
+    if config.worker is not None and not _whole(config.worker):
+        raise ConfigError(f"worker={config.worker}: give the number of the process, from 0")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def device_of(worker: int | None) -> int | None:
+    """The GPU of a process among several: theirs in turn; None where there are none or the process is alone."""
+    import torch
+
+    if worker is None or not torch.cuda.is_available():
+        return None
+    return worker % torch.cuda.device_count()
+
+
+def said(config: DictConfig) -> str:
+    """The command that makes a summary again."""
+    parts = [f"{key}={config[key]}".replace(" ", "") for key in ("table", "figure") if config[key] is not None]
+    budget = config.budget if isinstance(config.budget, str) else f"[{','.join(config.budget)}]"
+    parts = ["all"] if parts == ALL else parts
+    return " ".join(
+        ["python -m bdbnet.reproduce", *parts, f"budget={budget}", "list=true", f"output_root={config.output_root}",
+         f"summary={config.summary}"]
+    )  # fmt: skip
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """``all`` stands for every table and every figure.
+
+    >>> spelled_out(["all", "budget=smoke"])
+    ['table=all', 'figure=all', 'budget=smoke']
+    """
+    return [part for argument in arguments for part in (ALL if argument == "all" else [argument])]
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = spelled_out(sys.argv[1:])
+    main()

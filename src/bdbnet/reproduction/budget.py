@@ -1,0 +1,98 @@
+"""Budgets: how much of the paper's training a cell gets, and which data stand in for the paper's."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bdbnet.config import ConfigError
+from bdbnet.reproduction.cells import Cell, build_cell
+from bdbnet.reproduction.spec import Row, Table, all_tables, experiments_dir
+
+COMPARISONS = ("numbers", "order", "nothing")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A file of ``experiments/budgets``.
+
+    Attributes:
+        compare: what may be compared with the paper: ``numbers``, their ``order`` alone, or ``nothing``.
+        datasets: the table's dataset -> overrides that take its place, None where it is left out.
+        overrides: of every training, after those of the row.
+        keep_checkpoints: false: a finished training keeps its numbers, not its weights.
+    """
+
+    name: str
+    title: str
+    compare: str
+    datasets: Mapping[str, tuple[str, ...] | None]
+    overrides: tuple[str, ...]
+    keep_checkpoints: bool
+
+    def cell(self, table: Table, row: Row, dataset: str, root: Path, *, code: str | None = None) -> Cell | None:
+        """The training that fills the columns of ``dataset`` in a row; None where the budget leaves it out.
+
+        Raises:
+            ConfigError: an override is wrong.
+        """
+        stand_in = self.datasets.get(dataset, (f"dataset={dataset}",))
+        if row.run is None or stand_in is None:
+            return None
+        ranks, recall = _listed(dataset, [*all_tables(), table])
+        listed = (f"evaluation.ranks={ranks}", f"evaluation.recall_at={recall}")
+        overrides = (*stand_in, *row.run, *self.overrides, *listed)
+        try:
+            return build_cell(overrides, root, code=code)
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"{table.heading}, row {row.name}, {dataset}: {error}") from error
+
+
+def read_budget(name: str, settings: DictConfig) -> Budget:
+    """Read a budget by its name, or a file of the user's own; it may refer to ``data_root`` and ``weights_root``.
+
+    Raises:
+        ConfigError: there is none of that name, or a key in it is wrong.
+    """
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else experiments_dir("budgets") / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(path.stem for path in experiments_dir("budgets").glob("*.yaml")))
+        raise ConfigError(f"budget={name}: no such file; choose one of {there}, or give a file of your own (.yaml)")
+    shared = {key: settings[key] for key in ("data_root", "weights_root")}
+    try:
+        merged = OmegaConf.merge(shared, {"budget": OmegaConf.load(path)})
+        plain: dict[str, Any] = OmegaConf.to_container(merged.budget, resolve=True)  # type: ignore[assignment]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not readable ({error})") from error
+    known = {"title", "compare", "datasets", "overrides", "keep_checkpoints"}
+    if plain.keys() != known:
+        raise ConfigError(f"{path}: expected the keys {', '.join(sorted(known))}, found {', '.join(sorted(plain))}")
+    if plain["compare"] not in COMPARISONS:
+        raise ConfigError(f"{path}: compare={plain['compare']}: choose one of {', '.join(COMPARISONS)}")
+    datasets = {key: None if value is None else tuple(value) for key, value in plain["datasets"].items()}
+    where = f"data_root={settings.data_root}"
+    more = [str(override) for override in settings.overrides or ()]
+    return Budget(
+        name=path.stem,
+        title=plain["title"] + (f"; changed by {' '.join(more)}" if more else ""),
+        compare="order" if more and plain["compare"] == "numbers" else plain["compare"],
+        datasets=datasets,
+        overrides=(where, *plain["overrides"], *more),
+        keep_checkpoints=plain["keep_checkpoints"],
+    )
+
+
+def _listed(dataset: str, tables: Iterable[Table]) -> tuple[str, str]:
+    """Every k of Rank-k and every K of Recall@K that a table shows for a dataset: one judging serves them all."""
+    found = {"rank": {1, 5, 10}, "recall@": {1, 2, 4, 8}}
+    for metric in (metric for table in tables for metric in table.columns.get(dataset, ())):
+        for kind, numbers in found.items():
+            if metric.startswith(kind):
+                numbers.add(int(metric.removeprefix(kind)))
+    ranks, recall = (f"[{','.join(map(str, sorted(numbers)))}]" for numbers in found.values())
+    return ranks, recall

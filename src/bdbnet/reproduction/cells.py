@@ -1,0 +1,277 @@
+"""A cell of a table: one training, known by its resolved settings, and what its folder says about it."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from bdbnet.config import ConfigError, config_dir, quote_paths, shown_path
+from bdbnet.results import LAST, RESULT, Result, ResultError, read_result
+
+CELL, FAILURE, LOCK = "cell.json", "failure.json", "running.lock"
+
+#: What changes neither a number nor what it means: where files lie, what is logged, on which device, how often.
+_WITHOUT_EFFECT = frozenset(
+    {"seed", "data_root", "output_root", "run_name", "sweep_name", "ckpt_path", "overwrite"}
+    | {"dataset.root", "dataset.options.workers"}
+    | {f"loading.{key}" for key in ("num_workers", "test_batch_size", "cache", "cache_root")}
+    | {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "max_time", "log_every_n_steps")}
+    | {f"trainer.{key}" for key in ("compile", "channels_last", "deterministic")}
+    | {f"evaluation.{key}" for key in ("every_n_epochs", "before_training", "top_k", "chunk_memory_mb")}
+    # Which K and k are listed; the commands list all that any table shows.
+    | {"evaluation.ranks", "evaluation.recall_at", "dataset.recall_at"}
+    # Stand in dropping and augmentation, where they have an effect.
+    | {"dataset.drop_ratio", "dataset.erasing"}
+)
+#: What only a dropping branch looks at.
+_OF_THE_DROPPING_BRANCH = ("dropping.", "model.pooling")
+_OFF: tuple[Any, ...] = (None, False, "", [], {})
+_PATHS = ("dataset.manifest", "dataset.options.manifest", "backbone.weights")
+_FOLLOW_THE_SEED = ("dropping.seed", "loss.metric.seed")
+
+
+class State(StrEnum):
+    """What is known about one training with one seed; the value is what a table shows."""
+
+    DONE = "done"
+    FAILED = "failed"
+    RUNNING = "running"
+    STARTED = "started"
+    OTHER = "measured otherwise"
+    ABSENT = "data absent"
+    OPEN = "not measured"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training with one seed: its state, its record where it is done, and what a reader should know."""
+
+    folder: Path
+    seed: int
+    state: State
+    result: Result | None = None
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training, whatever its seed.
+
+    Attributes:
+        overrides: of ``bdbnet.train``.
+        settings: what decides its numbers, as flat keys; two cells with equal settings are one.
+        folder: of all its seeds.
+        absent: what is missing before it can be run, "" where nothing is.
+        code: version of bdbnet whose results count.
+    """
+
+    overrides: tuple[str, ...]
+    settings: Mapping[str, Any]
+    folder: Path
+    absent: str
+    code: str
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        return _evaluation(self.settings)
+
+    def inspect(self, seed: int) -> Run:
+        """What the folder of ``seed`` says now."""
+        folder = self.folder / f"seed={seed}"
+        judged = self.judge(folder, seed) if (folder / RESULT).is_file() else None
+        if judged is not None and judged.state is State.DONE:
+            return judged
+        if is_running(folder):
+            return Run(folder, seed, State.RUNNING, remark="another process trains it")
+        if judged is not None:
+            return judged
+        if (folder / FAILURE).is_file():
+            return Run(folder, seed, State.FAILED, remark=_reason(folder / FAILURE))
+        if (folder / LAST).is_file():
+            return Run(folder, seed, State.STARTED, remark="stopped before its end; goes on when run again")
+        if self.absent:
+            return Run(folder, seed, State.ABSENT, remark=self.absent)
+        return Run(folder, seed, State.OPEN)
+
+    def judge(self, folder: Path, seed: int) -> Run:
+        """Whether the record in ``folder`` is this cell's, measured alike and to the end."""
+        try:
+            result = read_result(folder / RESULT)
+        except ResultError as error:
+            return Run(folder, seed, State.STARTED, remark=str(error))
+        code, epochs = result.versions.get("bdbnet"), self.settings.get("trainer.max_epochs", 0)
+        measured = _evaluation(dict(_flat(result.config)))
+        if code != self.code:
+            return Run(
+                folder, seed, State.OTHER, remark=f"{folder / RESULT}: measured with bdbnet {code}, not {self.code}"
+            )
+        if measured != self.evaluation:
+            what = ", ".join(f"{key}={measured.get(key)}" for key in _differing(measured, self.evaluation))
+            return Run(folder, seed, State.OTHER, remark=f"measured under another protocol ({what})")
+        if result.seed != seed:
+            return Run(folder, seed, State.OTHER, remark=f"measured with seed {result.seed}")
+        if (result.epochs or 0) < epochs:
+            return Run(folder, seed, State.STARTED, remark=f"stopped after epoch {result.epochs} of {epochs}")
+        return Run(folder, seed, State.DONE, result)
+
+    def elsewhere(self) -> list[str]:
+        """Results of the same training under another protocol or version: never counted, but worth a word."""
+        found = []
+        for path in sorted(self.folder.parent.glob(f"*/{CELL}")):
+            if path.parent == self.folder or not (results := sorted(path.parent.glob(f"seed=*/{RESULT}"))):
+                continue
+            record = _read_record(path)
+            differing = _differing(record.get("settings", {}), self.settings)
+            if record.get("bdbnet") != self.code and not differing:
+                found.append(f"{shown_path(path.parent)}: {len(results)} measured with bdbnet {record.get('bdbnet')}")
+            elif differing and all(key.startswith("evaluation.") for key in differing):
+                what = ", ".join(f"{key}={record['settings'].get(key)}" for key in differing)
+                found.append(f"{shown_path(path.parent)}: {len(results)} measured under another protocol ({what})")
+        return found
+
+    def record(self) -> bytes:
+        """Content of ``cell.json``."""
+        content = {"settings": self.settings, "bdbnet": self.code, "overrides": self.overrides}
+        return (json.dumps(content, indent=2, sort_keys=True, default=str) + "\n").encode()
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process is training in ``folder`` now."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that can't be written to is one that nobody trains in
+        return False
+
+
+def build_cell(overrides: Sequence[str], root: Path, *, code: str | None = None) -> Cell:
+    """The cell of a training with ``overrides``, in a folder below ``root`` that its settings name.
+
+    Raises:
+        ConfigError: the overrides set a seed, which is the command's to set, or a key is wrong.
+    """
+    if any(override.lstrip("+").startswith(("seed=", "run_name=", "ckpt_path=")) for override in overrides):
+        raise ConfigError(f"{' '.join(overrides)}: seed, run_name and ckpt_path are set by the command itself")
+    config = compose_training(tuple(overrides))
+    settings = settings_of(config)
+    code = code or version("bdbnet")
+    content = json.dumps({"settings": settings, "bdbnet": code}, sort_keys=True, default=str)
+    key = hashlib.sha256(content.encode()).hexdigest()[:10]
+    return Cell(
+        tuple(overrides), settings, root / str(config.dataset.name) / f"{_label(config)}-{key}", _absent(config), code
+    )
+
+
+@lru_cache(maxsize=1024)
+def compose_training(overrides: tuple[str, ...]) -> DictConfig:
+    """The configuration of ``python -m bdbnet.train <overrides>``; not to be changed."""
+    arguments = quote_paths(overrides)
+    if GlobalHydra.instance().is_initialized():
+        return compose("train", arguments)
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("train", arguments)
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """What decides a training's numbers, as sorted flat keys.
+
+    A setting that is off (null, false, empty) counts as absent, so that a new switch does not give old results another
+    identity. Of files the name counts, not the folder.
+    """
+    flat = {}
+    # The logger's folder and the run's name are only known to a running command.
+    unused = () if _drops(config) else _OF_THE_DROPPING_BRANCH
+    kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("logger", "run_name", "callbacks")])
+    for key, value in _flat(OmegaConf.to_container(kept, resolve=True)):  # type: ignore[arg-type]
+        if key in _WITHOUT_EFFECT or key.startswith(unused) or value in _OFF:
+            continue
+        if key in _FOLLOW_THE_SEED and value == config.seed:
+            continue
+        if key in _PATHS:
+            value = [Path(path).name for path in value] if isinstance(value, list) else Path(value).name
+        flat[key] = value
+    return dict(sorted(flat.items()))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _evaluation(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in settings.items()
+        if key.startswith("evaluation.") and key not in _WITHOUT_EFFECT and value not in _OFF
+    }
+
+
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+
+
+def _drops(config: DictConfig) -> bool:
+    return "dropping" in (config.model.get("branches") or ())
+
+
+def _label(config: DictConfig) -> str:
+    """What a person recognises a folder by; the key after it tells apart what this does not."""
+    branches = config.model.get("branches")
+    network = "+".join(branches) if branches else str(config.model._target_).rpartition(".")[2]
+    parts = [network, str(config.loss.name)]
+    if _drops(config):
+        parts.append(str(config.dropping._target_).rpartition(".")[2])
+    return "-".join(parts)
+
+
+def absent_data(dataset: DictConfig) -> str:
+    """What a dataset's settings name that is not there; "" where all is, or is rendered when it is needed."""
+    sources = dataset.get("manifest")
+    for source in sources if OmegaConf.is_list(sources) else [sources] if sources is not None else []:
+        if not Path(source).expanduser().exists():
+            return f"{source}: no such file"
+    renders_itself = str(dataset.name).startswith("synthetic")
+    if dataset.root is not None and not renders_itself and not Path(dataset.root).expanduser().is_dir():
+        return (
+            f"{dataset.root}: no such folder; python -m bdbnet.prepare dataset={dataset.name} --help says how to get it"
+        )
+    return ""
+
+
+def _absent(config: DictConfig) -> str:
+    weights = config.backbone.get("weights")
+    if weights not in (None, "none", "imagenet") and not Path(weights).expanduser().is_file():
+        return f"{weights}: no such file"
+    return absent_data(config.dataset)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and isinstance(record.get("settings"), dict) else {}
+
+
+def _reason(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{path} can't be read; retry=true runs it again"

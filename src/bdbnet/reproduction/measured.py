@@ -1,0 +1,165 @@
+"""What is known of a table: for every row and dataset the trainings, their numbers, and the paper's."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+
+from bdbnet.config import shown_path
+from bdbnet.reporting.comparison import Spread, spread
+from bdbnet.reproduction.budget import Budget
+from bdbnet.reproduction.cells import Cell, Run, State
+from bdbnet.reproduction.running import Job
+from bdbnet.reproduction.spec import Row, Table
+from bdbnet.reproduction.statistics import Counts, count_datasets
+
+#: Which state speaks for a cell whose seeds are in several; numbers speak first.
+_ORDER = (State.RUNNING, State.FAILED, State.STARTED, State.OTHER, State.ABSENT, State.OPEN)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row's columns of one dataset.
+
+    Attributes:
+        cell: None where no training fills them: a method that is not built here, or data that the budget leaves out.
+        runs: one for each seed.
+    """
+
+    row: Row
+    dataset: str
+    metrics: tuple[str, ...]
+    cell: Cell | None
+    runs: tuple[Run, ...] = ()
+
+    @cached_property
+    def counted(self) -> tuple[Run, ...]:
+        """The finished runs that were measured alike: those of the data that most were measured on."""
+        groups: dict[str, list[Run]] = {}
+        for run in self.runs:
+            if run.state is State.DONE and run.result is not None:
+                groups.setdefault(f"{run.result.data.get('fingerprint')} {run.result.protocol}", []).append(run)
+        return tuple(sorted(groups.values(), key=len)[-1]) if groups else ()
+
+    @property
+    def state(self) -> State:
+        """``DONE`` where there are numbers, else what says most about why there are none."""
+        if self.counted:
+            return State.DONE
+        states = {run.state for run in self.runs}
+        return next((state for state in _ORDER if state in states), State.OPEN)
+
+    def ours(self, metric: str) -> Spread | None:
+        """Mean and standard deviation over the seeds, as fractions; None where nothing was measured."""
+        values = [run.result.metrics[metric] for run in self.counted if run.result and metric in run.result.metrics]
+        return spread(values) if values else None
+
+    def paper(self, metric: str) -> float | None:
+        """The paper's number in percent, None where it states none."""
+        values = self.row.paper.get(self.dataset)
+        return None if values is None else values[self.metrics.index(metric)]
+
+    def remarks(self) -> Iterator[str]:
+        """What a reader should know about missing and uncounted runs."""
+        if self.cell is None:
+            return
+        counted = {run.folder for run in self.counted}
+        for run in self.runs:
+            if run.state is State.DONE and run.folder not in counted:
+                yield f"{self.row.name}, seed {run.seed}: measured on other data than the other seeds, not counted"
+            elif run.state not in (State.DONE, State.OPEN, State.ABSENT):
+                aside = f" (move {shown_path(run.folder)} away to measure it here)" if run.state is State.OTHER else ""
+                yield f"{self.row.name}, seed {run.seed}: {run.state}: {run.remark.partition(chr(10))[0]}{aside}"
+        if self.state is State.ABSENT:
+            yield self.cell.absent
+        if not self.counted:
+            yield from (f"{self.row.name}: {note}, not counted" for note in self.cell.elsewhere())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A table under one budget; `counts` of a table of statistics."""
+
+    table: Table
+    budget: Budget
+    entries: Mapping[tuple[int, str], Entry]
+    counts: Mapping[str, Counts] = field(default_factory=dict)
+
+    @property
+    def datasets(self) -> list[str]:
+        """Columns that the budget keeps, in the paper's order."""
+        return [name for name in self.table.columns if self.budget.datasets.get(name, ()) is not None]
+
+    def stand_in(self, dataset: str) -> str:
+        """Name of the data that a column is measured on: the column's own, or what the budget puts in its place."""
+        for (_, name), entry in self.entries.items():
+            if name == dataset and entry.cell is not None:
+                settings = entry.cell.settings
+                return str(settings.get("dataset.manifest", settings["dataset.name"]))
+        return dataset
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries.values())
+
+    def order(self) -> Iterator[str]:
+        """Whether the rows of each dataset's first metric stand in the paper's order; names the pairs that do not."""
+        for dataset in self.datasets:
+            metric = self.table.columns[dataset][0]
+            pairs, against = 0, []
+            rows = [entry for entry in self if entry.dataset == dataset]
+            for first, second in combinations(rows, 2):
+                theirs, ours = (first.paper(metric), second.paper(metric)), (first.ours(metric), second.ours(metric))
+                if None in theirs or theirs[0] == theirs[1] or None in ours:
+                    continue
+                pairs += 1
+                low, high = (first, second) if theirs[0] < theirs[1] else (second, first)  # type: ignore[operator]
+                if low.ours(metric).mean >= high.ours(metric).mean:  # type: ignore[union-attr]
+                    against.append(f"{high.row.name} is not above {low.row.name}")
+            if pairs:
+                agree = f"{pairs - len(against)} of {pairs} pairs of rows are in the paper's order"
+                yield f"{self.stand_in(dataset)}: {agree}" + (f"; not: {'; '.join(against)}" if against else "")
+
+
+def measure(table: Table, budget: Budget, root: Path, seeds: Sequence[int], *, code: str | None = None) -> Measured:
+    """Look up every cell of a table.
+
+    Args:
+        root: folder of all trainings.
+        seeds: that are asked for; others that lie in a cell's folder count as well.
+        code: version of bdbnet whose results count; None is the installed one.
+
+    Raises:
+        ConfigError: a row's override is wrong.
+    """
+    if table.statistics:
+        return Measured(table, budget, {}, count_datasets(table, budget))
+    entries = {}
+    for number, row in enumerate(table.rows):
+        for dataset, metrics in table.columns.items():
+            if budget.datasets.get(dataset, ()) is None:
+                continue
+            cell = budget.cell(table, row, dataset, root, code=code)
+            runs: tuple[Run, ...] = ()
+            if cell is not None:
+                runs = tuple(cell.inspect(seed) for seed in sorted({*seeds, *_seeds_of(cell)}))
+            entries[number, dataset] = Entry(row, dataset, metrics, cell, runs)
+    return Measured(table, budget, entries)
+
+
+def _seeds_of(cell: Cell) -> Iterator[int]:
+    for folder in cell.folder.glob("seed=*"):
+        if (number := folder.name.removeprefix("seed=")).isdecimal():
+            yield int(number)
+
+
+def jobs_of(measured: Sequence[Measured], seeds: Sequence[int]) -> list[Job]:
+    """Every training that the tables need, each once, however many tables show it: seed by seed, in the tables' order."""
+    places: dict[Path, tuple[Cell, list[str]]] = {}
+    for table in measured:
+        for entry in table:
+            if entry.cell is not None:
+                x = "" if entry.row.x is None else f" at {entry.row.x:g}"
+                where = f"{table.table.heading}: {entry.row.name}{x} on {table.stand_in(entry.dataset)}"
+                places.setdefault(entry.cell.folder, (entry.cell, []))[1].append(where)
+    return [Job(cell, seed, tuple(dict.fromkeys(where))) for seed in seeds for cell, where in places.values()]

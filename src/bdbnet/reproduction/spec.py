@@ -1,0 +1,220 @@
+"""The paper's tables and figures as data: which rows and columns, which training fills a cell, what the paper states."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bdbnet.config import PACKAGE_DIR, ConfigError
+
+
+class SpecError(ConfigError):
+    """A table that does not exist or cannot be read; the message names the file and the row or key."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table, or one point of a curve.
+
+    Attributes:
+        name: as the paper writes it.
+        run: overrides of ``bdbnet.train`` that make the training; None where the method is not built here.
+        paper: dataset -> percentages in the order of the table's metrics, None where the paper has a dash.
+        x: of a curve's point.
+    """
+
+    name: str
+    run: tuple[str, ...] | None = None
+    paper: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    note: str = ""
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a figure's curves run over."""
+
+    key: str
+    title: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure of the paper.
+
+    Attributes:
+        name: ``table3`` or ``figure7a``; of a user's own file its stem.
+        columns: dataset -> metrics, in the paper's order.
+        x: of a figure; each line of the figure is a run of rows of the same name.
+        statistics: rows count images and classes (Table 6); no training.
+    """
+
+    name: str
+    title: str
+    source: str
+    columns: Mapping[str, tuple[str, ...]]
+    rows: tuple[Row, ...]
+    x: Axis | None = None
+    statistics: tuple[str, ...] = ()
+
+    @property
+    def heading(self) -> str:
+        """``Table 3`` or ``Figure 7a``; of a user's own file its stem."""
+        for kind in ("table", "figure"):
+            if self.name.startswith(kind) and self.name[len(kind) : len(kind) + 1].isdigit():
+                return f"{kind.capitalize()} {self.name[len(kind) :]}"
+        return self.name
+
+
+def experiments_dir(kind: str) -> Path:
+    """Folder ``paper`` (tables) or ``budgets`` of ``experiments/``: of a checkout, else the copy that the wheel carries."""
+    checkout = PACKAGE_DIR.parent.parent / "experiments" / kind
+    return checkout if checkout.is_dir() else PACKAGE_DIR / "experiments" / kind
+
+
+def find_tables(table: Any = None, figure: Any = None) -> list[Table]:
+    """The tables and figures that a command line names.
+
+    Args:
+        table: number, number with letter, ``all``, the path of a file of one's own, or a list of these.
+        figure: likewise.
+
+    Raises:
+        SpecError: there is no such table; the message lists those there are.
+    """
+    found: dict[str, Table] = {}
+    for kind, wanted in (("table", table), ("figure", figure)):
+        for name in wanted if isinstance(wanted, list | tuple) else [wanted] if wanted is not None else []:
+            for path in _files(kind, str(name)):
+                found[str(path)] = read_table(path)
+    return list(found.values())
+
+
+@lru_cache(maxsize=1)
+def all_tables() -> list[Table]:
+    """Every table and figure of the paper that has numbers."""
+    return [read_table(path) for path in sorted(experiments_dir("paper").glob("*.yaml"))]
+
+
+def _files(kind: str, name: str) -> list[Path]:
+    if name.endswith((".yaml", ".yml")):
+        if not (path := Path(name).expanduser()).is_file():
+            raise SpecError(f"{kind}={name}: no such file")
+        return [path]
+    there = sorted(experiments_dir("paper").glob(f"{kind}*.yaml"))
+    chosen = [path for path in there if name == "all" or path.stem.removeprefix(kind).rstrip("abcd") == name]
+    chosen = [path for path in there if path.stem == f"{kind}{name}"] or chosen
+    if not chosen:
+        choices = ", ".join(path.stem.removeprefix(kind) for path in there)
+        raise SpecError(f"{kind}={name}: the paper has none of that name with numbers. Choose from {choices}, or all.")
+    return chosen
+
+
+def read_table(path: Path) -> Table:
+    """Read a table's file.
+
+    Raises:
+        SpecError: the file can't be read, or a key or row in it is wrong; the message names it.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path}: not readable as YAML ({error})") from error
+    known = {"title", "source", "columns", "rows", "lines", "x", "kind"}
+    if not isinstance(content, Mapping) or content.keys() - known:
+        wrong = ", ".join(content.keys() - known) if isinstance(content, Mapping) else "no keys"
+        raise SpecError(f"{path}: expected the keys {', '.join(sorted(known))}; found {wrong}")
+    for key in ("title", "columns"):
+        if not content.get(key):
+            raise SpecError(f"{path}: {key} is missing")
+    columns = content["columns"]
+    if content.get("kind") == "statistics":
+        return _statistics(path, content)
+    if not isinstance(columns, Mapping) or not all(isinstance(metrics, list) for metrics in columns.values()):
+        raise SpecError(f"{path}: columns: give dataset: [metric, ...]")
+    shape = {str(dataset): tuple(map(str, metrics)) for dataset, metrics in columns.items()}
+    axis = _axis(path, content["x"]) if "x" in content else None
+    rows = (
+        _points(path, content, shape, axis) if axis else tuple(_row(path, row, shape) for row in _rows(path, content))
+    )
+    return Table(path.stem, content["title"], content.get("source", ""), shape, rows, axis)
+
+
+def _rows(path: Path, content: Mapping[str, Any], key: str = "rows") -> Iterable[Mapping[str, Any]]:
+    rows = content.get(key)
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, Mapping) and row.get("name") for row in rows):
+        raise SpecError(f"{path}: {key}: give a list of entries, each with a name")
+    return rows
+
+
+def _row(path: Path, row: Mapping[str, Any], columns: Mapping[str, tuple[str, ...]]) -> Row:
+    if wrong := row.keys() - {"name", "run", "paper", "note"}:
+        raise SpecError(f"{path}: row {row['name']}: unknown key {', '.join(map(str, wrong))}")
+    return Row(
+        str(row["name"]),
+        _run(path, row),
+        _paper(path, row["name"], row.get("paper"), columns),
+        str(row.get("note", "")),
+    )
+
+
+def _run(path: Path, row: Mapping[str, Any]) -> tuple[str, ...] | None:
+    run = row.get("run")
+    if run is not None and (
+        not isinstance(run, list) or not all(isinstance(part, str) and "=" in part for part in run)
+    ):
+        raise SpecError(f"{path}: row {row['name']}: run: give a list of overrides such as experiment=bdb")
+    return None if run is None else tuple(run)
+
+
+def _paper(
+    path: Path, name: str, paper: Any, columns: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[float | None, ...]]:
+    stated = {}
+    for dataset, values in (paper or {}).items():
+        if dataset not in columns or not isinstance(values, list) or len(values) != len(columns[dataset]):
+            raise SpecError(f"{path}: row {name}: paper: {dataset}: give one percentage for each metric of a column")
+        if not all(value is None or (isinstance(value, int | float) and 0 <= value <= 100) for value in values):
+            raise SpecError(f"{path}: row {name}: paper: {dataset}: {values} are no percentages")
+        stated[dataset] = tuple(None if value is None else float(value) for value in values)
+    return stated
+
+
+def _axis(path: Path, axis: Any) -> Axis:
+    if not isinstance(axis, Mapping) or axis.keys() != {"key", "title", "values"}:
+        raise SpecError(f"{path}: x: give key, title and values")
+    if not all(isinstance(value, int | float) for value in axis["values"]):
+        raise SpecError(f"{path}: x: values: give numbers")
+    return Axis(axis["key"], axis["title"], tuple(map(float, axis["values"])))
+
+
+def _points(
+    path: Path, content: Mapping[str, Any], columns: Mapping[str, tuple[str, ...]], axis: Axis
+) -> tuple[Row, ...]:
+    rows = []
+    for line in _rows(path, content, "lines"):
+        run, stated = _run(path, line), line.get("paper") or {}
+        for value in axis.values:
+            point = None if run is None else (*run, f"{axis.key}={value:g}")
+            paper = _paper(path, line["name"], stated.get(value), columns)
+            rows.append(Row(str(line["name"]), point, paper, str(line.get("note", "")), value))
+    return tuple(rows)
+
+
+def _statistics(path: Path, content: Mapping[str, Any]) -> Table:
+    datasets = tuple(map(str, content["columns"]))
+    columns = dict.fromkeys(datasets, ("count",))
+    rows, names = [], []
+    for row in _rows(path, content):
+        if not isinstance(row.get("statistic"), str):
+            raise SpecError(f"{path}: row {row['name']}: statistic: say which number is counted")
+        names.append(row["statistic"])
+        paper = {
+            str(key): (None if value is None else float(value),) for key, value in (row.get("paper") or {}).items()
+        }
+        rows.append(Row(str(row["name"]), None, paper, str(row.get("note", ""))))
+    return Table(path.stem, content["title"], content.get("source", ""), columns, tuple(rows), statistics=tuple(names))

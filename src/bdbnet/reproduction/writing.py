@@ -1,0 +1,211 @@
+"""Measured tables as text, Markdown, CSV, LaTeX and one page; the paper's numbers beside ours."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from bdbnet.reporting.comparison import MINUS, Grid, Spread, as_csv, as_html, as_latex, as_markdown, percent_spread
+from bdbnet.reporting.html import page
+from bdbnet.reporting.pictures import themed_picture
+from bdbnet.reporting.wording import duration
+from bdbnet.reproduction.cells import State
+from bdbnet.reproduction.measured import Entry, Measured
+from bdbnet.reproduction.spec import Axis
+from bdbnet.reproduction.statistics import statistics_grid
+from bdbnet.results import Result, write_atomically
+from bdbnet.visualization import ParameterCurve, label_of, parameter_curves
+
+_HEADS = [
+    "table", "budget", "row", "x", "dataset", "measured_on", "metric", "paper", "ours", "std", "seeds", "difference",
+    "state", "folder",
+]  # fmt: skip
+
+
+def grid_of(measured: Measured, *, portable: bool = False) -> Grid:
+    """The table to read: for each row the paper's line, ours, and the difference where the two may be compared.
+
+    With ``portable`` nothing in it depends on which data lie on this machine.
+    """
+    table = measured.table
+    if table.statistics:
+        return statistics_grid(table, measured.counts)
+    columns = [(dataset, metric) for dataset in measured.datasets for metric in table.columns[dataset]]
+    several = len({measured.stand_in(dataset) for dataset in measured.datasets}) > 1
+    heads = [table.x.title if table.x else "Method", ""]
+    heads += [f"{measured.stand_in(d)} {label_of(m)}" if several else label_of(m) for d, m in columns]
+    rows = []
+    for number, row in enumerate(table.rows):
+        entries = {dataset: measured.entries[number, dataset] for dataset in measured.datasets}
+        name = row.name if row.x is None else f"{row.name} {row.x:g}"
+        lines = []
+        if row.paper:
+            lines.append(["paper", *(_stated(entries[d].paper(m)) for d, m in columns)])
+        if any(entry.cell is not None for entry in entries.values()):
+            seeds = {len(entry.counted) for entry in entries.values() if entry.counted}
+            ours = "ours" + (f", {max(seeds)} seeds" if seeds and max(seeds) > 1 else "")
+            lines.append([ours, *(_ours(entries[d], m, portable) for d, m in columns)])
+        differences = [_difference(measured, entries[d], m) for d, m in columns]
+        if any(difference is not None for difference in differences):
+            lines.append(["difference", *("" if d is None else f"{d:+.1f}".replace("-", MINUS) for d in differences)])
+        rows += [[name if place == 0 else "", *line] for place, line in enumerate(lines)]
+    return Grid(f"{table.heading}: {table.title}", heads, rows, _notes(measured, portable))
+
+
+def _stated(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _ours(entry: Entry, metric: str, portable: bool) -> str:
+    if entry.cell is None:
+        return "-"
+    ours = entry.ours(metric)
+    if ours is not None:
+        return percent_spread(ours)
+    if portable and entry.state is State.ABSENT:
+        return State.OPEN.value
+    return entry.state.value if entry.state is not State.DONE else "not listed"
+
+
+def _difference(measured: Measured, entry: Entry, metric: str) -> float | None:
+    ours, paper = entry.ours(metric), entry.paper(metric)
+    return None if ours is None or paper is None or measured.budget.compare != "numbers" else 100 * ours.mean - paper
+
+
+def _notes(measured: Measured, portable: bool) -> list[str]:
+    budget, table = measured.budget, measured.table
+    notes = [f"Paper: {table.source}."] if table.source else []
+    notes.append(f"Budget {budget.name}: {budget.title}.")
+    if budget.compare != "numbers":
+        replaced = {d: measured.stand_in(d) for d in measured.datasets if measured.stand_in(d) != d}
+        instead = "".join(f" {ours} stands in for {theirs}." for theirs, ours in replaced.items())
+        what = "only their order with the paper's" if budget.compare == "order" else "nothing with the paper's"
+        notes.append(f"Not the paper's training: of these numbers, compare {what}.{instead}")
+    if left_out := [dataset for dataset in table.columns if dataset not in measured.datasets]:
+        notes.append(f"Not part of this budget: {', '.join(left_out)}.")
+    if any(len(entry.counted) > 1 for entry in measured):
+        notes.append("± is the standard deviation over seeds.")
+    if budget.compare != "nothing":
+        metric = label_of(next(iter(table.columns.values()))[0])
+        notes += [f"Order by {metric}: {line}." for line in measured.order()]
+    if results := _results(measured):
+        notes.append(_effort(results))
+    notes += [f"{row.name}: {row.note}." for row in table.rows if row.note and (row.x in (None, table.rows[0].x))]
+    shown = (entry for entry in measured if not (portable and entry.state is State.ABSENT))
+    return notes + list(dict.fromkeys(remark for entry in shown for remark in entry.remarks()))
+
+
+def _results(measured: Measured) -> list[Result]:
+    runs = {run.folder: run.result for entry in measured for run in entry.counted if run.result is not None}
+    return list(runs.values())
+
+
+def _effort(results: Sequence[Result]) -> str:
+    machines = dict.fromkeys(
+        ", ".join(result.hardware.get("gpus") or [f"{result.hardware.get('processor')}"]) for result in results
+    )
+    seconds = sum(sum(result.seconds.values()) for result in results)
+    plural = "s" if len(results) > 1 else ""
+    return f"{len(results)} training{plural}, {duration(seconds)} in all, on {'; '.join(machines)}."
+
+
+def rows_of(measured: Measured) -> list[list[str]]:
+    """One line per row, dataset and metric, for a program to read; numbers unrounded, in percent."""
+    lines = []
+    for entry in measured:
+        for metric in entry.metrics:
+            ours, paper = entry.ours(metric), entry.paper(metric)
+            difference = _difference(measured, entry, metric)
+            lines.append([
+                measured.table.name, measured.budget.name, entry.row.name,
+                "" if entry.row.x is None else f"{entry.row.x:g}", entry.dataset, measured.stand_in(entry.dataset), metric,
+                "" if paper is None else f"{paper:g}", *_spread_fields(ours), "" if difference is None else f"{difference:.4f}",
+                entry.state.value if entry.cell is not None else "", "" if entry.cell is None else entry.cell.folder.name,
+            ])  # fmt: skip
+    return lines
+
+
+def _spread_fields(ours: Spread | None) -> list[str]:
+    if ours is None:
+        return ["", "", ""]
+    return [f"{100 * ours.mean:.4f}", "" if ours.std is None else f"{100 * ours.std:.4f}", str(ours.count)]
+
+
+def write_tables(tables: Sequence[Measured], folder: Path) -> list[Path]:
+    """Write each table as Markdown, CSV and LaTeX, and all of them as one page; returns the page and the table files."""
+    written = []
+    for measured in tables:
+        grid = grid_of(measured)
+        texts = {
+            "md": f"# {as_markdown(grid)}",
+            "csv": as_csv(grid if measured.table.statistics else Grid("", _HEADS, rows_of(measured), [])),
+            "tex": as_latex(grid),
+        }
+        for suffix, text in texts.items():
+            written.append(write_atomically(folder / f"{measured.table.name}.{suffix}", text.encode()))
+    names = [measured.table.name for measured in tables]
+    name = "-".join(names) if len(names) <= 3 else "all"
+    return [write_atomically(folder / f"{name}.html", _page(tables).encode()), *written]
+
+
+def write_summary(tables: Sequence[Measured], path: Path, command: str) -> Path:
+    """Write all tables into one Markdown file, which says how it was made."""
+    parts = [
+        "# The paper's tables and figures, and what has been measured so far",
+        f"Generated by `{command}`; not to be edited by hand. A cell without a number says why: no number here comes from "
+        "anything but a run whose `result.json` was kept.",
+        *(f"## {as_markdown(grid_of(measured, portable=True))}" for measured in tables),
+    ]
+    return write_atomically(path, ("\n\n".join(part.strip() for part in parts) + "\n").encode())
+
+
+def _page(tables: Sequence[Measured]) -> str:
+    titles = list(dict.fromkeys(measured.table.heading for measured in tables))
+    heading = titles[0] if len(titles) == 1 else "Tables and figures of the paper"
+    sections = []
+    for measured in tables:
+        grid = grid_of(measured)
+        notes = "".join(f'<p class="soft">{escape(note)}</p>\n' for note in grid.notes)
+        sections.append(
+            f"<section>\n<h2>{escape(grid.title)}</h2>\n{_curves(measured)}{as_html(grid)}\n{notes}</section>"
+        )
+    return page(heading, "Reproduction", "Batch DropBlock Network", sections)
+
+
+def _curves(measured: Measured) -> str:
+    if measured.table.x is None:
+        return ""
+    columns = ((dataset, metric) for dataset in measured.datasets for metric in measured.table.columns[dataset])
+    pictures = "".join(_curve(measured, measured.table.x, *column) for column in columns)
+    return f'<div class="curves">\n{pictures}</div>\n' if pictures else ""
+
+
+def _curve(measured: Measured, axis: Axis, dataset: str, metric: str) -> str:
+    lines = [line for line in _lines(measured, dataset, metric) if any(y is not None for y in line.y)]
+    if not any(not line.dashed for line in lines):
+        return ""
+    title = f"{label_of(metric)} on {measured.stand_in(dataset)}"
+    words = "; ".join(f"{line.name}: " + ", ".join(_points(line)) for line in lines)
+    return themed_picture(
+        lambda theme: parameter_curves(f"{title}, %", axis.title, "", lines, theme=theme), title, words
+    )
+
+
+def _points(line: ParameterCurve) -> list[str]:
+    return [f"{x:g} {y:.1f}" for x, y in zip(line.x, line.y) if y is not None]
+
+
+def _lines(measured: Measured, dataset: str, metric: str) -> list[ParameterCurve]:
+    """Ours with error bars, and the paper's stated points."""
+    lines = []
+    entries = [entry for entry in measured if entry.dataset == dataset]
+    for name in dict.fromkeys(entry.row.name for entry in entries):
+        points = [entry for entry in entries if entry.row.name == name]
+        x = [float(entry.row.x) for entry in points if entry.row.x is not None]
+        ours = [entry.ours(metric) for entry in points]
+        y = [None if value is None else 100 * value.mean for value in ours]
+        error = [None if value is None or value.std is None else 100 * value.std for value in ours]
+        lines.append(ParameterCurve(name, x, y, error if any(e is not None for e in error) else None))
+        paper = [entry.paper(metric) for entry in points]
+        if any(value is not None for value in paper):
+            lines.append(ParameterCurve(f"{name}, paper", x, paper, None, dashed=True))
+    return lines

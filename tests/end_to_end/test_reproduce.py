@@ -1,0 +1,72 @@
+"""Every table and figure of the paper at toy size, by the command that users type."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.end_to_end
+
+
+def reproduce(folder: Path, *arguments: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BDBNET", "HYDRA", "PYTHON"))}
+    environment = kept | {"PYTHONPATH": str(CHECKOUT / "src"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "bdbnet.reproduce", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def test_every_cell_of_every_table_trains_and_is_judged_and_none_twice(tmp_path):
+    first = reproduce(tmp_path, "all", "budget=smoke")
+    assert first.returncode == 0, first.stderr[-2000:]
+    tables = sorted((tmp_path / "outputs" / "reproduce" / "smoke").glob("*.csv"))
+    assert [path.stem for path in tables if path.stem != "table6"] == [
+        "figure7a", "figure7b", *(f"table{number}" for number in ("1", "2", "3", "4", "5", "7a", "7b", "7c", "7d", "8"))
+    ]  # fmt: skip
+    cells = [line for path in tables if path.stem != "table6" for line in csv.DictReader(path.open()) if line["folder"]]
+    assert {(line["state"], line["seeds"]) for line in cells} == {("done", "1")}, first.stdout[-3000:]
+    assert all(0 <= float(line["ours"]) <= 100 for line in cells)
+    assert not any(line["difference"] for line in cells)  # toy numbers are not the paper's to be compared with
+    begun = [line for line in first.stdout.splitlines() if line.startswith("run folder: ")]
+    assert len(begun) == len(set(begun)) == len({line["folder"] for line in cells})
+
+    again = reproduce(tmp_path, "all", "budget=smoke")
+    assert again.returncode == 0
+    assert "run folder: " not in again.stdout
+
+
+def test_without_data_every_cell_says_so_and_nothing_is_trained(tmp_path):
+    done = reproduce(tmp_path, "table=[3,6]", "figure=7b")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "data absent" in done.stdout
+    assert "data/cuhk03: no such folder; python -m bdbnet.prepare dataset=cuhk03_detect --help" in done.stdout
+    assert "run folder: " not in done.stdout
+    assert not list(tmp_path.rglob("result.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "which table?"),
+        (["table=9"], "Choose from 1, 2, 3, 4, 5, 6, 7a, 7b, 7c, 7d, 8, or all"),
+        (["figure=8"], "Choose from 7a, 7b, or all"),
+        (["table=3", "budget=huge"], "choose one of cpu, full, smoke"),
+        (["table=3", "seeds=1"], "give a list of different whole numbers"),
+        (["table=3", "seeds=[1,1]"], "give a list of different whole numbers"),
+        (["table=3", "overrides=seed=2"], "overrides"),
+        (["table=3", "overrides=[seed=2]"], "set by the command itself"),
+        (["table=3", "overrides=[colour=red]"], "colour"),
+        (["table=3", "max_hours=soon"], "give a number of hours"),
+    ],
+)
+def test_wrong_arguments_end_with_one_clear_line(tmp_path, arguments, message):
+    done = reproduce(tmp_path, *arguments, timeout=120)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,158 @@
+"""Tables as they are written: the paper's numbers, ours, and never one that no run produced."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from bdbnet.datasets import load_manifest
+from bdbnet.reporting.comparison import as_markdown
+from bdbnet.reproduction.measured import Measured, measure
+from bdbnet.reproduction.spec import Axis, Row, Table, find_tables
+from bdbnet.reproduction.statistics import statistics_grid, statistics_of
+from bdbnet.reproduction.writing import grid_of, rows_of, write_summary, write_tables
+from bdbnet.results import Protocol, Result
+
+EVALUATION = {"evaluation": {"normalize": "none", "precision": "32-true", "query_pooling": "mean"}}
+
+
+def finish(measured: Measured, row: int, seed: int, rank1: float, fingerprint: str = "f") -> None:
+    """A finished run of a row, as training would leave it."""
+    (dataset,) = measured.datasets
+    cell = measured.entries[row, dataset].cell
+    assert cell is not None
+    Result(
+        kind="train", metrics={"rank1": rank1, "mAP": rank1 / 2}, protocol=Protocol("reid", "synthetic_reid", (32, 16)),
+        checkpoint="last", data={"fingerprint": fingerprint}, config=EVALUATION, seed=seed, epochs=2,
+        seconds={"train": 60.0}, hardware={"processor": "abacus", "gpus": []},
+    ).write(cell.folder / f"seed={seed}" / "result.json")  # fmt: skip
+
+
+@pytest.fixture
+def look(table, toy_budget, tmp_path):
+    return lambda *overrides, of=table: measure(of, toy_budget(*overrides), tmp_path / "runs", [1])
+
+
+def test_what_was_not_measured_has_no_number(look):
+    grid = grid_of(look())
+    assert grid.rows == [
+        ["Baseline", "paper", "90.0", "70.0"], ["", "ours", "not measured", "not measured"],
+        ["BDB", "paper", "95.0", "80.0"], ["", "ours", "not measured", "not measured"],
+        ["Elsewhere", "paper", "96.0", "-"],
+    ]  # fmt: skip
+    assert not any(digit in "".join(text for row in rows_of(look()) for text in row[8:12]) for digit in "0123456789")
+
+
+def test_ours_stands_beside_the_papers_with_difference_and_spread(look):
+    for seed, rank1 in ((1, 0.90), (2, 0.92)):
+        finish(look(), 0, seed, rank1)
+    finish(look(), 1, 1, 0.9)
+    grid = grid_of(look())
+    assert grid.rows[:6] == [
+        ["Baseline", "paper", "90.0", "70.0"], ["", "ours, 2 seeds", "91.0 ± 1.4", "45.5 ± 0.7"],
+        ["", "difference", "+1.0", "\u221224.5"],
+        ["BDB", "paper", "95.0", "80.0"], ["", "ours", "90.0", "45.0"], ["", "difference", "\u22125.0", "\u221235.0"],
+    ]  # fmt: skip
+    notes = " ".join(grid.notes)
+    assert "0 of 1 pairs of rows are in the paper's order; not: BDB is not above Baseline." in notes
+    assert "3 trainings, 3 min 0 s in all, on abacus." in notes
+
+
+def test_numbers_of_another_training_than_the_papers_are_not_subtracted(look):
+    finish(look("optimizer.lr=0.1"), 0, 1, 0.9)
+    grid = grid_of(look("optimizer.lr=0.1"))
+    assert [row[1] for row in grid.rows[:3]] == ["paper", "ours", "paper"]
+    assert any("only their order" in note for note in grid.notes)
+    assert any("optimizer.lr=0.1" in note for note in grid.notes)
+
+
+def test_seeds_measured_on_other_data_are_not_averaged_in(look):
+    for seed, fingerprint in ((1, "a"), (2, "a"), (3, "b")):
+        finish(look(), 0, seed, 0.5, fingerprint)
+    grid = grid_of(look())
+    assert grid.rows[1][1] == "ours, 2 seeds"
+    assert "Baseline, seed 3: measured on other data than the other seeds, not counted" in grid.notes
+
+
+def test_every_form_holds_the_same_numbers(look, tmp_path):
+    finish(look(), 0, 1, 0.875)
+    page, *files = write_tables([look()], tmp_path / "out")
+    assert sorted(path.name for path in files) == ["two.csv", "two.md", "two.tex"]
+    for path in (page, tmp_path / "out" / "two.md", tmp_path / "out" / "two.tex"):
+        assert "87.5" in path.read_text(), path
+        assert "not measured" in path.read_text(), path
+    (line,) = [line for line in csv.DictReader(io.StringIO((tmp_path / "out" / "two.csv").read_text()))
+               if line["row"] == "Baseline" and line["metric"] == "rank1"]  # fmt: skip
+    assert (line["paper"], line["ours"], line["difference"], line["seeds"]) == ("90", "87.5000", "-2.5000", "1")
+    assert (line["dataset"], line["measured_on"], line["state"]) == ("market1501", "synthetic_reid", "done")
+
+
+def test_a_figure_is_drawn_with_the_papers_points(look, tmp_path):
+    rows = tuple(
+        Row("BDB", ("model=bdb", f"dropping.height_ratio={x}"), {"market1501": (72.8,)} if x == 0.3 else {}, "", x)
+        for x in (0.1, 0.3)
+    )
+    axis = Axis("dropping.height_ratio", "Erased height ratio", (0.1, 0.3))
+    figure = Table("figure9", "Ratios", "", {"market1501": ("rank1",), "cuhk03_detect": ("rank1",)}, rows, axis)
+    assert "<img" not in write_tables([look(of=figure)], tmp_path / "out")[0].read_text()
+    for number, rank1 in enumerate((0.25, 0.5)):
+        finish(look(of=figure), number, 1, rank1)
+    text = write_tables([look(of=figure)], tmp_path / "out")[0].read_text()
+    assert text.count("<img") == 1
+    assert "BDB: 0.1 25.0, 0.3 50.0; BDB, paper: 0.3 72.8" in text
+    assert "Not part of this budget: cuhk03_detect" in text
+
+
+def test_a_summary_says_how_it_was_made(look, tmp_path):
+    path = write_summary([look()], tmp_path / "RESULTS.md", "python -m bdbnet.reproduce all list=true")
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert "`python -m bdbnet.reproduce all list=true`" in text
+    assert "## two: Two networks" in text
+    assert as_markdown(grid_of(look(), portable=True)).strip() in text
+
+
+def test_statistics_are_counted_from_the_data(tmp_path):
+    manifest = load_manifest(
+        "synthetic_retrieval",
+        tmp_path,
+        train_classes=3,
+        test_classes=2,
+        images_per_class=2,
+        image_size=[16, 16],
+        workers=1,
+    )
+    counts = statistics_of(manifest)
+    assert counts["images"] == 10
+    assert counts["training_images"] == 6
+    assert (counts["classes"], counts["training_classes"], counts["testing_classes"]) == (5, 3, 2)
+    (table,) = find_tables(6)
+    grid = statistics_grid(table, {"sop": counts, "cub200": "no such folder"})
+    assert grid.rows[:3] == [
+        ["Images", "paper", "16,185", "11,788", "120,053", "52,712"],
+        ["", "ours", "data absent", "data absent", "10", "data absent"],
+        ["", "difference", "", "", "\u2212120,043", ""],
+    ]
+    assert "cub200: no such folder" in grid.notes
+
+
+def test_the_measured_results_in_the_repository_are_what_its_summary_says(tmp_path):
+    """RESULTS.md is generated; a number that no kept record holds cannot stand in it."""
+    from omegaconf import OmegaConf
+
+    from bdbnet.reproduction.budget import read_budget
+
+    experiments = Path(__file__).resolve().parents[2] / "experiments"
+    settings = OmegaConf.create({"data_root": "data", "weights_root": "weights", "overrides": []})
+    tables = [
+        measure(table, read_budget(name, settings), experiments / "measured" / "reproduce" / "runs", [1])
+        for name in ("full", "cpu")
+        for table in find_tables("all", "all")
+        if not table.statistics
+    ]
+    kept = (experiments / "RESULTS.md").read_text()
+    for measured in tables:
+        for line in as_markdown(grid_of(measured, portable=True)).splitlines():
+            if measured.datasets and line.startswith("|") and "ours" in line:
+                assert line in kept

@@ -1,0 +1,147 @@
+"""Presets: each opens with its command and the paper's numbers, and is what its name says."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from bdbnet.config import config_dir
+from bdbnet.reproduction.spec import all_tables
+from bdbnet.visualization import label_of
+
+PRESETS = sorted((config_dir() / "experiment").glob("*.yaml"))
+#: Small experiments on a CPU, described in folders of their own.
+ELSEWHERE = {"cub100_squeezenet_cpu", "market1501_osnet_cpu", "demo"}
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("train", [*overrides, "run_name=x"])
+
+
+def comment(path: Path) -> str:
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# @package _global_", path
+    return "\n".join(line for line in lines[1:] if line.startswith("#"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_composes_and_opens_with_its_command(path):
+    opening = comment(path)
+    commands = re.findall(rf"python -m bdbnet\.train( -m)? experiment={path.stem}\b(.*)", opening)
+    assert commands
+    assert path.stem in ELSEWHERE or re.search(r"GPU.*time not measured", opening)
+    dataset = re.search(r"dataset=\w+", commands[0][1])
+    assert resolved(composed(f"experiment={path.stem}", *([dataset[0]] if dataset else [])))
+
+
+def resolved(config: DictConfig) -> dict:
+    """Everything but the logger, whose folder is known to a command alone."""
+    kept = OmegaConf.masked_copy(config, [str(key) for key in config if key != "logger"])
+    return OmegaConf.to_container(kept, resolve=True)
+
+
+CELLS = {
+    (dataset, *row.run)
+    for table in all_tables()
+    for row in table.rows
+    for dataset in (table.columns if row.run else ())
+}
+
+
+@pytest.mark.parametrize("cell", sorted(CELLS), ids=" ".join)
+def test_every_cell_of_the_tables_composes(cell):
+    dataset, *run = cell
+    config = resolved(composed(f"dataset={dataset}", *run))
+    assert config["dataset"]["name"] == dataset
+    for key, value in (override.split("=") for override in run[1:]):
+        group, name = key.split(".")
+        assert str(config[group][name]) == value
+
+
+Statement = tuple[str, str, str, tuple[float, ...]]
+
+
+def stated_in_tables() -> dict[str, set[Statement]]:
+    """Preset -> what the tables state for it: table, dataset, metrics, numbers."""
+    found: dict[str, set[Statement]] = {}
+    for table in all_tables():
+        for row in table.rows if table.x is None else ():
+            # A rival's numbers belong to the network of its publication, not to the preset.
+            if row.run and len(row.run) == 1 and "network" not in row.note:
+                preset = row.run[0].removeprefix("experiment=")
+                for dataset, values in row.paper.items():
+                    metrics = " / ".join(label_of(metric).replace("Recall", "R") for metric in table.columns[dataset])
+                    found.setdefault(preset, set()).add((table.heading, dataset, metrics, values))
+    return found
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_the_papers_numbers_in_a_preset_are_those_of_the_tables(path):
+    written = set()
+    for line in re.findall(r"(\w+) ([\d./ ]+) \(([^;()]*); ([^()]*)\)", comment(path)):
+        dataset, numbers, metrics, tables = line
+        values = tuple(float(number) for number in numbers.split(" / "))
+        written |= {(table, dataset, metrics, values) for table in tables.split(", ")}
+    if path.stem.startswith("figure"):
+        assert written
+        assert written <= stated_in_tables()["bdb"]
+    else:
+        assert written == stated_in_tables().get(path.stem, set())
+
+
+def test_every_training_of_the_tables_has_a_preset():
+    names = {row.run[0] for table in all_tables() for row in table.rows if row.run}
+    assert names <= {f"experiment={path.stem}" for path in PRESETS}
+
+
+@pytest.mark.parametrize(
+    ("preset", "branches", "loss", "drop", "erasing"),
+    [
+        ("baseline", ["global"], "none", None, []),
+        ("baseline_triplet", ["global"], "triplet", None, []),
+        ("baseline_dropping", ["global", "dropping"], "none", "BatchDropBlock", []),
+        ("dropping_branch_cut", ["dropping"], "triplet", "BatchDropBlock", ["Cutout"]),
+        ("bdb", ["global", "dropping"], "triplet", "BatchDropBlock", []),
+        ("bdb_re", ["global", "dropping"], "triplet", "BatchDropBlock", ["RandomErasing"]),
+        ("baseline_triplet_re_cut", ["global"], "triplet", None, ["Cutout", "RandomErasing"]),
+        ("drop_none", ["global", "dropping"], "triplet", "Identity", []),
+        ("drop_dropblock", ["global", "dropping"], "triplet", "DropBlock", []),
+        ("bdb_histogram", ["global", "dropping"], "histogram", "BatchDropBlock", []),
+        ("official_person", ["global", "dropping"], "triplet", "BatchDropBlock", ["Cutout"]),
+    ],
+)  # fmt: skip
+def test_a_preset_is_what_its_name_says(preset, branches, loss, drop, erasing):
+    config = composed(f"experiment={preset}", "dataset=market1501")
+    assert config.model.branches == branches
+    assert config.loss.name == loss
+    assert drop is None or config.dropping._target_ == f"{'torch.nn' if drop == 'Identity' else 'bdbnet.models'}.{drop}"
+    assert [part._target_.rpartition(".")[2] for part in config.augmentation.erasing] == erasing
+    assert (config.trainer.max_epochs, config.sampler.batch_size) == (400, 128)
+
+
+def test_the_official_presets_are_the_released_code():
+    person = composed("experiment=official_person", "dataset=market1501")
+    assert (person.dropping.height_ratio, person.dropping.mask_scope, person.evaluation.ap_at) == (0.33, "rank", 50)
+    assert person.augmentation.erasing[0].overhang is False
+    assert person.schedule.staircase is True
+    market = composed("experiment=official_market1501")
+    assert (market.dataset.name, market.dropping.height_ratio, market.evaluation.ap_at) == ("market1501", 0.2, 50)
+    retrieval = composed("experiment=official_retrieval", "dataset=sop", "dataset.test_size=[224,224]")
+    assert (retrieval.dropping.height_ratio, retrieval.dropping.width_ratio) == (0.5, 0.5)
+    assert (retrieval.dropping.mask_scope, list(retrieval.dataset.test_size)) == ("rank", [224, 224])
+
+
+@pytest.mark.parametrize(("preset", "runs"), [("figure7a", 9), ("figure7b", 18)])
+def test_the_figures_presets_sweep(preset, runs):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("train", [f"experiment={preset}"], return_hydra_config=True)
+    params = config.hydra.sweeper.params
+    assert params["dropping.height_ratio"].split(",") == [f"{i / 10:.1f}" for i in range(1, 10)]
+    count = 1
+    for values in params.values():
+        count *= len(values.split(","))
+    assert count == runs
+    assert config.sweep_name == preset
