@@ -72,7 +72,8 @@ def test_ratio_zero_drops_nothing(layer: type, height: float, width: float) -> N
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("rescale", [False, True])
 def test_ratio_one_drops_everything_and_leaves_zeros(layer: type, rescale: bool) -> None:
-    assert torch.equal(kept(layer(1.0, 1.0, rescale=rescale), 2, 3, 6, 4), torch.zeros(2, 3, 6, 4))
+    features = torch.ones(2, 3, 6, 4, dtype=torch.float16)
+    assert torch.equal(layer(1.0, 1.0, rescale=rescale)(features), torch.zeros_like(features))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -180,6 +181,9 @@ def test_dropout_takes_single_units_and_rescales() -> None:
     for dim in range(4):  # no two slices alike along any dimension
         slices = mask.movedim(dim, 0).flatten(1)
         assert len(slices.unique(dim=0)) == len(slices)
+    maps = mask.view(4 * 30, 12 * 10)
+    assert len(maps.unique(dim=0)) == len(maps)
+    assert len(maps.unique(dim=1)) == len(maps.T)
 
 
 @pytest.mark.parametrize("layer", UNITS)

@@ -104,6 +104,14 @@ def test_a_figure_is_drawn_with_the_papers_points(look, tmp_path):
     assert "Not part of this budget: cuhk03_detect" in text
 
 
+def test_a_table_of_drop_layers_shows_what_they_drop(look, tmp_path):
+    rows = tuple(Row(name, (f"dropping={name}",)) for name in ("none", "batch_dropblock", "dropblock", "dropout"))
+    layers = Table("table9", "Layers", "", {"market1501": ("rank1",)}, rows)
+    text = write_tables([look(of=layers)], tmp_path / "out")[0].read_text()
+    assert "What is dropped in two images of a batch (Figure 6): batch_dropblock 29%, dropblock 29%, dropout " in text
+    assert "Figure 6" not in write_tables([look()], tmp_path / "out")[0].read_text()
+
+
 def test_a_summary_says_how_it_was_made(look, tmp_path):
     path = write_summary([look()], tmp_path / "RESULTS.md", "python -m bdbnet.reproduce all list=true")
     text = path.read_text()

@@ -9,6 +9,7 @@ from bdbnet.reporting.html import page
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.wording import duration
 from bdbnet.reproduction.cells import State
+from bdbnet.reproduction.masks import drop_masks
 from bdbnet.reproduction.measured import Entry, Measured
 from bdbnet.reproduction.spec import Axis
 from bdbnet.reproduction.statistics import statistics_grid
@@ -166,7 +167,7 @@ def _page(tables: Sequence[Measured]) -> str:
         grid = grid_of(measured)
         notes = "".join(f'<p class="soft">{escape(note)}</p>\n' for note in grid.notes)
         sections.append(
-            f"<section>\n<h2>{escape(grid.title)}</h2>\n{_curves(measured)}{as_html(grid)}\n{notes}</section>"
+            f"<section>\n<h2>{escape(grid.title)}</h2>\n{_curves(measured)}{drop_masks(measured)}{as_html(grid)}\n{notes}</section>"
         )
     return page(heading, "Reproduction", "Batch DropBlock Network", sections)
 
