@@ -31,7 +31,9 @@ def main(config: DictConfig) -> None:
     for budget in (read_budget(str(name), config) for name in names):
 
         def look(budget: Any = budget) -> list[Measured]:
-            return [measure(table, budget, base / "runs", config.seeds, code=config.version) for table in tables]
+            return [
+                measure(table, budget, Path(config.runs_root), config.seeds, code=config.version) for table in tables
+            ]
 
         measured = look()
         if not config.list and config.version is None:
@@ -92,7 +94,7 @@ def said(config: DictConfig) -> str:
     budget = config.budget if isinstance(config.budget, str) else f"[{','.join(config.budget)}]"
     parts = ["all"] if parts == ALL else parts
     return " ".join(
-        ["python -m bdbnet.reproduce", *parts, f"budget={budget}", "list=true", f"output_root={config.output_root}",
+        ["python -m bdbnet.reproduce", *parts, f"budget={budget}", "list=true", f"runs_root={config.runs_root}",
          f"summary={config.summary}"]
     )  # fmt: skip
 

@@ -28,9 +28,7 @@ def module_of(config) -> ReIDModule:
 
 
 def test_a_learnt_boundary_is_optimised_without_decay_and_kept(tiny_config, tmp_path):
-    config = tiny_config(
-        "loss=margin", "loss.metric.learn_beta=true", "loss.per_class=true", "dataset.image_size=[32,16]"
-    )
+    config = tiny_config("loss=margin", "loss.metric.learn_beta=true", "loss.metric.nu=0.1", "loss.per_class=true")
     module = module_of(config)
     optimizer = module.configure_optimizers()["optimizer"]
     beta = module.criterion.metric.beta

@@ -14,14 +14,16 @@ _SHAPE = (2, 3, 24, 8)
 
 def drop_masks(measured: Measured) -> str:
     """The picture as HTML; empty for a table that does not compare drop layers."""
-    layers: dict[str, Any] = {}
+    layers: dict[str, tuple[str, Any]] = {}
     for entry in measured:
         target = None if entry.cell is None else entry.cell.settings.get("dropping._target_")
         if entry.cell is not None and target not in (None, "torch.nn.Identity", *layers):
-            layers[str(target)] = (entry.row.name, instantiate(compose_training(entry.cell.overrides).dropping))
-    if len(layers) < 2:
+            layers[str(target)] = (entry.row.name, compose_training(entry.cell.overrides).dropping)
+    # The ratios of a table of one's own are only settled when it is read.
+    if len(layers) < 2 or any(layer.height_ratio is None for _, layer in layers.values()):
         return ""
-    masks = {name: layer.dropped(_SHAPE).expand(_SHAPE).numpy() for name, layer in layers.values()}
+    drops = {name: instantiate(layer).dropped(_SHAPE) for name, layer in layers.values()}
+    masks = {name: dropped.expand(_SHAPE).numpy() for name, dropped in drops.items()}
     words = ", ".join(f"{name} {mask.mean():.0%}" for name, mask in masks.items())
     picture = themed_picture(
         lambda theme: drop_masks_figure(masks, theme=theme),
