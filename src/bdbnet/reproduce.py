@@ -1,5 +1,6 @@
 """``python -m bdbnet.reproduce``: the paper's tables and figures, trained where numbers are missing."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,12 +101,24 @@ def said(config: DictConfig) -> str:
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """``all`` stands for every table and every figure.
+    """``all`` stands for every table and every figure; what ``overrides`` lists is put into quotes for Hydra's grammar.
 
     >>> spelled_out(["all", "budget=smoke"])
     ['table=all', 'figure=all', 'budget=smoke']
+    >>> spelled_out(["overrides=[backbone.weights=none,dataset.image_size=[256,128]]"])
+    ['overrides=["backbone.weights=none","dataset.image_size=[256,128]"]']
     """
-    return [part for argument in arguments for part in (ALL if argument == "all" else [argument])]
+    parts = [part for argument in arguments for part in (ALL if argument == "all" else [argument])]
+    return [_quoted(part) if part.startswith("overrides=") and '"' not in part else part for part in parts]
+
+
+def _quoted(argument: str) -> str:
+    listed = argument.removeprefix("overrides=").strip()
+    if listed.startswith("[") and listed.endswith("]"):
+        listed = listed[1:-1]
+    # Commas inside of brackets belong to a value.
+    items = [item.strip() for item in re.split(r",(?![^\[]*\])", listed) if item.strip()]
+    return "overrides=[" + ",".join(f'"{item}"' for item in items) + "]"
 
 
 if __name__ == "__main__":

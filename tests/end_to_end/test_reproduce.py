@@ -59,7 +59,7 @@ def test_without_data_every_cell_says_so_and_nothing_is_trained(tmp_path):
         (["table=3", "budget=huge"], "choose one of cpu, full, smoke"),
         (["table=3", "seeds=1"], "give a list of different whole numbers"),
         (["table=3", "seeds=[1,1]"], "give a list of different whole numbers"),
-        (["table=3", "overrides=seed=2"], "overrides"),
+        (["table=3", "overrides=seed=2"], "set by the command itself"),
         (["table=3", "overrides=[seed=2]"], "set by the command itself"),
         (["table=3", "overrides=[colour=red]"], "colour"),
         (["table=3", "max_hours=soon"], "give a number of hours"),

@@ -44,7 +44,7 @@ class Budget:
         stand_in = self.datasets.get(dataset, (f"dataset={dataset}",))
         if row.run is None or stand_in is None:
             return None
-        ranks, recall = _listed(dataset, [*all_tables(), table])
+        ranks, recall = _listed([*all_tables(), table])
         listed = (f"evaluation.ranks={ranks}", f"evaluation.recall_at={recall}")
         overrides = (*stand_in, *row.run, *self.overrides, *listed)
         try:
@@ -87,10 +87,10 @@ def read_budget(name: str, settings: DictConfig) -> Budget:
     )
 
 
-def _listed(dataset: str, tables: Iterable[Table]) -> tuple[str, str]:
-    """Every k of Rank-k and every K of Recall@K that a table shows for a dataset: one judging serves them all."""
+def _listed(tables: Iterable[Table]) -> tuple[str, str]:
+    """Every k of Rank-k and every K of Recall@K that any table shows: one judging serves them all."""
     found = {"rank": {1, 5, 10}, "recall@": {1, 2, 4, 8}}
-    for metric in (metric for table in tables for metric in table.columns.get(dataset, ())):
+    for metric in (metric for table in tables for metrics in table.columns.values() for metric in metrics):
         for kind, numbers in found.items():
             if metric.startswith(kind):
                 numbers.add(int(metric.removeprefix(kind)))
