@@ -65,16 +65,14 @@ def run_missing(
         if wanted and seconds is not None and time.monotonic() - began > seconds:
             say(f"{heading}: not begun, the time is over")
         elif wanted:
-            run = _run_locked(job, heading, retry, keep_checkpoints, device, say)
+            run = _run_locked(job, heading, keep_checkpoints, device, say)
         else:
             say(f"{heading}: {run.state}" + (f" ({run.remark})" if run.remark else ""))
         outcomes.append(run)
     return outcomes
 
 
-def _run_locked(
-    job: Job, heading: str, retry: bool, keep_checkpoints: bool, device: int | None, say: Callable[[str], None]
-) -> Run:
+def _run_locked(job: Job, heading: str, keep_checkpoints: bool, device: int | None, say: Callable[[str], None]) -> Run:
     folder = job.cell.folder / f"seed={job.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
