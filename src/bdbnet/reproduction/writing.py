@@ -208,7 +208,7 @@ def _points(line: ParameterCurve) -> list[str]:
 
 
 def _lines(measured: Measured, dataset: str, metric: str) -> list[ParameterCurve]:
-    """Ours with error bars, and the paper's stated points."""
+    """Ours with error bars, and the paper's stated points where they may be compared."""
     lines = []
     entries = [entry for entry in measured if entry.dataset == dataset]
     for name in dict.fromkeys(entry.row.name for entry in entries):
@@ -219,6 +219,6 @@ def _lines(measured: Measured, dataset: str, metric: str) -> list[ParameterCurve
         error = [None if value is None or value.std is None else 100 * value.std for value in ours]
         lines.append(ParameterCurve(name, x, y, error if any(e is not None for e in error) else None))
         paper = [entry.paper(metric) for entry in points]
-        if any(value is not None for value in paper):
+        if measured.budget.compare == "numbers" and any(value is not None for value in paper):
             lines.append(ParameterCurve(f"{name}, paper", x, paper, None, dashed=True))
     return lines
