@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,14 @@ PATH_KEYS = frozenset(
         "weights_root",
     }
     | {"dataset.manifest", "dataset.root", "loading.cache_root"}
+)
+
+#: Keys that change no number of a run: names, places, and the machine's share of the work.
+WITHOUT_EFFECT = frozenset(
+    {"ckpt_path", "data_root", "output_root", "overwrite", "run_name", "sweep_name"}
+    | {"dataset.options.workers", "dataset.root"}
+    | {f"loading.{key}" for key in ("cache", "cache_root", "num_workers")}
+    | {f"trainer.{key}" for key in ("accelerator", "devices", "log_every_n_steps", "max_time", "num_nodes")}
 )
 
 
@@ -185,6 +193,21 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return entry
 
     return decorate
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as dotted keys.
+
+    >>> flatten({"seed": 1, "trainer": {"max_epochs": 60, "extra": {}}})
+    [('seed', 1), ('trainer.max_epochs', 60), ('trainer.extra', {})]
+    """
+    found: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found += flatten(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
 
 
 def _plain_warning(message: Warning | str, *_: Any, **__: Any) -> str:

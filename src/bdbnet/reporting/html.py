@@ -6,9 +6,10 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
+from bdbnet.config import flatten
 from bdbnet.reporting.pictures import curves, ranking_lists
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
-from bdbnet.reporting.wording import duration, flatten, percent, protocol_line
+from bdbnet.reporting.wording import duration, percent, protocol_line
 from bdbnet.results import REPORT, Result, write_atomically
 from bdbnet.visualization import label_of
 

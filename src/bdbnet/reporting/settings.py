@@ -4,21 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bdbnet.reporting.wording import flatten
+from bdbnet.config import WITHOUT_EFFECT, flatten
 
 #: Seeds of a training, and of that which a judged checkpoint came from.
 SEEDS = ("seed", "trained_with.seed")
 
 _TRAINED_WITH = "trained_with."
 
-#: What does not change a number: names, places, and the machine's share of the work.
-_IGNORED = frozenset(
-    {"run_name", "sweep_name", "data_root", "output_root", "ckpt_path", "overwrite"}
-    | {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "max_time", "log_every_n_steps")}
-    | {f"loading.{key}" for key in ("num_workers", "cache", "cache_root")}
-    | {f"dataset.{key}" for key in ("root", "manifest", "options.manifest", "options.workers")}
-    | {"callbacks.progress"}
-)
+#: What a table of runs need not show.
+_IGNORED = WITHOUT_EFFECT | {"callbacks.progress", "dataset.manifest", "dataset.options.manifest"}
 _IGNORED_GROUPS = ("logger.",)
 
 #: Where a run does not have a setting that others have.

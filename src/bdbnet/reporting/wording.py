@@ -1,8 +1,5 @@
 """How the page words numbers, protocols and settings: plain text, not yet escaped."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from bdbnet.results import Protocol
 
 
@@ -68,18 +65,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as dotted keys.
-
-    >>> flatten({"seed": 1, "trainer": {"max_epochs": 60, "extra": {}}})
-    [('seed', 1), ('trainer.max_epochs', 60), ('trainer.extra', {})]
-    """
-    found: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            found += flatten(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", value))
-    return found

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -15,21 +15,19 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import ConfigError, config_dir, quote_paths, shown_path
+from bdbnet.config import WITHOUT_EFFECT, ConfigError, config_dir, flatten, quote_paths, shown_path
 from bdbnet.results import LAST, RESULT, Result, ResultError, read_result
 
 CELL, FAILURE, LOCK = "cell.json", "failure.json", "running.lock"
 
-#: What changes neither a number nor what it means: where files lie, what is logged, on which device, how often.
-_WITHOUT_EFFECT = frozenset(
-    {"seed", "data_root", "output_root", "run_name", "sweep_name", "ckpt_path", "overwrite"}
-    | {"dataset.root", "dataset.options.workers"}
-    | {f"loading.{key}" for key in ("num_workers", "test_batch_size", "cache", "cache_root")}
-    | {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "max_time", "log_every_n_steps")}
-    | {f"trainer.{key}" for key in ("compile", "channels_last", "deterministic")}
-    | {f"evaluation.{key}" for key in ("every_n_epochs", "before_training", "top_k", "chunk_memory_mb")}
+#: What makes no other training of it, nor gives its numbers another meaning.
+_WITHOUT_EFFECT = (
+    WITHOUT_EFFECT
+    | {"seed", "loading.test_batch_size"}
+    | {f"trainer.{key}" for key in ("channels_last", "compile", "deterministic", "strategy")}
+    | {f"evaluation.{key}" for key in ("before_training", "chunk_memory_mb", "every_n_epochs", "top_k")}
     # Which K and k are listed; the commands list all that any table shows.
-    | {"evaluation.ranks", "evaluation.recall_at", "dataset.recall_at"}
+    | {"dataset.recall_at", "evaluation.ranks", "evaluation.recall_at"}
     # Stand in dropping and augmentation, where they have an effect.
     | {"dataset.drop_ratio", "dataset.erasing"}
 )
@@ -110,7 +108,7 @@ class Cell:
         except ResultError as error:
             return Run(folder, seed, State.STARTED, remark=str(error))
         code, epochs = result.versions.get("bdbnet"), self.settings.get("trainer.max_epochs", 0)
-        measured = _evaluation(dict(_flat(result.config)))
+        measured = _evaluation(dict(flatten(result.config)))
         if code != self.code:
             return Run(
                 folder, seed, State.OTHER, remark=f"{folder / RESULT}: measured with bdbnet {code}, not {self.code}"
@@ -196,7 +194,7 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     # The logger's folder and the run's name are only known to a running command.
     unused = () if _drops(config) else _OF_THE_DROPPING_BRANCH
     kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("logger", "run_name", "callbacks")])
-    for key, value in _flat(OmegaConf.to_container(kept, resolve=True)):  # type: ignore[arg-type]
+    for key, value in flatten(OmegaConf.to_container(kept, resolve=True)):  # type: ignore[arg-type]
         if key in _WITHOUT_EFFECT or key.startswith(unused) or value in _OFF:
             continue
         if key in _FOLLOW_THE_SEED and value == config.seed:
@@ -205,14 +203,6 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
             value = [Path(path).name for path in value] if isinstance(value, list) else Path(value).name
         flat[key] = value
     return dict(sorted(flat.items()))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _evaluation(settings: Mapping[str, Any]) -> dict[str, Any]:

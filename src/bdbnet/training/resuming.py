@@ -1,10 +1,8 @@
 """Whether a run may start in its folder, and from which checkpoint it goes on."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from bdbnet.config import ConfigError
+from bdbnet.config import ConfigError, flatten
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
 from bdbnet.results import BEST, HISTORY, LAST, REPORT, RESULT, TOP_K
 from bdbnet.training.module import ReIDModule
@@ -84,7 +82,7 @@ def check_resumable(module: ReIDModule, path: Path) -> None:
             f"{path}: weights alone, without the optimiser's state. Go on from a last.ckpt, or start anew from these weights "
             f"with backbone.weights={path}"
         )
-    then, now = ({key: value for key, value in _flat(config) if _shapes_training(key)}
+    then, now = ({key: value for key, value in flatten(config) if _shapes_training(key)}
                  for config in (checkpoint["bdbnet"]["config"], module.config))  # fmt: skip
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     if changed:
@@ -99,11 +97,3 @@ def _shapes_training(key: str) -> bool:
     group = key.partition(".")[0]
     shaping = group in _SHAPING and key not in ("dataset.root", "dataset.options.workers")
     return shaping or (group == "backbone" and key != "backbone.weights") or key in _SHAPING_KEYS
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
