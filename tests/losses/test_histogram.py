@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdbnet.losses import HistogramLoss
+from loss_batches import batches
 
 
 def naive_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int, *, normalize: bool = True) -> torch.Tensor:
@@ -34,23 +35,8 @@ def naive_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int, *, no
     return loss
 
 
-@st.composite
-def batches(draw: st.DrawFn, *, degenerate: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Groups of 1 to 7 images per identity, in any order; if ``degenerate``, with equal rows and zero vectors."""
-    sizes = draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
-    labels = torch.tensor([identity for identity, size in enumerate(sizes) for _ in range(size)])
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    labels = labels[torch.randperm(len(labels), generator=generator)]
-    embeddings = torch.randn(len(labels), draw(st.integers(2, 9)), generator=generator, dtype=torch.float64)
-    if degenerate:
-        sources = torch.randint(len(labels), (2,), generator=generator)
-        embeddings[sources[0]] = embeddings[sources[1]]
-        embeddings[torch.randint(len(labels), (1,), generator=generator)] = 0
-    return embeddings, labels
-
-
 @settings(max_examples=30, deadline=None)
-@given(batch=batches(), bins=st.sampled_from([2, 3, 11, 150]), normalize=st.booleans())
+@given(batch=batches(degenerate=False), bins=st.sampled_from([2, 3, 11, 150]), normalize=st.booleans())
 def test_equals_the_loops(batch, bins, normalize):
     embeddings, labels = batch
     if not normalize:
