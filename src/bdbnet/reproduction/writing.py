@@ -41,9 +41,9 @@ def grid_of(measured: Measured, *, portable: bool = False) -> Grid:
         if row.paper:
             lines.append(["paper", *(_stated(entries[d].paper(m)) for d, m in columns)])
         if any(entry.cell is not None for entry in entries.values()):
-            seeds = {len(entry.counted) for entry in entries.values() if entry.counted}
-            ours = "ours" + (f", {max(seeds)} seeds" if seeds and max(seeds) > 1 else "")
-            lines.append([ours, *(_ours(entries[d], m, portable) for d, m in columns)])
+            seeds = sorted({len(entry.counted) for entry in entries.values() if entry.counted}) or [1]
+            count = f", {seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f", {seeds[0]} seeds"
+            lines.append(["ours" + count * (seeds[-1] > 1), *(_ours(entries[d], m, portable) for d, m in columns)])
         differences = [_difference(measured, entries[d], m) for d, m in columns]
         if any(difference is not None for difference in differences):
             lines.append(["difference", *("" if d is None else f"{d:+.1f}".replace("-", MINUS) for d in differences)])
@@ -135,9 +135,8 @@ def _spread_fields(ours: Spread | None) -> list[str]:
 
 def write_tables(tables: Sequence[Measured], folder: Path) -> list[Path]:
     """Write each table as Markdown, CSV and LaTeX, and all of them as one page; returns the page and the table files."""
-    written = []
-    for measured in tables:
-        grid = grid_of(measured)
+    written, grids = [], [grid_of(measured) for measured in tables]
+    for measured, grid in zip(tables, grids):
         texts = {
             "md": f"# {as_markdown(grid)}",
             "csv": as_csv(grid if measured.table.statistics else Grid("", _HEADS, rows_of(measured), [])),
@@ -147,7 +146,7 @@ def write_tables(tables: Sequence[Measured], folder: Path) -> list[Path]:
             written.append(write_atomically(folder / f"{measured.table.name}.{suffix}", text.encode()))
     names = [measured.table.name for measured in tables]
     name = "-".join(names) if len(names) <= 3 else "all"
-    return [write_atomically(folder / f"{name}.html", _page(tables).encode()), *written]
+    return [write_atomically(folder / f"{name}.html", _page(tables, grids).encode()), *written]
 
 
 def write_summary(tables: Sequence[Measured], path: Path, command: str) -> Path:
@@ -171,12 +170,11 @@ def write_summary(tables: Sequence[Measured], path: Path, command: str) -> Path:
     return write_atomically(path, ("\n\n".join(part.strip() for part in parts) + "\n").encode())
 
 
-def _page(tables: Sequence[Measured]) -> str:
+def _page(tables: Sequence[Measured], grids: Sequence[Grid]) -> str:
     titles = list(dict.fromkeys(measured.table.heading for measured in tables))
     heading = titles[0] if len(titles) == 1 else "Tables and figures of the paper"
     sections = []
-    for measured in tables:
-        grid = grid_of(measured)
+    for measured, grid in zip(tables, grids):
         notes = "".join(f'<p class="soft">{escape(note)}</p>\n' for note in grid.notes)
         sections.append(
             f"<section>\n<h2>{escape(grid.title)}</h2>\n{_curves(measured)}{drop_masks(measured)}{as_html(grid)}\n{notes}</section>"
