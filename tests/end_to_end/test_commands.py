@@ -84,6 +84,10 @@ def test_a_sweep_leaves_a_folder_per_job(workplace):
     assert done.returncode == 0, done.stderr
     results = sorted((workplace / "outputs" / "sweeps").rglob("result.json"))
     assert [read_result(path).config["dropping"]["height_ratio"] for path in results] == [0.2, 0.5]
+    drawn = run("report", "run=outputs/sweeps/default", folder=workplace)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "dropping.height_ratio" in drawn.stdout
+    assert "<img" in (workplace / "outputs" / "sweeps" / "default" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,8 @@ def test_a_wheel_installed_elsewhere_trains(workplace, tmp_path):
     folder = tmp_path / "outputs" / "train" / "tiny"
     page = run("report", f"run={folder}", folder=tmp_path, source=site)
     assert page.returncode == 0, page.stderr
+    tables = run("reproduce", "table=8", "list=true", folder=tmp_path, source=site)
+    assert "BDB + Histogram" in tables.stdout, tables.stderr
 
 
 def test_two_processes_train_together_and_agree_on_the_result(workplace):

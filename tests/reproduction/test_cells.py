@@ -32,7 +32,8 @@ def test_what_changes_no_number_makes_no_other_cell(tmp_path, override):
     "override",
     ["loss=none", "model=baseline", "dropping.height_ratio=0.4", "dropping=dropblock", "augmentation=cutout",
      "trainer.max_epochs=3", "optimizer.lr=0.1", "evaluation.normalize=joint", "sampler.batch_size=64", "loss.metric.margin=0.3",
-     "backbone.weights=some.pth", "dataset.image_size=[256,128]", "trainer.precision=32-true"],
+     "backbone.weights=some.pth", "dataset.image_size=[256,128]", "trainer.precision=32-true",
+     "optimizer.weight_decay=0", "loss.label_smoothing=0"],
 )  # fmt: skip
 def test_what_changes_a_number_makes_another_cell(tmp_path, override):
     assert cell(tmp_path, override).folder != cell(tmp_path).folder
@@ -40,6 +41,12 @@ def test_what_changes_a_number_makes_another_cell(tmp_path, override):
 
 def test_what_only_the_dropping_branch_sees_does_not_concern_a_network_without_it(tmp_path):
     assert cell(tmp_path, "model=baseline", "dropping=dropout").folder == cell(tmp_path, "model=baseline").folder
+
+
+def test_zero_is_a_value_and_not_an_absence(tmp_path):
+    """Dropout at the rate 0 drops nothing; at the rate null it drops what the ratios say."""
+    layer = ("dropping=dropout", "dropping.rate=0"), ("dropping=dropout", "dropping.rate=null")
+    assert len({cell(tmp_path, *overrides).folder for overrides in layer}) == 2
 
 
 def test_files_count_by_their_name(tmp_path):

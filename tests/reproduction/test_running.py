@@ -119,6 +119,20 @@ def test_absent_data_and_wrong_ratios_stop_only_their_own_cell(jobs, capsys):
     assert re.search(r"not run: bdbnet\.models\.BatchDropBlock: height_ratio must .* got 1\.5", said)
 
 
+@pytest.mark.parametrize("override", ["trainer.devices=2", "trainer.devices=[0,1]", "trainer.num_nodes=2"])
+def test_a_training_on_several_devices_is_refused_instead_of_waiting_for_itself(jobs, override, capsys):
+    assert run_missing(jobs(override)[:1])[0].state is State.OPEN
+    assert "a training of reproduce has one device" in capsys.readouterr().out
+
+
+def test_the_line_of_a_training_names_the_other_tables_that_show_it(jobs, capsys):
+    job = jobs()[0]._replace(
+        places=("Table 2: BDB on a", "Table 2: BDB on b", "Table 3: Block on a", "Table 4: BDB on a")
+    )
+    run_missing([job], seconds=-1)
+    assert "[1/1] Table 2: BDB on a (also Table 3, Table 4), seed 1: not begun" in capsys.readouterr().out
+
+
 def test_what_another_process_trains_is_left_to_it(jobs, trained):
     first, second = jobs()
     folder = first.cell.folder / "seed=1"

@@ -33,7 +33,6 @@ _WITHOUT_EFFECT = (
 )
 #: What only a dropping branch looks at.
 _OF_THE_DROPPING_BRANCH = ("dropping.", "model.pooling")
-_OFF: tuple[Any, ...] = (None, False, "", [], {})
 _PATHS = ("dataset.manifest", "dataset.options.manifest", "backbone.weights")
 _FOLLOW_THE_SEED = ("dropping.seed", "loss.metric.seed")
 
@@ -110,9 +109,7 @@ class Cell:
         code, epochs = result.versions.get("bdbnet"), self.settings.get("trainer.max_epochs", 0)
         measured = _evaluation(dict(flatten(result.config)))
         if code != self.code:
-            return Run(
-                folder, seed, State.OTHER, remark=f"{folder / RESULT}: measured with bdbnet {code}, not {self.code}"
-            )
+            return Run(folder, seed, State.OTHER, remark=f"measured with bdbnet {code}, not {self.code}")
         if measured != self.evaluation:
             what = ", ".join(f"{key}={measured.get(key)}" for key in _differing(measured, self.evaluation))
             return Run(folder, seed, State.OTHER, remark=f"measured under another protocol ({what})")
@@ -195,7 +192,7 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     unused = () if _drops(config) else _OF_THE_DROPPING_BRANCH
     kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("logger", "run_name", "callbacks")])
     for key, value in flatten(OmegaConf.to_container(kept, resolve=True)):  # type: ignore[arg-type]
-        if key in _WITHOUT_EFFECT or key.startswith(unused) or value in _OFF:
+        if key in _WITHOUT_EFFECT or key.startswith(unused) or _is_off(value):
             continue
         if key in _FOLLOW_THE_SEED and value == config.seed:
             continue
@@ -205,11 +202,16 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     return dict(sorted(flat.items()))
 
 
+def _is_off(value: Any) -> bool:
+    """Null, false and empty; 0 is a number like any other."""
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
 def _evaluation(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in settings.items()
-        if key.startswith("evaluation.") and key not in _WITHOUT_EFFECT and value not in _OFF
+        if key.startswith("evaluation.") and key not in _WITHOUT_EFFECT and not _is_off(value)
     }
 
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import is_ours
+from bdbnet.config import ConfigError, is_ours
 from bdbnet.models import CheckpointError, read_checkpoint
 from bdbnet.reproduction.cells import CELL, FAILURE, LOCK, Cell, Run, State, compose_training
 from bdbnet.results import BEST, LAST, RESULT, write_atomically
@@ -60,7 +60,7 @@ def run_missing(
     began, outcomes = time.monotonic(), []
     for number, job in enumerate(jobs, start=1):
         run = job.cell.inspect(job.seed)
-        heading = f"[{number}/{len(jobs)}] {'; '.join(job.places)}, seed {job.seed}"
+        heading = f"[{number}/{len(jobs)}] {_named(job)}"
         wanted = run.state in (State.OPEN, State.STARTED) or (retry and run.state is State.FAILED)
         if wanted and seconds is not None and time.monotonic() - began > seconds:
             say(f"{heading}: not begun, the time is over")
@@ -70,6 +70,13 @@ def run_missing(
             say(f"{heading}: {run.state}" + (f" ({run.remark})" if run.remark else ""))
         outcomes.append(run)
     return outcomes
+
+
+def _named(job: Job) -> str:
+    """The first place that shows a training; of the others the tables."""
+    first, *others = job.places
+    tables = dict.fromkeys(place.partition(":")[0] for place in others if not place.startswith(first.partition(":")[0]))
+    return first + (f" (also {', '.join(tables)})" if tables else "") + f", seed {job.seed}"
 
 
 def _run_locked(job: Job, heading: str, keep_checkpoints: bool, device: int | None, say: Callable[[str], None]) -> Run:
@@ -98,6 +105,7 @@ def _train(job: Job, folder: Path, device: int | None, say: Callable[[str], None
     """Train in ``folder``; what goes wrong is said, and recorded where the training itself is to blame."""
     config = _configuration(job, folder, device, say)
     try:
+        _refuse_several_devices(config)
         train(config, folder)
     except (TrainingError, EvaluationError) as error:
         _record_failure(folder, str(error))
@@ -130,6 +138,16 @@ def _configuration(job: Job, folder: Path, device: int | None, say: Callable[[st
     if config.logger.logger is not None and "save_dir" in config.logger.logger:
         config.logger.logger.save_dir = str(folder)  # otherwise the folder of the command
     return config
+
+
+def _refuse_several_devices(config: DictConfig) -> None:
+    """Lightning would start this whole command again for every further device, and those would wait for the lock."""
+    devices, nodes = config.trainer.devices, config.trainer.num_nodes
+    if nodes != 1 or not (devices in (1, "1") or (OmegaConf.is_list(devices) and len(devices) == 1)):
+        raise ConfigError(
+            f"trainer.devices={devices}, trainer.num_nodes={nodes}: a training of reproduce has one device; keep several busy "
+            "with -m worker=0,1,..., or train this cell with bdbnet.train"
+        )
 
 
 def _record_failure(folder: Path, reason: str, trace: str = "") -> None:
