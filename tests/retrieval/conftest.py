@@ -61,6 +61,21 @@ def recall(embeddings, labels, ks, gallery=None, gallery_labels=None):
     return {**{f"recall@{k}": np.mean(hits[k]) for k in ks}, "valid_queries": valid}
 
 
+def precision(embeddings, labels, gallery=None, gallery_labels=None):
+    """MAP@R and R-precision (Musgrave et al. 2020)."""
+    maps, shares = [], []
+    for i, row in enumerate(embeddings):
+        if gallery is None:
+            right = [labels[j] == labels[i] for j in order(row, embeddings, [j != i for j in range(len(embeddings))])]
+        else:
+            right = [gallery_labels[j] == labels[i] for j in order(row, gallery, [True] * len(gallery))]
+        if any(right):
+            r = sum(right)
+            maps.append(sum(sum(right[:place]) / place for place in range(1, r + 1) if right[place - 1]) / r)
+            shares.append(sum(right[:r]) / r)
+    return {"map@r": np.mean(maps), "r_precision": np.mean(shares)} if maps else None
+
+
 @pytest.fixture(scope="session")
 def naive() -> SimpleNamespace:
-    return SimpleNamespace(order=order, reid=reid, recall=recall)
+    return SimpleNamespace(order=order, reid=reid, recall=recall, precision=precision)

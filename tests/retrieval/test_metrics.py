@@ -4,9 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdbnet.retrieval import ranking, recall_at_k, reid_metrics
+from bdbnet.retrieval import Matches, counting, positive_ranks, ranking, recall_at_k, reid_metrics, retrieval_metrics
+from bdbnet.retrieval.ranking import label_array
 
-TINY_CHUNK = 1e-4  # MiB: a few queries at a time
+TINY_CHUNK = 1e-3  # MiB: a few queries at a time
 
 
 @st.composite
@@ -47,14 +48,41 @@ def test_reid_equals_the_definition(naive, case, chunk, ap_at):
 
 
 @settings(max_examples=30, deadline=None)
-@given(reid_cases(), st.integers(1, 7), st.integers(1, 3))
-def test_counting_piece_by_piece_changes_nothing(naive, case, segment, group):
+@given(reid_cases(), st.integers(1, 7), st.integers(1, 9), st.integers(1, 5))
+def test_counting_piece_by_piece_and_on_several_threads_changes_nothing(naive, case, segment, flags, rows):
     expected = naive.reid(*case)
     if expected is not None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ranking, "_SEGMENT", segment)
-            patch.setattr(ranking, "_GROUP", group)
+            patch.setattr(counting, "_SEGMENT", segment)
+            patch.setattr(counting, "_FLAGS", flags)
+            patch.setattr(counting, "_CHEAP", flags % 3)
+            patch.setattr(counting, "_FEW", flags / 8)
+            patch.setattr(ranking, "ROWS", rows)
+            patch.setattr(torch, "get_num_threads", lambda: 3)
             assert reid_metrics(*case) == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(reid_cases(), st.booleans())
+def test_counting_as_on_a_gpu_gives_the_same_ranks(case, nearest_only):
+    q, g, ql, gl, qc, gc = case
+    matches = Matches(ql, label_array(gl, len(g), "labels"), qc, gc)
+    distances = ((q[:, None] - g) ** 2).sum(2)
+    here = positive_ranks([(0, distances.copy())], matches, nearest_only=nearest_only)
+    there = positive_ranks([(0, torch.from_numpy(distances))], matches, nearest_only=nearest_only)
+    assert there.ranks.tolist() == here.ranks.tolist()
+    assert there.offsets.tolist() == here.offsets.tolist()
+
+
+def test_long_rows_are_counted_in_segments(naive):
+    rng = np.random.default_rng(0)
+    g = rng.integers(-400, 400, (2 * counting._SEGMENT + 77, 1)).astype(np.float32)
+    gl = np.zeros(len(g), int)
+    gl[rng.permutation(len(g))[:90]] = 1
+    found = positive_ranks([(0, np.abs(g.T - 3))], Matches(np.array([1]), gl))
+    assert found.ranks.tolist() == [
+        place for place, j in enumerate(np.argsort(np.abs(g[:, 0] - 3), kind="stable"), 1) if gl[j]
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,6 +99,38 @@ def test_recall_equals_the_definition(naive, case, separate, chunk):
         assert found == pytest.approx(expected, abs=1e-12)
 
 
+@settings(max_examples=60, deadline=None)
+@given(reid_cases(), st.booleans(), st.sampled_from([None, TINY_CHUNK]))
+def test_retrieval_metrics_equal_the_definition(naive, case, separate, chunk):
+    q, g, ql, gl, _, _ = case
+    options = {"gallery": g, "gallery_labels": gl} if separate else {}
+    expected = naive.precision(q, ql, **options)
+    if expected is None:
+        with pytest.raises(ValueError, match="no query has a match"):
+            retrieval_metrics(q, ql, chunk_memory_mb=chunk, **options)
+    else:
+        found = retrieval_metrics(q, ql, (1, 3), chunk_memory_mb=chunk, **options)
+        assert {name: found[name] for name in ("map@r", "r_precision")} == pytest.approx(expected, abs=1e-12)
+        recall = recall_at_k(q, ql, (1, 3), **options)
+        assert {name: found[name] for name in recall} == recall
+
+
+@settings(max_examples=60, deadline=None)
+@given(reid_cases())
+def test_cosine_equals_euclidean_between_unit_vectors(case):
+    q, g, *rest = case
+    rng = np.random.default_rng(0)
+    q, g = (x + rng.normal(0, 0.3, x.shape) for x in (q, g))  # no zeros, no ties that rounding could break
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (q, g)]
+    if q.shape[1] == 1:  # directions tie: all are +1 or -1
+        return
+    try:
+        expected = reid_metrics(*unit, *rest)
+    except ValueError:
+        return
+    assert reid_metrics(q, g, *rest, measure="cosine") == pytest.approx(expected, abs=1e-12)
+
+
 def test_order_of_queries_does_not_matter():
     q, g, ql, gl, qc, gc = shuffled_case()
     order = np.random.default_rng(1).permutation(len(q))
@@ -78,7 +138,7 @@ def test_order_of_queries_does_not_matter():
     assert shuffled == pytest.approx(reid_metrics(q, g, ql, gl, qc, gc), abs=1e-12)
 
 
-@pytest.mark.parametrize("chunk", [1e-6, 0.003, 0.01, 1, 1000])
+@pytest.mark.parametrize("chunk", [0.0006, 0.003, 0.01, 1, 1000])
 def test_size_of_chunks_does_not_matter(chunk):
     case = shuffled_case(queries=150)
     assert reid_metrics(*case, chunk_memory_mb=chunk) == pytest.approx(reid_metrics(*case), abs=1e-12)
@@ -221,6 +281,11 @@ BAD = {
     "ranks must be": {"ranks": (0, 1)},
     "ap_at must be": {"ap_at": 0},
     "chunk_memory_mb must be": {"chunk_memory_mb": 0},
+    "chunk_memory_mb=0.0005 is too small: one query against 61 gallery images": {"chunk_memory_mb": 5e-4},
+    "measure must be one of euclidean, cosine": {"measure": "manhattan"},
+    "query embedding 4 is all zeros": {"query": np.where(np.arange(23)[:, None] == 4, 0, Q), "measure": "cosine"},
+    "gallery embedding 0 is all zeros": {"gallery": np.where(np.arange(61)[:, None] < 2, 0, G), "measure": "cosine"},
+    "rerank has no setting k3": {"rerank": {"k3": 1}},
 }
 
 

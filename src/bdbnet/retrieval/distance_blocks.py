@@ -1,8 +1,9 @@
 """Distances between all queries and all gallery images, a block of queries at a time.
 
-A block holds `|g|^2 - 2 q.g` for some queries against the whole gallery: the squared Euclidean distance without the
-term `|q|^2`, which is the same along a row and so changes no order. One matrix product per block does nearly all the
-work.
+A block holds, for some queries against the whole gallery, a value that is smaller for nearer images: with the Euclidean
+measure `|g|^2 - 2 q.g`, the squared distance without the term `|q|^2`, which is the same along a row and so changes no
+order; with the cosine measure the cosine similarity with its sign changed. One matrix product per block does nearly all
+the work. On a CPU NumPy or torch computes it, whichever is faster there; a GPU's blocks stay on it for who asks.
 
 Precision. The blocks have the precision of the inputs (float32 or float64; half precision is widened to float32). Two
 different gallery images whose distances agree to about `eps * |q| * |g|` may come in either order, and which one may
@@ -11,177 +12,159 @@ way: centre them or pass float64. Gallery images with identical embeddings alway
 libraries' products round differently from column to column.
 """
 
-from collections.abc import Iterator
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Array = np.ndarray | Tensor
+from bdbnet.retrieval.matrices import Array, Prepared, matching_matrices, norms_and_duplicates, refuse_zeros
+
+Block = np.ndarray | Tensor
+
+MEASURES = ("euclidean", "cosine")
 
 _MB = 2**20
-_ROWS_PER_PASS = 256  # rows that are widened to float64 at a time for their norms
 _TILE_MB = 8  # copy of a gallery tile that the matrix product can't read in place
 _SMALLEST_DEFAULT_MB, _LARGEST_DEFAULT_MB = 32, 256
 _DEFAULT_QUERIES = 128  # below this many queries in a block the product is limited by reading the gallery
-
-
-def as_matrix(embeddings: Array, name: str) -> Array:
-    """Embeddings as a (N, D) matrix of float32 or float64: a NumPy view on the CPU, else a tensor on its own device.
-
-    Only half precision and foreign byte orders are copied. Raises `ValueError` where it is no floating-point matrix
-    with at least one row and one column.
-    """
-    matrix: Array
-    if isinstance(embeddings, Tensor):
-        tensor = embeddings.detach()
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            tensor = tensor.float()
-        floating = tensor.dtype in (torch.float32, torch.float64)
-        matrix = tensor.numpy() if floating and tensor.device.type == "cpu" else tensor
-    else:
-        matrix = np.asarray(embeddings)
-        floating = matrix.dtype.kind == "f"
-        if floating and matrix.dtype not in (np.float32, np.float64):
-            matrix = matrix.astype(np.float32 if matrix.dtype.itemsize <= 4 else np.float64)
-    if not floating:
-        raise ValueError(f"{name} embeddings must be floating point, got {matrix.dtype}")
-    if matrix.ndim != 2:
-        raise ValueError(f"{name} embeddings must have shape (images, dimensions), got {tuple(matrix.shape)}")
-    if matrix.shape[0] == 0:
-        raise ValueError(f"there are no {name} embeddings")
-    if matrix.shape[1] == 0:
-        raise ValueError(f"{name} embeddings have no dimensions")
-    return matrix
-
-
-def matching_matrices(query: Array, gallery: Array) -> tuple[Array, Array]:
-    """Query and gallery as matrices of one dtype; raises `ValueError` where dimensions or devices differ."""
-    same_set = query is gallery
-    query = as_matrix(query, "query")
-    gallery = query if same_set else as_matrix(gallery, "gallery")
-    if query.shape[1] != gallery.shape[1]:
-        raise ValueError(f"query embeddings have {query.shape[1]} dimensions, gallery embeddings {gallery.shape[1]}")
-    if isinstance(query, np.ndarray) and isinstance(gallery, np.ndarray):
-        dtype = np.result_type(query, gallery)
-        return query.astype(dtype, copy=False), gallery.astype(dtype, copy=False)
-    if isinstance(query, Tensor) and isinstance(gallery, Tensor) and query.device == gallery.device:
-        common = torch.promote_types(query.dtype, gallery.dtype)
-        return query.to(common), gallery.to(common)
-    places = [x.device if isinstance(x, Tensor) else "cpu" for x in (query, gallery)]
-    raise ValueError(f"query embeddings are on {places[0]}, gallery embeddings on {places[1]}: move them to one device")
-
-
-def rows_of(matrix: Array, index: slice | np.ndarray) -> np.ndarray:
-    """The chosen rows as a contiguous NumPy matrix."""
-    if isinstance(matrix, Tensor):
-        return matrix[index if isinstance(index, slice) else torch.from_numpy(index).to(matrix.device)].cpu().numpy()
-    return np.ascontiguousarray(matrix[index])
+_WORTH_A_RACE = 2e10  # multiplications (about a tenth of a second) from which on the two libraries are compared
+_MARGIN = 1.15  # torch has to be that much faster: a close race must not be decided another way in the next run
 
 
 def distance_blocks(
-    query: Array, gallery: Array, *, chunk_memory_mb: float | None = None
+    query: Array,
+    gallery: Array | Prepared,
+    *,
+    measure: str = "euclidean",
+    absolute: bool = False,
+    chunk_memory_mb: float | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield `(first query, block)`, where `block` (queries, G) holds `|g|^2 - 2 q.g` as a NumPy matrix.
+    """Yield `(first query, block)`, where `block` (queries, G) is a NumPy matrix of values that are smaller for nearer
+    images.
 
     The next block overwrites the last one, so the caller may write into it and must not keep it.
 
     Args:
         query: (Q, D) embeddings, NumPy or torch, CPU or GPU; never copied as a whole unless in half precision.
-        gallery: (G, D) embeddings; give the same object as `query` to compare a set with itself.
-        chunk_memory_mb: MiB for one block (at least one query is computed at a time). None: room for 128 queries, but
-            between 32 and 256 MiB.
+        gallery: (G, D) embeddings; give the same object as `query` to compare a set with itself. `prepared(gallery)` saves
+            work where one gallery is searched many times.
+        measure: `euclidean` (values `|g|^2 - 2 q.g`) or `cosine` (values minus the cosine similarity).
+        absolute: the distances themselves: Euclidean, or 1 minus the cosine similarity.
+        chunk_memory_mb: MiB for one block. None: room for 128 queries, but between 32 and 256 MiB.
 
     Raises:
-        ValueError: an empty set, other dimensions, or a row with NaN, infinity or a norm too large for the precision.
+        ValueError: an unknown measure, an empty set, other dimensions, memory that does not hold one query, a row with
+            NaN, infinity or a norm too large for the precision, or a row of zeros, which has no cosine.
     """
-    query, gallery = matching_matrices(query, gallery)
-    norms, later, first = _norms_and_duplicates(gallery, "gallery")
-    if query is not gallery:
-        _norms_and_duplicates(query, "query", duplicates=False)
-    rows = _rows_in_block(query, gallery, chunk_memory_mb)
-    if isinstance(query, Tensor) or isinstance(gallery, Tensor):
-        products = _torch_blocks(torch.as_tensor(query), torch.as_tensor(gallery), norms, rows)
+    blocks = native_blocks(query, gallery, measure=measure, absolute=absolute, chunk_memory_mb=chunk_memory_mb)
+    return ((begin, block.cpu().numpy() if isinstance(block, Tensor) else block) for begin, block in blocks)
+
+
+def native_blocks(
+    query: Array,
+    gallery: Array | Prepared,
+    *,
+    measure: str,
+    absolute: bool = False,
+    chunk_memory_mb: float | None = None,
+) -> Iterator[tuple[int, Block]]:
+    """`distance_blocks`, but blocks of a GPU's embeddings are tensors that stay there."""
+    if measure not in MEASURES:
+        raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
+    known = gallery if isinstance(gallery, Prepared) else None
+    query, matrix = matching_matrices(query, gallery.matrix if isinstance(gallery, Prepared) else gallery)
+    if known is None or matrix is not known.matrix:  # or prepared in another precision
+        known = Prepared(matrix, *norms_and_duplicates(matrix, "gallery"))
+    gallery, norms, later, first = known
+    query_norms = norms if query is gallery else norms_and_duplicates(query, "query", duplicates=False)[0]
+    if measure == "cosine":
+        refuse_zeros(norms, "gallery")
+        refuse_zeros(query_norms, "query")
+    rows = rows_in_block(query, gallery, chunk_memory_mb)
+    cosine = measure == "cosine"
+    if isinstance(query, np.ndarray) and isinstance(gallery, np.ndarray):
+        large = float(query.shape[0]) * gallery.size > _WORTH_A_RACE and _readable_in_place(gallery)
+        product = torch_product if large and torch_is_faster(query.dtype) else numpy_product
+        blocks: Iterator[tuple[int, Block]] = _blocks(query, gallery, query_norms, norms, rows, cosine, product)
     else:
-        products = _numpy_blocks(query, gallery, norms, rows)
-    return _with_equal_duplicates(products, later, first)
+        blocks = _device_blocks(torch.as_tensor(query), torch.as_tensor(gallery), query_norms, norms, rows, cosine)
+    blocks = _with_equal_duplicates(blocks, later, first)
+    return _absolute(blocks, query_norms, cosine) if absolute else blocks
 
 
-def _rows_in_block(query: Array, gallery: Array, chunk_memory_mb: float | None) -> int:
+def rows_in_block(query: Array, gallery: Array, chunk_memory_mb: float | None) -> int:
     row_mb = (gallery.shape[0] + gallery.shape[1]) * query.dtype.itemsize / _MB
     if chunk_memory_mb is None:
-        chunk_memory_mb = min(max(_DEFAULT_QUERIES * row_mb, _SMALLEST_DEFAULT_MB), _LARGEST_DEFAULT_MB)
+        chunk_memory_mb = max(min(max(_DEFAULT_QUERIES * row_mb, _SMALLEST_DEFAULT_MB), _LARGEST_DEFAULT_MB), row_mb)
     if not chunk_memory_mb > 0:
         raise ValueError(f"chunk_memory_mb must be above 0, got {chunk_memory_mb}")
+    if chunk_memory_mb < row_mb:
+        raise ValueError(
+            f"chunk_memory_mb={chunk_memory_mb:g} is too small: one query against {gallery.shape[0]} gallery images of "
+            f"{gallery.shape[1]} dimensions takes {row_mb:.3g} MiB"
+        )
     rows = max(1, min(int(chunk_memory_mb / row_mb), query.shape[0]))
     # Whole panels of the product's kernels: an odd rest would be computed by slower ones in every block.
     return rows - rows % 32 if rows > 64 else rows
 
 
-def _norms_and_duplicates(
-    matrix: Array, name: str, *, duplicates: bool = True
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Squared norms (N,); for each row that repeats an earlier one its index, and the index of the first such row."""
-    count, dimensions = matrix.shape
-    norms = np.empty(count)
-    hashes = np.empty(count, np.uint64)
-    bits = np.dtype(np.uint32 if matrix.dtype.itemsize == 4 else np.uint64)
-    odd = np.arange(1, 2 * dimensions, 2, dtype=np.uint64)
-    multipliers: np.ndarray = (odd * np.uint64(0x9E3779B97F4A7C15)).astype(bits)
-    for begin in range(0, count, _ROWS_PER_PASS):
-        part = slice(begin, begin + _ROWS_PER_PASS)
-        rows = rows_of(matrix, part)
-        wide = rows.astype(np.float64)
-        np.einsum("ij,ij->i", wide, wide, out=norms[part])
-        if duplicates:
-            # Integer arithmetic is exact, so equal rows have equal hashes wherever they lie in memory.
-            hashes[part] = np.einsum("ij,j->i", rows.view(bits), multipliers)
-    dtype = rows.dtype
-    # By Cauchy-Schwarz no element of a block can overflow below this bound.
-    fine = norms <= np.finfo(dtype).max / 8
-    if not fine.all():
-        row = int(np.argmin(fine))
-        values = rows_of(matrix, slice(row, row + 1))
-        fault = "has a norm too large for " + str(dtype) if np.isfinite(values).all() else "contains NaN or infinity"
-        raise ValueError(f"{name} embedding {row} {fault} ({int((~fine).sum())} such rows of {count})")
-    later, first = _repeated_rows(matrix, hashes) if duplicates else (np.empty(0, np.int64), np.empty(0, np.int64))
-    norms = norms.astype(dtype)
-    norms[later] = norms[first]
-    return norms, later, first
+@functools.cache
+def torch_is_faster(dtype: np.dtype) -> bool:
+    """Whether torch's matrix product beats NumPy's on this processor: they differ by up to 1.8 times, either way."""
+    query, gallery = np.ones((256, 1024), dtype), np.ones((2048, 1024), dtype)
+    product = np.empty((256, 2048), dtype)
+    tensors = torch.from_numpy(query), torch.from_numpy(gallery).T, torch.from_numpy(product)
+    taken: dict[str, list[float]] = {"numpy": [], "torch": []}
+    for _ in range(4):
+        begin = time.perf_counter()
+        np.matmul(query, gallery.T, out=product)
+        between = time.perf_counter()
+        torch.mm(tensors[0], tensors[1], out=tensors[2])
+        taken["numpy"].append(between - begin)
+        taken["torch"].append(time.perf_counter() - between)
+    return min(taken["numpy"]) > _MARGIN * min(taken["torch"])
 
 
-def _repeated_rows(matrix: Array, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(hashes, kind="stable")
-    starts = np.r_[True, np.diff(hashes[order]) != 0]
-    heads = order[np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
-    pairs: list[tuple[int, int]] = []
-    head, head_row = -1, np.empty(0)
-    for row, of in zip(order[~starts].tolist(), heads[~starts].tolist(), strict=True):
-        if of != head:
-            head, head_row = of, rows_of(matrix, slice(of, of + 1))
-        if np.array_equal(rows_of(matrix, slice(row, row + 1)), head_row):
-            pairs.append((row, of))
-    later, first = np.array(pairs, np.int64).reshape(-1, 2).T
-    return later, first
-
-
-def _numpy_blocks(
-    query: np.ndarray, gallery: np.ndarray, norms: np.ndarray, rows: int
+def _blocks(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    query_norms: np.ndarray,
+    norms: np.ndarray,
+    rows: int,
+    cosine: bool,
+    product: Callable[[np.ndarray, np.ndarray, np.ndarray], None],
 ) -> Iterator[tuple[int, np.ndarray]]:
-    # NumPy's OpenBLAS is as fast as torch's MKL on Intel and up to 1.8 times as fast on AMD processors.
     buffer = np.empty((min(rows, len(query)), len(gallery)), query.dtype)
+    lengths = np.sqrt(norms)
     for begin in range(0, len(query), rows):
-        scaled = query[begin : begin + rows] * query.dtype.type(-2)
-        block = buffer[: len(scaled)]
-        if _readable_in_place(gallery):
-            np.matmul(scaled, gallery.T, out=block)
+        part = query[begin : begin + rows]
+        block = buffer[: len(part)]
+        if cosine:
+            product(part / -np.sqrt(query_norms[begin : begin + rows, None]), gallery, block)
+            block /= lengths
         else:
-            width = max(1, _TILE_MB * _MB // (gallery.shape[1] * gallery.itemsize))
-            for left in range(0, len(gallery), width):
-                tile = np.ascontiguousarray(gallery[left : left + width])
-                np.matmul(scaled, tile.T, out=block[:, left : left + width])
-        block += norms
+            product(part * query.dtype.type(-2), gallery, block)
+            block += norms
         yield begin, block
+
+
+def numpy_product(query: np.ndarray, gallery: np.ndarray, out: np.ndarray) -> None:
+    if _readable_in_place(gallery):
+        np.matmul(query, gallery.T, out=out)
+        return
+    width = max(1, _TILE_MB * _MB // (gallery.shape[1] * gallery.itemsize))
+    for left in range(0, len(gallery), width):
+        tile = np.ascontiguousarray(gallery[left : left + width])
+        np.matmul(query, tile.T, out=out[:, left : left + width])
+
+
+def torch_product(query: np.ndarray, gallery: np.ndarray, out: np.ndarray) -> None:
+    with FullPrecision("cpu"):
+        torch.mm(torch.from_numpy(query), torch.from_numpy(gallery).T, out=torch.from_numpy(out))
 
 
 def _readable_in_place(matrix: np.ndarray) -> bool:
@@ -197,25 +180,60 @@ def _readable_in_place(matrix: np.ndarray) -> bool:
     )
 
 
-def _torch_blocks(query: Tensor, gallery: Tensor, norms: np.ndarray, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    device_norms = torch.from_numpy(norms).to(gallery.device)
+def _device_blocks(
+    query: Tensor, gallery: Tensor, query_norms: np.ndarray, norms: np.ndarray, rows: int, cosine: bool
+) -> Iterator[tuple[int, Tensor]]:
+    device = gallery.device
+    own_norms, device_norms = torch.from_numpy(query_norms).to(device), torch.from_numpy(norms).to(device)
     for begin in range(0, len(query), rows):
-        # TF32 or bfloat16, which a training script may have allowed, would keep only three digits.
-        precision = torch.get_float32_matmul_precision()
+        part = query[begin : begin + rows]
+        with FullPrecision(device.type):
+            if cosine:
+                scaled = part / -own_norms[begin : begin + rows, None].sqrt()
+                block = (scaled @ gallery.T).div_(device_norms.sqrt())
+            else:
+                block = torch.addmm(device_norms, part, gallery.T, alpha=-2)
+        yield begin, block
+
+
+class FullPrecision:
+    """Products of float32 in float32: TF32 or bfloat16, which a training script may have allowed, keep three digits."""
+
+    def __init__(self, device_type: str) -> None:
+        self._autocast = torch.autocast(device_type, enabled=False)
+
+    def __enter__(self) -> None:
+        self._precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.autocast(query.device.type, enabled=False):
-                block = torch.addmm(device_norms, query[begin : begin + rows], gallery.T, alpha=-2)
-        finally:
-            torch.set_float32_matmul_precision(precision)
-        yield begin, block.cpu().numpy()
+        self._autocast.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._autocast.__exit__(*error)
+        torch.set_float32_matmul_precision(self._precision)
 
 
 def _with_equal_duplicates(
-    blocks: Iterator[tuple[int, np.ndarray]], later: np.ndarray, first: np.ndarray
-) -> Iterator[tuple[int, np.ndarray]]:
+    blocks: Iterator[tuple[int, Block]], later: np.ndarray, first: np.ndarray
+) -> Iterator[tuple[int, Block]]:
     for begin, block in blocks:
-        if len(later):
+        if len(later) and isinstance(block, Tensor):
+            block[:, torch.from_numpy(later)] = block[:, torch.from_numpy(first)]
+        elif len(later):
             for row in block:
                 row[later] = row[first]
         yield begin, block
+
+
+def _absolute(
+    blocks: Iterator[tuple[int, Block]], query_norms: np.ndarray, cosine: bool
+) -> Iterator[tuple[int, Block]]:
+    for begin, block in blocks:
+        norms = query_norms[begin : begin + len(block), None]
+        # In place for NumPy and torch alike. Rounding can push the smallest distances below zero.
+        block += 1 if cosine else norms if isinstance(block, np.ndarray) else torch.from_numpy(norms).to(block.device)
+        block *= block > 0
+        yield begin, block if cosine else _root(block)
+
+
+def _root(block: Block) -> Block:
+    return block.sqrt_() if isinstance(block, Tensor) else np.sqrt(block, out=block)

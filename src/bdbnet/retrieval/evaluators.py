@@ -4,6 +4,7 @@ Each image carries its row in the test set. Rows that were seen twice, such as t
 count once, and everything is put in row order first: the result does not depend on batches or on the number of ranks.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from bdbnet.retrieval.metrics import recall_at_k, reid_metrics
+from bdbnet.retrieval.metrics import recall_at_k, reid_metrics, retrieval_metrics
 from bdbnet.retrieval.multi_query import pool_queries
+from bdbnet.retrieval.query_expansion import QueryExpansion
+from bdbnet.retrieval.searching import Reranking, Search
+from bdbnet.retrieval.single_shot import single_shot_cmc
 
 _GALLERY, _QUERY, _BOTH = 0, 1, 2
 _NO_CAMERA = -1
@@ -30,6 +34,7 @@ class _EmbeddingCollector(Metric):
     cameras: list[Tensor] | Tensor
     roles: list[Tensor] | Tensor
     indices: list[Tensor] | Tensor
+    search: Search
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -74,6 +79,20 @@ class _EmbeddingCollector(Metric):
             embeddings, labels, cameras, roles = self._collected()
         return embeddings, labels, cameras, None if bool((roles == _BOTH).all()) else roles == _QUERY
 
+    def compute(self) -> dict[str, float | int]:
+        """The metrics of everything given to `update`; raises the errors of the functions that compute them."""
+        return self._judge(self.search)
+
+    def compute_plain(self) -> dict[str, float | int] | None:
+        """The same without query expansion and re-ranking; None where there is neither."""
+        if self.search.query_expansion is None and not self.search.rerank:
+            return None
+        with self.sync_context():
+            return self._judge(Search(self.search.measure, chunk_memory_mb=self.search.chunk_memory_mb))
+
+    @abstractmethod
+    def _judge(self, search: Search) -> dict[str, float | int]: ...
+
     def _collected(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embeddings, labels, cameras and roles of the distinct images, in row order."""
         if len(self.indices) == 0:
@@ -104,8 +123,12 @@ class ReIDMetrics(_EmbeddingCollector):
     is left out for its camera.
 
     Args:
-        ranks, ap_at, chunk_memory_mb: see `reid_metrics`.
+        ranks, ap_at, measure, query_expansion, rerank, chunk_memory_mb: see `reid_metrics`.
         query_pooling: `mean` or `max`: multi-query, see `pool_queries`; needs `is_query` and cameras.
+        single_shot: number of random galleries with one image per identity: Rank-k is `single_shot_cmc`'s; needs
+            `is_query`, and can't be combined with multi-query, query expansion or re-ranking.
+        seed: of those galleries.
+        progress: show a progress bar while re-ranking.
         kwargs: options of `torchmetrics.Metric`, such as `compute_on_cpu`.
     """
 
@@ -114,38 +137,53 @@ class ReIDMetrics(_EmbeddingCollector):
         ranks: Sequence[int] = (1, 5, 10),
         *,
         ap_at: int | None = None,
+        measure: str = "euclidean",
+        query_expansion: QueryExpansion | None = None,
+        rerank: Reranking = None,
         chunk_memory_mb: float | None = None,
+        progress: bool = False,
         query_pooling: str | None = None,
+        single_shot: int | None = None,
+        seed: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.ranks = tuple(ranks)
-        self.query_pooling = query_pooling
         self.ap_at = ap_at
-        self.chunk_memory_mb = chunk_memory_mb
+        self.search = Search(measure, query_expansion, rerank, chunk_memory_mb, progress)
+        self.query_pooling = query_pooling
+        self.single_shot = single_shot
+        self.seed = seed
+        if single_shot is not None and not (query_expansion is rerank is query_pooling is None):
+            raise ValueError("a single gallery shot can't be combined with multi-query, query expansion or re-ranking")
 
-    def compute(self) -> dict[str, float | int]:
-        """The values of `reid_metrics`; raises its errors."""
+    def _judge(self, search: Search) -> dict[str, float | int]:
         embeddings, labels, cameras, roles = self._collected()
-        options: dict[str, Any] = {"ranks": self.ranks, "ap_at": self.ap_at, "chunk_memory_mb": self.chunk_memory_mb}
         views = cameras if bool((cameras != _NO_CAMERA).any()) else None
-        if self.query_pooling is not None and (views is None or bool((roles == _BOTH).any())):
+        one_set = bool((roles == _BOTH).all())
+        if self.query_pooling is not None and (views is None or one_set):
             raise ValueError("multi-query needs queries and gallery apart, and cameras")
-        if bool((roles == _BOTH).all()):
-            return reid_metrics(embeddings, embeddings, labels, labels, views, views, **options)
-        query, gallery = roles == _QUERY, roles == _GALLERY
-        queries = embeddings[query], labels[query], None if views is None else views[query]
+        queries = gallery = (embeddings, labels, views)
+        if not one_set:
+            queries, gallery = (
+                (embeddings[part], labels[part], None if views is None else views[part])
+                for part in (roles == _QUERY, roles == _GALLERY)
+            )
         if self.query_pooling is not None:
-            queries = pool_queries(embeddings[query], labels[query], cameras[query], self.query_pooling)[:3]
-        return reid_metrics(
-            queries[0],
-            embeddings[gallery],
-            queries[1],
-            labels[gallery],
-            queries[2],
-            None if views is None else views[gallery],
-            **options,
-        )
+            own_embeddings, own_labels, own_views = queries
+            assert own_views is not None
+            queries = pool_queries(own_embeddings, own_labels, own_views, self.query_pooling)[:3]
+        sides = (queries[0], gallery[0], queries[1], gallery[1], queries[2], gallery[2])
+        if self.single_shot is not None:
+            return single_shot_cmc(
+                *sides,
+                ranks=self.ranks,
+                repeats=self.single_shot,
+                seed=self.seed,
+                measure=search.measure,
+                chunk_memory_mb=search.chunk_memory_mb,
+            )
+        return reid_metrics(*sides, ranks=self.ranks, ap_at=self.ap_at, **_options(search))
 
 
 class RetrievalRecall(_EmbeddingCollector):
@@ -155,28 +193,50 @@ class RetrievalRecall(_EmbeddingCollector):
     Cameras are not used.
 
     Args:
-        ks, chunk_memory_mb: see `recall_at_k`.
+        ks, measure, query_expansion, rerank, chunk_memory_mb: see `recall_at_k`.
+        precision: MAP@R and R-precision too, see `retrieval_metrics`.
+        progress: show a progress bar while re-ranking.
         kwargs: options of `torchmetrics.Metric`, such as `compute_on_cpu`.
     """
 
     def __init__(
-        self, ks: Sequence[int] = (1, 2, 4, 8), *, chunk_memory_mb: float | None = None, **kwargs: Any
+        self,
+        ks: Sequence[int] = (1, 2, 4, 8),
+        *,
+        precision: bool = False,
+        measure: str = "euclidean",
+        query_expansion: QueryExpansion | None = None,
+        rerank: Reranking = None,
+        chunk_memory_mb: float | None = None,
+        progress: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.ks = tuple(ks)
-        self.chunk_memory_mb = chunk_memory_mb
+        self.precision = precision
+        self.search = Search(measure, query_expansion, rerank, chunk_memory_mb, progress)
 
-    def compute(self) -> dict[str, float | int]:
-        """The values of `recall_at_k`; raises its errors."""
+    def _judge(self, search: Search) -> dict[str, float | int]:
         embeddings, labels, _, roles = self._collected()
+        metrics = retrieval_metrics if self.precision else recall_at_k
         if bool((roles == _BOTH).all()):
-            return recall_at_k(embeddings, labels, self.ks, chunk_memory_mb=self.chunk_memory_mb)
+            return metrics(embeddings, labels, self.ks, **_options(search))
         query, gallery = roles == _QUERY, roles == _GALLERY
-        return recall_at_k(
+        return metrics(
             embeddings[query],
             labels[query],
             self.ks,
             gallery=embeddings[gallery],
             gallery_labels=labels[gallery],
-            chunk_memory_mb=self.chunk_memory_mb,
+            **_options(search),
         )
+
+
+def _options(search: Search) -> dict[str, Any]:
+    return {
+        "measure": search.measure,
+        "query_expansion": search.query_expansion,
+        "rerank": search.rerank,
+        "chunk_memory_mb": search.chunk_memory_mb,
+        "progress": search.progress,
+    }

@@ -1,11 +1,15 @@
 """Rank-based metrics of person re-identification and image retrieval, as fractions from 0 to 1."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bdbnet.retrieval.distance_blocks import Array, distance_blocks
+from bdbnet.retrieval.distance_blocks import Block
+from bdbnet.retrieval.matrices import Array
+from bdbnet.retrieval.per_query import average_precision, precision_at_r
+from bdbnet.retrieval.query_expansion import QueryExpansion
 from bdbnet.retrieval.ranking import Matches, PositiveRanks, label_array, positive_ranks
+from bdbnet.retrieval.searching import Reranking, Search
 
 
 def reid_metrics(
@@ -18,9 +22,13 @@ def reid_metrics(
     *,
     ranks: Sequence[int] = (1, 5, 10),
     ap_at: int | None = None,
+    measure: str = "euclidean",
+    query_expansion: QueryExpansion | None = None,
+    rerank: Reranking = None,
     chunk_memory_mb: float | None = None,
+    progress: bool = False,
 ) -> dict[str, float | int]:
-    """Metrics of person re-identification by Euclidean distance (protocol of Zheng et al. 2015, Market-1501).
+    """Metrics of person re-identification (protocol of Zheng et al. 2015, Market-1501).
 
     Gallery images with the query's identity and camera are left out. Equal distances are ranked in gallery order.
     Queries without a match in what remains are left out of all means.
@@ -35,7 +43,12 @@ def reid_metrics(
         ranks: the k of the CMC values.
         ap_at: count only matches within the first `ap_at` ranks in AP, but still divide by all matches. This is what
             the code released with the BDB paper does; it understates mAP. None: full AP.
+        measure: `euclidean` or `cosine`.
+        query_expansion: replace queries by a mean of themselves and their nearest gallery images, see `expand_queries`.
+        rerank: k-reciprocal re-ranking, see `k_reciprocal_rerank`: a `KReciprocal`, a mapping with any of `k1`, `k2` and
+            `lambda`, or True for the published values. No matrix of queries and gallery is held.
         chunk_memory_mb: MiB for one block of distances, see `distance_blocks`.
+        progress: show a progress bar while re-ranking.
 
     Returns:
         `rank{k}` for each of `ranks`: share of queries with a match among the first k;
@@ -45,8 +58,8 @@ def reid_metrics(
         `valid_queries`: number of queries with a match.
 
     Raises:
-        ValueError: NaN or infinite embeddings (named by row), sets that are empty or do not fit together, or no query
-            with a match.
+        ValueError: NaN or infinite embeddings, or with the cosine measure zeros (named by row), sets that are empty or do
+            not fit together, `chunk_memory_mb` below one query's distances, or no query with a match.
 
     >>> gallery = np.array([[0.0], [1.0], [2.0], [3.0]])
     >>> reid_metrics(np.array([[0.2]]), gallery, [7], [7, 8, 7, 7], [0], [0, 1, 1, 1], ranks=(1, 2))
@@ -55,7 +68,7 @@ def reid_metrics(
     cutoffs = _cutoffs(ranks, "ranks")
     if ap_at is not None and ap_at < 1:
         raise ValueError(f"ap_at must be at least 1 or None, got {ap_at}")
-    blocks = distance_blocks(query, gallery, chunk_memory_mb=chunk_memory_mb)
+    blocks = Search(measure, query_expansion, rerank, chunk_memory_mb, progress).blocks(query, gallery)
     matches = Matches(
         label_array(query_labels, len(query), "query labels"),
         label_array(gallery_labels, len(gallery), "gallery labels"),
@@ -77,15 +90,10 @@ def summarize_reid(
             "no query has a match: every gallery image of its identity is missing or from the query's own camera "
             "(pass None as cameras where the data have none)"
         )
-    owner = np.repeat(np.arange(len(counts)), counts)
-    precision = (np.arange(len(owner)) - found.offsets[owner] + 1) / found.ranks
-    if ap_at is not None:
-        precision[found.ranks > ap_at] = 0
-    average_precision = np.bincount(owner, precision, minlength=len(counts))[valid] / counts[valid]
     nearest = found.ranks[found.offsets[:-1][valid]]
     hardest = found.ranks[found.offsets[1:][valid] - 1]
     result: dict[str, float | int] = {f"rank{k}": float(np.mean(nearest <= k)) for k in ranks}
-    result["mAP"] = float(average_precision.mean())
+    result["mAP"] = float(average_precision(found, ap_at)[valid].mean())
     result["mINP"] = float(np.mean(counts[valid] / hardest))
     result["valid_queries"] = int(valid.sum())
     return result
@@ -98,12 +106,16 @@ def recall_at_k(
     *,
     gallery: Array | None = None,
     gallery_labels: Array | None = None,
+    measure: str = "euclidean",
+    query_expansion: QueryExpansion | None = None,
+    rerank: Reranking = None,
     chunk_memory_mb: float | None = None,
+    progress: bool = False,
 ) -> dict[str, float | int]:
     """Recall@K of image retrieval: share of queries with an image of their class among the K nearest (Jegou et al.
     2011).
 
-    Euclidean; equal distances are ranked in gallery order. Without a separate gallery every image is a query against
+    Equal distances are ranked in gallery order. Without a separate gallery every image is a query against
     all others. A query whose class has no other image (or none in the gallery) can't be answered and is left out.
 
     Args:
@@ -112,7 +124,7 @@ def recall_at_k(
         ks: the values of K.
         gallery: (G, D) embeddings of a separate gallery (as in In-Shop), or None.
         gallery_labels: integer classes (G,) of the separate gallery.
-        chunk_memory_mb: MiB for one block of distances, see `distance_blocks`.
+        measure, query_expansion, rerank, chunk_memory_mb, progress: see `reid_metrics`.
 
     Returns:
         `recall@{k}` for each of `ks`, and `valid_queries`, the number of queries that count.
@@ -125,23 +137,84 @@ def recall_at_k(
     {'recall@1': 0.5, 'recall@2': 0.75, 'valid_queries': 4}
     """
     cutoffs = _cutoffs(ks, "ks")
+    search = Search(measure, query_expansion, rerank, chunk_memory_mb, progress)
+    blocks, matches = _compared(search, embeddings, labels, gallery, gallery_labels)
+    nearest = positive_ranks(blocks, matches, nearest_only=True).ranks
+    return _recall(_answerable(nearest, gallery), cutoffs)
+
+
+def retrieval_metrics(
+    embeddings: Array,
+    labels: Array,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    *,
+    gallery: Array | None = None,
+    gallery_labels: Array | None = None,
+    measure: str = "euclidean",
+    query_expansion: QueryExpansion | None = None,
+    rerank: Reranking = None,
+    chunk_memory_mb: float | None = None,
+    progress: bool = False,
+) -> dict[str, float | int]:
+    """Recall@K, MAP@R and R-precision of image retrieval.
+
+    R is the number of a query's matches. R-precision is the share of matches among its R nearest images; MAP@R is the
+    mean over queries of the sum, over the matches within those R, of (matches up to it) / (its rank), divided by R
+    (Musgrave et al. 2020).
+
+    Args:
+        embeddings, labels, ks, gallery, gallery_labels: see `recall_at_k`.
+        measure, query_expansion, rerank, chunk_memory_mb, progress: see `reid_metrics`.
+
+    Returns:
+        `recall@{k}` for each of `ks`, `map@r`, `r_precision` and `valid_queries`.
+
+    Raises:
+        ValueError: see `recall_at_k` and `reid_metrics`.
+
+    >>> retrieval_metrics(np.array([[0.0], [1.0], [1.5], [9.0]]), [3, 3, 4, 3], ks=(1,))
+    {'recall@1': 0.3333333333333333, 'map@r': 0.3333333333333333, 'r_precision': 0.5, 'valid_queries': 3}
+    """
+    cutoffs = _cutoffs(ks, "ks")
+    search = Search(measure, query_expansion, rerank, chunk_memory_mb, progress)
+    found = positive_ranks(*_compared(search, embeddings, labels, gallery, gallery_labels))
+    _answerable(found.ranks, gallery)
+    counts = np.diff(found.offsets)
+    answered = counts > 0
+    within, shares = precision_at_r(found)
+    recall = _recall(found.ranks[found.offsets[:-1][answered]], cutoffs)
+    valid = recall.pop("valid_queries")
+    means = {"map@r": float(within[answered].mean()), "r_precision": float(shares[answered].mean())}
+    return {**recall, **means, "valid_queries": valid}
+
+
+def _compared(
+    search: Search, embeddings: Array, labels: Array, gallery: Array | None, gallery_labels: Array | None
+) -> tuple[Iterator[tuple[int, Block]], Matches]:
+    """Distances to what is searched, the queries' own set where there is no gallery, and what should be found in it."""
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("a separate gallery needs both gallery and gallery_labels")
-    same_set = gallery is None
     target = embeddings if gallery is None else gallery
-    target_labels = labels if gallery_labels is None else gallery_labels
-    blocks = distance_blocks(embeddings, target, chunk_memory_mb=chunk_memory_mb)
+    blocks = search.blocks(embeddings, target)
     matches = Matches(
         label_array(labels, len(embeddings), "labels"),
-        label_array(target_labels, len(target), "gallery labels"),
-        same_set=same_set,
+        label_array(labels if gallery_labels is None else gallery_labels, len(target), "gallery labels"),
+        same_set=gallery is None,
     )
-    nearest = positive_ranks(blocks, matches, nearest_only=True).ranks
-    if len(nearest) == 0:
-        raise ValueError("no query has a match: no class has a second image" if same_set else "no query has a match")
+    return blocks, matches
+
+
+def _answerable(ranks: np.ndarray, gallery: Array | None) -> np.ndarray:
+    if len(ranks) == 0:
+        reason = "no class has a second image" if gallery is None else "no query's class is in the gallery"
+        raise ValueError(f"no query has a match: {reason}")
+    return ranks
+
+
+def _recall(nearest: np.ndarray, cutoffs: list[int]) -> dict[str, float | int]:
+    """Recall@K from the rank of each answerable query's nearest match."""
     result: dict[str, float | int] = {f"recall@{k}": float(np.mean(nearest <= k)) for k in cutoffs}
-    result["valid_queries"] = len(nearest)
-    return result
+    return {**result, "valid_queries": len(nearest)}
 
 
 def _cutoffs(values: Sequence[int], name: str) -> list[int]:

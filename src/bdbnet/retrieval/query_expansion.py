@@ -1,0 +1,106 @@
+"""Query expansion: a query is replaced by a mean of itself and the gallery images nearest to it."""
+
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bdbnet.retrieval.distance_blocks import distance_blocks
+from bdbnet.retrieval.matrices import Array, matching_matrices, norms_and_duplicates, refuse_zeros, rows_of
+from bdbnet.retrieval.nearest import smallest
+
+_IMAGES_MB = 64  # nearest gallery images that are averaged at a time
+
+
+@dataclass(frozen=True)
+class QueryExpansion:
+    """Settings of query expansion.
+
+    Attributes:
+        k: nearest gallery images that count beside the query.
+        alpha: 0 for the plain mean (Chum et al. 2007); above 0 an image has the weight of its cosine similarity to the
+            query, but at least 0, to this power, and the query itself the weight 1 (Radenovic et al. 2018).
+
+    Raises:
+        ValueError: `k` is not a whole number from 1 on, or `alpha` is below 0 or not finite.
+    """
+
+    k: int = 5
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.k, Integral) or isinstance(self.k, bool) or self.k < 1:
+            raise ValueError(f"k of query expansion must be a whole number from 1 on, got {self.k!r}")
+        if not 0 <= self.alpha < np.inf:
+            raise ValueError(f"alpha of query expansion must be 0 or a finite number above it, got {self.alpha!r}")
+
+
+def expand_queries(
+    query: Array,
+    gallery: Array,
+    settings: QueryExpansion,
+    *,
+    measure: str = "euclidean",
+    same_set: bool = False,
+    chunk_memory_mb: float | None = None,
+) -> Array:
+    """Expanded queries (Q, D), a NumPy matrix for embeddings on the CPU, else a tensor on their device.
+
+    Labels are not used. With the cosine measure the mean is that of embeddings at unit length, as they are compared.
+
+    Args:
+        query: (Q, D) embeddings.
+        gallery: (G, D) embeddings.
+        settings: how many images count, and with which weights.
+        measure: `euclidean` or `cosine`: which images are nearest, ties in gallery order.
+        same_set: query `i` is gallery image `i`, which then is none of its own neighbours.
+        chunk_memory_mb: MiB for one block of distances, see `distance_blocks`.
+
+    Raises:
+        ValueError: see `distance_blocks`; fewer than `k` gallery images; embeddings of zeros where weights come from
+            cosines; with `same_set` two sets of different size.
+    """
+    query, gallery = matching_matrices(query, gallery)
+    count = len(gallery)
+    if same_set and len(query) != count:
+        raise ValueError(f"same_set needs queries and gallery of one size, got {len(query)} and {count}")
+    if settings.k > count - same_set:
+        raise ValueError(
+            f"query expansion with k={settings.k} needs as many gallery images{' besides the query' * same_set}, but "
+            f"there are {count - same_set}: choose a smaller k"
+        )
+    near = np.empty((len(query), settings.k), np.int64)
+    for begin, block in distance_blocks(query, gallery, measure=measure, chunk_memory_mb=chunk_memory_mb):
+        if same_set:
+            rows = np.arange(len(block))
+            block[rows, begin + rows] = np.inf
+        near[begin : begin + len(block)] = smallest(block, settings.k)
+    expanded = _means(query, gallery, near, measure == "cosine", settings.alpha)
+    return torch.from_numpy(expanded).to(query.device) if isinstance(query, Tensor) else expanded
+
+
+def _means(query: Array, gallery: Array, near: np.ndarray, unit: bool, alpha: float) -> np.ndarray:
+    lengths = [np.ones(len(matrix), rows_of(matrix, slice(0, 1)).dtype) for matrix in (query, gallery)]
+    if unit or alpha > 0:
+        for number, (matrix, name) in enumerate(((query, "query"), (gallery, "gallery"))):
+            squared = norms_and_duplicates(matrix, name, duplicates=False)[0]
+            refuse_zeros(squared, name)
+            lengths[number] = np.sqrt(squared)
+    expanded = np.empty(tuple(query.shape), lengths[0].dtype)
+    at_once = max(1, _IMAGES_MB * 2**20 // (near.shape[1] * query.shape[1] * expanded.itemsize))
+    for begin in range(0, len(near), at_once):
+        part = slice(begin, begin + at_once)
+        own, own_lengths = rows_of(query, part), lengths[0][part]
+        images = rows_of(gallery, near[part].ravel()).reshape(len(own), -1, own.shape[1])
+        image_lengths = lengths[1][near[part]]
+        weights = np.ones_like(image_lengths)
+        if alpha > 0:
+            cosines = np.einsum("qd,qkd->qk", own, images) / (own_lengths[:, None] * image_lengths)
+            weights = np.maximum(cosines, 0) ** alpha
+        total = 1 + weights.sum(axis=1, keepdims=True)
+        if unit:
+            own, weights = own / own_lengths[:, None], weights / image_lengths
+        expanded[part] = (own + np.einsum("qk,qkd->qd", weights, images)) / total
+    return expanded

@@ -1,0 +1,87 @@
+"""CUHK03's first protocol: each identity of the gallery is shown by one image, drawn at random, many times over."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bdbnet.retrieval.distance_blocks import distance_blocks
+from bdbnet.retrieval.matrices import Array
+from bdbnet.retrieval.ranking import Matches, label_array
+
+
+def single_shot_cmc(
+    query: Array,
+    gallery: Array,
+    query_labels: Array,
+    gallery_labels: Array,
+    query_cameras: Array | None,
+    gallery_cameras: Array | None,
+    *,
+    ranks: Sequence[int] = (1, 5, 10),
+    repeats: int = 100,
+    seed: int = 0,
+    measure: str = "euclidean",
+    chunk_memory_mb: float | None = None,
+) -> dict[str, float | int]:
+    """Rank-k with a single gallery shot (Li et al. 2014, CUHK03), the mean over random galleries.
+
+    In every repeat one image of each gallery identity is drawn, the same for all queries, except that a query's own
+    identity is shown by an image that counts for it: not by one from its own camera. Its rank is the place of its
+    identity. Queries without a match are left out. There is no average precision: each query has one match.
+
+    Args:
+        query, gallery, query_labels, gallery_labels, query_cameras, gallery_cameras, ranks, measure, chunk_memory_mb:
+            see `reid_metrics`. Distractors of one label are one identity.
+        repeats: number of random galleries.
+        seed: of the draws; the order of queries and the size of blocks do not change them.
+
+    Returns:
+        `rank{k}` for each of `ranks`, and `valid_queries`.
+
+    Raises:
+        ValueError: see `reid_metrics`; `repeats` below 1.
+    """
+    cutoffs = [int(k) for k in ranks]
+    if not cutoffs or min(cutoffs) < 1:
+        raise ValueError(f"ranks must be one or more whole numbers from 1, got {tuple(ranks)}")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    labels = label_array(gallery_labels, len(gallery), "gallery labels")
+    own_labels = label_array(query_labels, len(query), "query labels")
+    matches = Matches(
+        own_labels,
+        labels,
+        None if query_cameras is None else label_array(query_cameras, len(query), "query cameras"),
+        None if gallery_cameras is None else label_array(gallery_cameras, len(gallery), "gallery cameras"),
+        same_set=query is gallery,
+    )
+    identities, identity = np.unique(labels, return_inverse=True)
+    # The image with the smallest number shows its identity, so each of its images does so equally often.
+    numbers = np.stack([np.random.default_rng([seed, repeat]).permutation(len(labels)) for repeat in range(repeats)])
+    shown = np.stack([_first_of_each(row, identity, len(identities)) for row in numbers])
+    hits = dict.fromkeys(cutoffs, 0.0)
+    valid = 0
+    for begin, block in distance_blocks(query, gallery, measure=measure, chunk_memory_mb=chunk_memory_mb):
+        for number, row in enumerate(block, begin):
+            positives = matches.of(number)[0]
+            if len(positives) == 0:
+                continue
+            valid += 1
+            own = positives[numbers[:, positives].argmin(axis=1), None]
+            others = shown[:, identities != own_labels[number]]
+            nearer = row[others] < row[own]
+            nearer |= (row[others] == row[own]) & (others < own)
+            places = 1 + nearer.sum(axis=1)
+            for k in cutoffs:
+                hits[k] += float(np.mean(places <= k))
+    if not valid:
+        raise ValueError("no query has a match: every gallery image of its identity is missing or from its own camera")
+    return {**{f"rank{k}": hits[k] / valid for k in cutoffs}, "valid_queries": valid}
+
+
+def _first_of_each(numbers: np.ndarray, identity: np.ndarray, count: int) -> np.ndarray:
+    """For each identity the gallery index of its image with the smallest number."""
+    by_number = np.argsort(numbers)
+    first = np.empty(count, np.int64)
+    first[identity[by_number[::-1]]] = by_number[::-1]
+    return first
