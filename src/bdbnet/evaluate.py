@@ -18,7 +18,10 @@ def main(config: DictConfig) -> float:
         )
     from pytorch_lightning.utilities import rank_zero_only
 
+    from bdbnet.reporting.analysis import analysis_text
+    from bdbnet.reporting.run_folder import read_analysis
     from bdbnet.reporting.tables import metrics_table
+    from bdbnet.results import ANALYSIS, PER_QUERY
     from bdbnet.training.runs import evaluate
     from bdbnet.training.setup import main_metric
 
@@ -27,6 +30,9 @@ def main(config: DictConfig) -> float:
     say = rank_zero_only(print)
     say(metrics_table(result))
     say(f"result: {folder / 'result.json'}\nranking lists: {folder / 'topk.parquet'}")
+    if config.analysis and (analysis := read_analysis(folder / ANALYSIS)) is not None:
+        say(f"\n{analysis_text(analysis)}\n\nanalysis: {folder / ANALYSIS}\nevery query: {folder / PER_QUERY}")
+        say(f"with pictures: python -m bdbnet.report run={folder}")
     return result.metrics[main_metric(config)]
 
 

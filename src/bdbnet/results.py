@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+ANALYSIS_SCHEMA = 1
 
 # Files of a run folder.
 RESULT = "result.json"
 HISTORY = "history.csv"
 TOP_K = "topk.parquet"
 REPORT = "report.html"
+ANALYSIS = "analysis.json"
+PER_QUERY = "per_query.parquet"
+CAMERA_PAIRS = "camera_pairs.csv"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
 
@@ -31,7 +35,7 @@ class Protocol:
     """How a number was measured. Two numbers may share a table cell only if their protocols are equal.
 
     Attributes:
-        task: ``reid`` (single query, cameras), ``reid_multi_query`` or ``retrieval`` (Recall@K).
+        task: ``reid`` (single query, cameras), ``reid_multi_query``, ``reid_single_shot`` or ``retrieval`` (Recall@K).
         dataset: key of the dataset judged on.
         image_size: height and width of the network's input, pixels.
         precision: arithmetic of the embedding, ``32-true`` or ``bf16-mixed``.
@@ -43,6 +47,10 @@ class Protocol:
         decode_margin: how many times as large as needed JPEGs stayed that were decoded to a part of their size; None: all
             were decoded in full.
         query_pooling: multi-query: ``mean`` or ``max`` over the embeddings of a query's images; None for single queries.
+        measure: ``euclidean`` or ``cosine``.
+        scales: factors by which every image is resized; the embeddings are averaged; empty: the image as it is.
+        query_expansion: k and alpha of query expansion, None where there is none.
+        single_shot: random galleries with one image per identity, over which Rank-k is averaged; None: the whole gallery.
     """
 
     task: str
@@ -56,6 +64,10 @@ class Protocol:
     pad_to_square: bool = False
     decode_margin: float | None = 2.0
     query_pooling: str | None = None
+    measure: str = "euclidean"
+    scales: tuple[float, ...] = ()
+    query_expansion: Mapping[str, float] | None = None
+    single_shot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,7 @@ class Result:
         metrics: fractions in 0..1 (and ``valid_queries``), of the checkpoint that ``checkpoint`` names.
         checkpoint: ``last``, or the path of the file that was judged.
         data: name, fingerprint and counts of the dataset judged on; ``train`` adds those of the training rows.
+        plain: the same metrics without re-ranking and query expansion, where there was either.
         before: the same metrics of the network before training, where they were asked for.
         best: metrics and epoch of the best checkpoint. It was chosen on the test set, which its ``note`` says.
         seconds: wall-clock seconds per phase; ``images_per_second`` likewise.
@@ -79,6 +92,7 @@ class Result:
     data: Mapping[str, Any]
     config: Mapping[str, Any]
     seed: int
+    plain: Mapping[str, float] | None = None
     before: Mapping[str, float] | None = None
     best: Mapping[str, Any] | None = None
     epochs: int | None = None
@@ -116,6 +130,7 @@ def read_result(path: str | Path) -> Result:
     try:
         protocol = dict(record.pop("protocol"))
         protocol["image_size"] = tuple(protocol["image_size"])
+        protocol["scales"] = tuple(protocol.get("scales", ()))
         return Result(protocol=Protocol(**protocol), **record)
     except (KeyError, TypeError, ValueError) as error:
         raise ResultError(f"{path}: not a record of this schema ({error}); measure again") from error

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bdbnet.config import ConfigError
-from bdbnet.reporting.pictures import _box, _picture
+from bdbnet.reporting.pictures import box_of, picture
 from bdbnet.reporting.run_folder import image_root, read_run
 from bdbnet.training.data import build_data, build_manifest, build_protocol, settle_protocol
 from bdbnet.training.runs import evaluate, train
@@ -132,7 +132,10 @@ def test_protocols_that_do_not_exist_or_do_not_fit_are_refused(tiny_config):
     config = tiny_config()
     manifest = build_manifest(config)
     config.dataset.protocol = "person"
-    with pytest.raises(ConfigError, match=r"dataset\.protocol=person: choose one of reid, reid_multi_query, retrieval"):
+    with pytest.raises(
+        ConfigError,
+        match=r"dataset\.protocol=person: choose one of reid, reid_multi_query, reid_single_shot, retrieval",
+    ):
         settle_protocol(config.dataset, manifest)
     without = type(manifest)(manifest.table.assign(camera=-1), manifest.root)
     config.dataset.protocol = "reid_multi_query"
@@ -140,8 +143,9 @@ def test_protocols_that_do_not_exist_or_do_not_fit_are_refused(tiny_config):
         settle_protocol(config.dataset, without)
 
 
-def test_multi_query_needs_queries_and_gallery_apart(tiny_config):
-    config = tiny_config("dataset.protocol=reid_multi_query")
+@pytest.mark.parametrize("protocol", ["reid_multi_query", "reid_single_shot"])
+def test_some_protocols_need_queries_and_gallery_apart(tiny_config, protocol):
+    config = tiny_config(f"dataset.protocol={protocol}")
     manifest = build_manifest(config)
     table = manifest.table[manifest.table["split"] != "gallery"].replace({"split": {"query": "test"}})
     with pytest.raises(ConfigError, match="images of split test are queries and gallery at once"):
@@ -239,6 +243,6 @@ def test_boxes_are_cut_out_in_training_and_in_the_report(tiny_config, tmp_path):
     assert (lists["query_x2"] - lists["query_x1"] == 30).all()
     first = lists.iloc[0]
     shown = re.search(
-        r'src="data:image/jpeg;base64,([^"]+)"', _picture(tmp_path, first.query_path, "", _box(first, "query"))
+        r'src="data:image/jpeg;base64,([^"]+)"', picture(tmp_path, first.query_path, "", box_of(first, "query"))
     )
     assert Image.open(io.BytesIO(base64.b64decode(shown[1]))).size == (30, 40)

@@ -229,7 +229,8 @@ def test_retrieval_is_judged_by_recall(tiny_config, tmp_path):
         "dataset=synthetic_retrieval", "dataset.image_size=[64,64]", "trainer.max_epochs=1", options=options
     )
     result = train(config, tmp_path)
-    assert set(result.metrics) == {"recall@1", "recall@2", "recall@4", "recall@8", "valid_queries"}
+    recalls = {"recall@1", "recall@2", "recall@4", "recall@8"}
+    assert set(result.metrics) == recalls | {"map@r", "r_precision", "valid_queries"}
     assert result.protocol.task == "retrieval"
     assert result.config["dropping"]["width_ratio"] == 0.5
     lists = pd.read_parquet(tmp_path / "topk.parquet")

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-PROTOCOLS = ("reid", "reid_multi_query", "retrieval")
+PROTOCOLS = ("reid", "reid_multi_query", "reid_single_shot", "retrieval")
 
 Size = tuple[int, int]
 Rectangle = tuple[int, int, int, int]

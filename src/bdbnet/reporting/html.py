@@ -20,8 +20,8 @@ def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, see
     The page needs no other file, no network and no JavaScript. The same folder and arguments give the same page.
 
     Args:
-        run_folder: of a training run or an evaluation, with `result.json` and, where there are, `history.csv` and
-            `topk.parquet`.
+        run_folder: of a training run or an evaluation, with `result.json` and, where there are, `history.csv`,
+            `topk.parquet` and `analysis.json`.
         queries: number of ranking lists; half of them are drawn at random, the others are among the worst. 0 for none.
         top: gallery images shown per query, at least 1; no more than `topk.parquet` holds.
         seed: of the random choice of queries.
@@ -40,11 +40,15 @@ def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, see
 
 def render(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
     """The HTML text of a run's page."""
+    # The tables of the analysis are written with the functions of this file.
+    from bdbnet.reporting.analysis import analysis_section
+
     result = run.result
     kind = {"train": "Training run", "evaluate": "Evaluation"}.get(result.kind, result.kind)
     sections = (
         _metrics(result),
         curves(run),
+        analysis_section(run.analysis),
         ranking_lists(run, queries, top, seed),
         _data(result),
         _machine(result),

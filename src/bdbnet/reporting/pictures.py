@@ -129,7 +129,7 @@ def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str) ->
     hits = rows.loc[rows["correct"], "rank"]
     found = f"first correct image at rank {hits.min()}" if len(hits) else f"no correct image in the first {len(rows)}"
     items = [
-        f'<li class="asked">{_picture(root, first.query_path, f"query: {who}", _box(first, "query"))}'
+        f'<li class="asked">{picture(root, first.query_path, f"query: {who}", box_of(first, "query"))}'
         f"<b>query</b>{_small(noun, first.query_label, first.query_camera)}</li>"
     ]
     for row in rows.head(top).to_dict("records"):
@@ -142,7 +142,7 @@ def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str) ->
         word, mark = ("right", "✓") if row["correct"] else ("wrong", "✗")
         alt = f"rank {rank}, {word}: {_who(noun, label, camera)}, distance {away}"
         items.append(
-            f'<li class="{word}">{_picture(root, row["gallery_path"], alt, _box(row, "gallery"))}<b>{rank} {mark}</b>'
+            f'<li class="{word}">{picture(root, row["gallery_path"], alt, box_of(row, "gallery"))}<b>{rank} {mark}</b>'
             f"<span>{away}</span>{_small(noun, label, camera)}</li>"
         )
     ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"
@@ -158,13 +158,13 @@ def _small(noun: str, label: Any, camera: Any) -> str:
     return f"<span>{escape(f'{short} {label}')}</span>" + (f"<span>cam {camera}</span>" if camera >= 0 else "")
 
 
-def _box(row: Any, of: str) -> Box | None:
+def box_of(row: Any, of: str) -> Box | None:
     """The part of the photograph that is the image, where a row of the ranking lists has one."""
     names = [f"{of}_{column}" for column in BOX_COLUMNS]
     return tuple(int(row[name]) for name in names) if names[0] in row else None  # type: ignore[return-value]
 
 
-def _picture(root: Path | None, path: str, alt: str, box: Box | None) -> str:
+def picture(root: Path | None, path: str, alt: str, box: Box | None) -> str:
     problem = "image not found"
     if root is not None:
         try:

@@ -1,16 +1,17 @@
 """What a run left behind, read back and checked: result, history and ranking lists."""
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from bdbnet.datasets import DatasetError, load_manifest
-from bdbnet.results import HISTORY, RESULT, TOP_K, Result, read_result
+from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, HISTORY, RESULT, TOP_K, Result, read_result
 
 TOP_K_COLUMNS = (
     *("query_index", "rank", "distance", "correct"),
@@ -25,12 +26,13 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A finished run. `history` and `ranking` are None where the run wrote none."""
+    """A finished run. `history`, `ranking` and `analysis` are None where the run wrote none."""
 
     path: Path
     result: Result
     history: pd.DataFrame | None
     ranking: pd.DataFrame | None
+    analysis: Mapping[str, Any] | None = None
 
 
 class Selection(NamedTuple):
@@ -40,8 +42,8 @@ class Selection(NamedTuple):
     worst: list[int]
 
 
-def read_run(folder: str | Path) -> RunFolder:
-    """Read the folder of a training run or an evaluation.
+def read_run(folder: str | Path, *, key: str = "run") -> RunFolder:
+    """Read the folder of a training run or an evaluation; `key` is what errors call it.
 
     Raises:
         ReportError: the folder is missing, is not a run's, or one of its tables cannot be read.
@@ -51,13 +53,19 @@ def read_run(folder: str | Path) -> RunFolder:
     if path.name == RESULT:
         path = path.parent
     if not path.is_dir():
-        raise ReportError(f"run={folder}: no such folder. Give the folder that a training or an evaluation wrote.")
+        raise ReportError(f"{key}={folder}: no such folder. Give the folder that a training or an evaluation wrote.")
     if not (path / RESULT).is_file():
         runs = sorted(str(found.parent) for found in path.glob(f"*/{RESULT}"))[:5]
         below = f" Runs below it: {'; '.join(runs)}" if runs else " A run writes it at its end: let it finish."
         sweep = "" if runs else ", nor a sweep's, with runs below it"
-        raise ReportError(f"run={folder}: not a run folder, it has no {RESULT}{sweep}.{below}")
-    return RunFolder(path, read_result(path / RESULT), _read_history(path / HISTORY), _read_ranking(path / TOP_K))
+        raise ReportError(f"{key}={folder}: not a run folder, it has no {RESULT}{sweep}.{below}")
+    return RunFolder(
+        path,
+        read_result(path / RESULT),
+        _read_history(path / HISTORY),
+        _read_ranking(path / TOP_K),
+        read_analysis(path / ANALYSIS),
+    )
 
 
 def _read_history(path: Path) -> pd.DataFrame | None:
@@ -88,6 +96,21 @@ def _read_ranking(path: Path) -> pd.DataFrame | None:
     if missing:
         raise ReportError(f"{path}: lacks the column(s) {', '.join(missing)}. {advice}")
     return ranking.sort_values(["query_index", "rank"], kind="stable", ignore_index=True)
+
+
+def read_analysis(path: Path) -> Mapping[str, Any] | None:
+    """Read an `analysis.json`; None where there is none.  Raises ReportError."""
+    if not path.is_file():
+        return None
+    advice = "Move it away, or judge again with analysis=true."
+    try:
+        record = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ReportError(f"{path}: not a complete analysis ({error}). {advice}") from error
+    found = record.get("schema") if isinstance(record, dict) else None
+    if found != ANALYSIS_SCHEMA:
+        raise ReportError(f"{path}: schema {found}, this version reads schema {ANALYSIS_SCHEMA}. {advice}")
+    return record
 
 
 def choose_queries(ranking: pd.DataFrame, count: int, seed: int) -> Selection:

@@ -8,6 +8,7 @@ from typing import Any
 from bdbnet.reporting.comparison import Spread, spread
 from bdbnet.reporting.run_folder import ReportError
 from bdbnet.reporting.settings import key_of, settings_of, shown, sort_key, varying_settings
+from bdbnet.reporting.wording import numbers
 from bdbnet.results import HISTORY, LAST, RESULT, Result, ResultError, read_result
 
 #: Hydra's file in the folder of a sweep, and its folder in that of each job.
@@ -172,14 +173,14 @@ def _conditions(result: Result) -> dict[str, Any]:
     """All that has to be equal for two numbers to stand in one table."""
     protocol = asdict(result.protocol)
     height, width = protocol.pop("image_size")
-    rerank = protocol.pop("rerank")
+    steps = {"query expansion": protocol.pop("query_expansion"), "re-ranking": protocol.pop("rerank")}
     return {
         "kind": result.kind,
         "dataset": protocol.pop("dataset"),
         "data": str(result.data.get("fingerprint", "unknown"))[:12],
         "image size": f"{height} x {width}",
         **{name.replace("_", " "): value for name, value in protocol.items()},
-        "re-ranking": ", ".join(f"{k} {v:g}" for k, v in sorted(rerank.items())) if rerank else "none",
+        **{name: numbers(settings) or "none" for name, settings in steps.items()},
         "bdbnet": result.versions.get("bdbnet", "unknown"),
     }
 

@@ -2,25 +2,29 @@
 
 from collections.abc import Mapping
 
+from bdbnet.reporting.wording import extras
 from bdbnet.results import Result
 
 _TASKS = {
     "reid": "re-ID protocol, single query",
     "reid_multi_query": "re-ID protocol, multi-query",
+    "reid_single_shot": "re-ID protocol, single gallery shot",
     "retrieval": "retrieval protocol, cameras not used",
 }
-_TITLES = {"rank": "Rank-", "recall@": "Recall@"}
+_TITLES = {"rank": "Rank-", "recall@": "Recall@", "map@r": "MAP@R", "r_precision": "R-precision"}
 
 
 def metrics_table(result: Result) -> str:
     """Percentages of a result, one line per moment at which the network was judged.
 
-    The best checkpoint's line says that it was chosen on the test set.
+    "As embedded" is without re-ranking and query expansion. The best checkpoint's line says that it was chosen on the test set.
     """
     names = [name for name in result.metrics if name != "valid_queries"]
     lines = [["", *(_title(name) for name in names), "valid queries"]]
     if result.before is not None:
         lines.append(["before training", *_row(result.before, names)])
+    if result.plain is not None:
+        lines.append(["as embedded", *_row(result.plain, names)])
     label = "after training" if result.kind == "train" else result.protocol.dataset
     lines.append([label, *_row(result.metrics, names)])
     if result.best is not None:
@@ -41,9 +45,8 @@ def metrics_table(result: Result) -> str:
         size,
         protocol.precision,
         f"normalize {protocol.normalize}",
+        *extras(protocol),
     ]
-    if protocol.ap_at is not None:
-        facts.append(f"AP cut at rank {protocol.ap_at}")
     return "\n".join(["", *rows, *note, ", ".join(facts)])
 
 

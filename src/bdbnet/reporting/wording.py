@@ -1,5 +1,7 @@
 """How the page words numbers, protocols and settings: plain text, not yet escaped."""
 
+from collections.abc import Mapping
+
 from bdbnet.results import Protocol
 
 
@@ -13,28 +15,55 @@ raw embeddings; no flip; no re-ranking'
     tasks = {
         "reid": "Person re-identification, single query, matches from other cameras only,",
         "reid_multi_query": "Person re-identification, multi-query, matches from other cameras only,",
+        "reid_single_shot": "Person re-identification, one gallery image per identity, drawn at random,",
         "retrieval": "Image retrieval, Recall@K,",
     }
     scaling = {"none": "raw", "joint": "L2-normalised", "per_branch": "branch by branch L2-normalised"}
     height, width = protocol.image_size
-    rerank = protocol.rerank
+    measures = {"euclidean": "Euclidean distance", "cosine": "cosine distance"}
     parts = [
         f"{tasks.get(protocol.task, protocol.task)} on {protocol.dataset}",
         f"images of {height} x {width} pixels" + (", padded to a square first" if protocol.pad_to_square else ""),
         f"precision {protocol.precision}",
-        f"Euclidean distance between {scaling.get(protocol.normalize, protocol.normalize)} embeddings",
-        "averaged with the mirror image" if protocol.flip else "no flip",
-        f"re-ranked ({', '.join(f'{k} {v:g}' for k, v in rerank.items())})" if rerank else "no re-ranking",
+        f"{measures.get(protocol.measure, protocol.measure)} between "
+        f"{scaling.get(protocol.normalize, protocol.normalize)} embeddings",
+        *([] if protocol.flip else ["no flip"]),
+        *([] if protocol.rerank else ["no re-ranking"]),
+        *extras(protocol),
     ]
     if protocol.decode_margin != 2:
         parts.append(
             "JPEGs decoded in full" if protocol.decode_margin is None else f"decode margin {protocol.decode_margin:g}"
         )
-    if protocol.query_pooling is not None:
-        parts.append(f"{protocol.query_pooling} over the embeddings of a query's images")
-    if protocol.ap_at is not None:
-        parts.append(f"average precision cut at rank {protocol.ap_at}")
     return "; ".join(parts)
+
+
+def extras(protocol: Protocol) -> list[str]:
+    """What was done beyond the plain protocol, in words.
+
+    >>> extras(Protocol("reid", "market1501", (384, 128), flip=True, rerank={"k1": 20, "k2": 6, "lambda": 0.3}))
+    ['averaged with the mirror image', 're-ranked (k1 20, k2 6, lambda 0.3)']
+    """
+    rerank, expansion = protocol.rerank, protocol.query_expansion
+    parts = {
+        "averaged with the mirror image": protocol.flip,
+        f"averaged over sizes ({', '.join(f'{scale:g}' for scale in protocol.scales)})": protocol.scales,
+        f"{protocol.query_pooling} over the embeddings of a query's images": protocol.query_pooling,
+        f"queries expanded ({numbers(expansion)})": expansion,
+        f"re-ranked ({numbers(rerank)})": rerank,
+        f"mean over {protocol.single_shot} random galleries": protocol.single_shot,
+        f"average precision cut at rank {protocol.ap_at}": protocol.ap_at,
+    }
+    return [words for words, given in parts.items() if given]
+
+
+def numbers(settings: Mapping[str, float] | None) -> str:
+    """Settings of a step as text, "" where there are none.
+
+    >>> numbers({"k": 5, "alpha": 0.5})
+    'k 5, alpha 0.5'
+    """
+    return ", ".join(f"{key} {value:g}" for key, value in (settings or {}).items())
 
 
 def percent(fraction: float | None) -> str:

@@ -31,6 +31,8 @@ _WITHOUT_EFFECT = (
     # Stand in dropping and augmentation, where they have an effect.
     | {"dataset.drop_ratio", "dataset.erasing"}
 )
+#: Settings that came later, at the value by which everything was measured before.
+_BEFORE_THERE_WAS = {"evaluation.measure": "euclidean", "evaluation.single_shot": 100}
 #: What only a dropping branch looks at.
 _OF_THE_DROPPING_BRANCH = ("dropping.", "model.pooling")
 _PATHS = ("dataset.manifest", "dataset.options.manifest", "backbone.weights")
@@ -192,7 +194,7 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     unused = () if _drops(config) else _OF_THE_DROPPING_BRANCH
     kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("logger", "run_name", "callbacks")])
     for key, value in flatten(OmegaConf.to_container(kept, resolve=True)):  # type: ignore[arg-type]
-        if key in _WITHOUT_EFFECT or key.startswith(unused) or _is_off(value):
+        if key in _WITHOUT_EFFECT or key.startswith(unused) or _is_off(key, value):
             continue
         if key in _FOLLOW_THE_SEED and value == config.seed:
             continue
@@ -202,16 +204,17 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     return dict(sorted(flat.items()))
 
 
-def _is_off(value: Any) -> bool:
-    """Null, false and empty; 0 is a number like any other."""
-    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+def _is_off(key: str, value: Any) -> bool:
+    """Null, false and empty, and what a setting means that older results lack; 0 is a number like any other."""
+    off = value is None or value is False or (isinstance(value, str | list | dict) and not value)
+    return off or _BEFORE_THERE_WAS.get(key) == value
 
 
 def _evaluation(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in settings.items()
-        if key.startswith("evaluation.") and key not in _WITHOUT_EFFECT and not _is_off(value)
+        if key.startswith("evaluation.") and key not in _WITHOUT_EFFECT and not _is_off(key, value)
     }
 
 

@@ -1,11 +1,13 @@
 """LightningModule: network + losses + optimiser while training, embeddings + metrics while judging."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -41,10 +43,12 @@ class ReIDModule(pl.LightningModule):
         fingerprint: of the dataset that is trained on; goes into every checkpoint.
         normalize: one of ``NORMALIZATIONS``.
         precision: arithmetic of the embedding when judging: ``32-true``, or ``bf16-mixed`` for speed.
+        flip: judge the mean of the embeddings of each image and its mirror image.
+        scales: judge the mean of the embeddings of each image resized by these factors; empty: the image as it is.
         compile: run the training step's forward pass through ``torch.compile``.
 
     Raises:
-        ConfigError: an unknown ``normalize`` or ``precision``.
+        ConfigError: an unknown ``normalize`` or ``precision``, or a scale that is no factor above 0.
     """
 
     def __init__(
@@ -61,6 +65,8 @@ class ReIDModule(pl.LightningModule):
         schedule: Callable[[int], float] | None = None,
         normalize: str = "none",
         precision: str = "32-true",
+        flip: bool = False,
+        scales: Sequence[float] = (),
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -68,6 +74,10 @@ class ReIDModule(pl.LightningModule):
             raise ConfigError(f"evaluation.normalize={normalize!r}: choose one of {', '.join(NORMALIZATIONS)}")
         if precision not in ("32-true", "bf16-mixed"):
             raise ConfigError(f"evaluation.precision={precision!r}: choose 32-true or bf16-mixed")
+        if not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales):
+            raise ConfigError(
+                f"evaluation.scales={list(scales)}: give a list of factors above 0, such as [1,1.5], or null"
+            )
         self.network = network
         self.criterion = criterion
         self.metric = metric
@@ -76,7 +86,12 @@ class ReIDModule(pl.LightningModule):
         self.fingerprint = fingerprint
         self.normalize = normalize
         self.eval_precision = precision
+        self.flip = flip
+        self.scales = tuple(scales) or (1.0,)
         self.metrics: dict[str, float] = {}
+        self.plain_metrics: dict[str, float] | None = (
+            None  # without re-ranking and query expansion, where there was either
+        )
         self.metrics_epoch: int | None = None
         self.judge_seconds = 0.0
         self.judged: tuple[Tensor, Tensor | None] | None = None  # embeddings and which are queries, as last judged
@@ -144,13 +159,18 @@ class ReIDModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         try:
-            metrics = self.metric.compute()
+            metrics, plain = self.metric.compute(), self.metric.compute_plain()  # type: ignore[operator]
         except ValueError as error:
             raise EvaluationError(f"the embeddings can't be judged: {error}") from error
         # Kept now, while the ranks are still together and on their devices: afterwards nothing can be gathered.
         embeddings, _, _, is_query = self.metric.collected()  # type: ignore[operator]
         self.judged = (embeddings.cpu(), None if is_query is None else is_query.cpu())
+        if zeros := int((self.judged[0] == 0).all(1).sum()):
+            rank_zero_warn(
+                f"{zeros} of {len(embeddings)} test images have an embedding of zeros: equally near to all others"
+            )
         self.metrics = {name: float(value) for name, value in metrics.items()}
+        self.plain_metrics = None if plain is None else {name: float(value) for name, value in plain.items()}
         self.metrics_epoch = self.current_epoch
         self.judge_seconds = time.perf_counter() - self._judging_began
         # The same on every rank, which Lightning cannot know.
@@ -158,11 +178,22 @@ class ReIDModule(pl.LightningModule):
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """Embeddings that are judged: (N, 3, H, W) -> (N, D) float32, in ``precision``, scaled as ``normalize`` says."""
+        """Embeddings that are judged: (N, 3, H, W) -> (N, D) float32, in ``precision``, scaled as ``normalize`` says.
+
+        With ``flip`` or ``scales`` raw embeddings of all views are averaged first.
+        """
+        views = [resized for scale in self.scales for resized in self._views(images, scale)]
         mixed = self.eval_precision == "bf16-mixed"
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=mixed):
-            embeddings = self.network.embed(images)
-        return scale_embeddings(embeddings.float(), self.network.branch_dims, self.normalize)
+            embeddings = [self.network.embed(view).float() for view in views]
+        mean = embeddings[0] if len(views) == 1 else torch.stack(embeddings).mean(0)
+        return scale_embeddings(mean, self.network.branch_dims, self.normalize)
+
+    def _views(self, images: Tensor, scale: float) -> list[Tensor]:
+        if scale != 1:
+            size = [max(1, round(scale * side)) for side in images.shape[2:]]
+            images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+        return [images, images.flip(3)] if self.flip else [images]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["bdbnet"] = {

@@ -14,6 +14,7 @@ from bdbnet.datasets import Manifest
 from bdbnet.loading import ReIDDataModule
 from bdbnet.models import load_network, read_checkpoint
 from bdbnet.results import BEST, LAST, RESULT, Result
+from bdbnet.training.analysis import analyse, clear_analysis
 from bdbnet.training.callbacks import (
     FiniteLossGuard,
     History,
@@ -112,8 +113,10 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     quiet_libraries()
     keep_freed_memory()
     check_evaluation(config)
+    if not isinstance(config.analysis, bool):
+        raise ConfigError(f"analysis={config.analysis}: give true or false")
     path = Path(config.checkpoint).expanduser()
-    origin = _architecture(config, path)
+    origin = architecture_of(config, path)
     seed_everything(config.seed)
     network, _ = build_network(origin.config, num_classes=0)
     load_network(network, path, classifiers="drop")
@@ -127,6 +130,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     result = Result(
         kind="evaluate",
         metrics=module.metrics,
+        plain=module.plain_metrics,
         protocol=build_protocol(config, data),
         checkpoint=str(config.checkpoint),
         data=describe(manifest),
@@ -137,7 +141,11 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         seconds={"evaluate": round(module.judge_seconds, 2)},
         images_per_second={"evaluate": round(len(data.test_table) / module.judge_seconds, 2)},
     )
+    if trainer.is_global_zero:
+        clear_analysis(folder)
     _write(result, module, data, folder, config.evaluation.top_k)
+    if config.analysis and trainer.is_global_zero:
+        analyse(module, data, folder, config)
     return result
 
 
@@ -153,15 +161,27 @@ def describe(manifest: Manifest) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Origin:
-    """Where a network's architecture is known from."""
+class Origin:
+    """Where a network's architecture is known from.
+
+    Attributes:
+        config: groups ``model``, ``backbone`` and ``dropping``, for ``build_network``.
+        test_size: height and width of the test images it was trained for, pixels; None where the file doesn't say.
+        trained_with: configuration of its training, None for bare weights.
+    """
 
     config: DictConfig
     test_size: list[int] | None
     trained_with: dict[str, Any] | None
 
 
-def _architecture(config: DictConfig, path: Path) -> _Origin:
+def architecture_of(config: DictConfig, path: Path) -> Origin:
+    """The network that a checkpoint is for, by itself or by ``config.model`` and ``config.backbone`` for bare weights.
+
+    Raises:
+        ConfigError: both say it, or neither does.
+        CheckpointError: see ``read_checkpoint``.
+    """
     content = read_checkpoint(path)
     saved = content.get("bdbnet") if isinstance(content, dict) else None
     given = [group for group in ("model", "backbone") if config.get(group) is not None]
@@ -173,13 +193,13 @@ def _architecture(config: DictConfig, path: Path) -> _Origin:
             )
         parts = {"model": config.model, "backbone": {**config.backbone, "weights": "none"}}
         bare = OmegaConf.create({**parts, "dropping": {"_target_": "torch.nn.Identity"}})
-        return _Origin(bare, None, None)
+        return Origin(bare, None, None)
     if given:
         raise ConfigError(f"{' and '.join(f'{name}=' for name in given)}: leave out, {path} knows its own network")
     trained = OmegaConf.create(saved["config"])
     trained.backbone.weights = "none"
     size = trained.dataset.get("test_size") or trained.dataset.image_size
-    return _Origin(trained, list(size), saved["config"])
+    return Origin(trained, list(size), saved["config"])
 
 
 def _record_training(
@@ -201,6 +221,7 @@ def _record_training(
     result = Result(
         kind="train",
         metrics=module.metrics,
+        plain=module.plain_metrics,
         protocol=build_protocol(config, data),
         checkpoint="last",
         data=describe(manifest) | ({} if (count := history.replaced_images) is None else {"replaced_images": count}),

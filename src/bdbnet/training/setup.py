@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import pytorch_lightning.callbacks
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torchmetrics import Metric
 
@@ -19,7 +20,7 @@ from bdbnet.models import EmbeddingNetwork, initialize_from
 from bdbnet.retrieval import POOLINGS, ReIDMetrics, RetrievalRecall
 from bdbnet.training.callbacks import EpochTimer
 from bdbnet.training.criterion import BranchLosses
-from bdbnet.training.data import is_reid, query_pooling
+from bdbnet.training.data import is_reid, query_expansion, query_pooling, reranking, single_shot
 from bdbnet.training.module import ParameterGroups, ReIDModule
 
 #: Keys of the trainer group that are ours, not Lightning's.
@@ -97,17 +98,28 @@ def build_network(config: DictConfig, num_classes: int) -> tuple[EmbeddingNetwor
     return network, initialize_from(network, weights)
 
 
-def build_metric(config: DictConfig) -> Metric:
-    """What the dataset's protocol is judged by."""
+def build_metric(config: DictConfig, *, progress: bool = False) -> Metric:
+    """What the dataset's protocol is judged by; with ``progress`` re-ranking shows a bar."""
     evaluation = config.evaluation
-    if is_reid(config):
-        return ReIDMetrics(
-            tuple(evaluation.ranks),
-            ap_at=evaluation.ap_at,
-            chunk_memory_mb=evaluation.chunk_memory_mb,
-            query_pooling=query_pooling(config),
-        )
-    return RetrievalRecall(tuple(evaluation.recall_at), chunk_memory_mb=evaluation.chunk_memory_mb)
+    try:
+        search: dict[str, Any] = {
+            "measure": evaluation.measure,
+            "query_expansion": query_expansion(config),
+            "rerank": reranking(config),
+            "chunk_memory_mb": evaluation.chunk_memory_mb,
+            "progress": progress and rank_zero_only.rank == 0,  # type: ignore[attr-defined]
+        }
+        if is_reid(config):
+            return ReIDMetrics(
+                tuple(evaluation.ranks),
+                ap_at=evaluation.ap_at,
+                query_pooling=query_pooling(config),
+                single_shot=single_shot(config),
+                **search,
+            )
+        return RetrievalRecall(tuple(evaluation.recall_at), precision=True, **search)
+    except ValueError as error:
+        raise ConfigError(f"evaluation: {error}") from error
 
 
 def check_lengths(config: DictConfig) -> None:
@@ -137,7 +149,7 @@ def check_evaluation(config: DictConfig) -> None:
     for key in ("ranks", "recall_at"):
         if not settings[key] or not all(_is_whole(value, 1) for value in settings[key]):
             raise ConfigError(f"evaluation.{key}={settings[key]}: give a list of whole numbers of at least 1")
-    for key, least in (("every_n_epochs", 1), ("top_k", 0)):
+    for key, least in (("every_n_epochs", 1), ("top_k", 0), ("single_shot", 1)):
         if not _is_whole(settings[key], least):
             raise ConfigError(f"evaluation.{key}={settings[key]}: give a whole number of at least {least}")
     if settings.ap_at is not None and not _is_whole(settings.ap_at, 1):
@@ -183,12 +195,14 @@ def build_module(
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return ReIDModule(
         network,
-        metric=build_metric(config),
+        metric=build_metric(config, progress=not train),
         config=plain,
         num_classes=num_classes,
         fingerprint=fingerprint,
         normalize=config.evaluation.normalize,
         precision=config.evaluation.precision,
+        flip=config.evaluation.flip,
+        scales=config.evaluation.scales or (),
         **settings,
     )
 

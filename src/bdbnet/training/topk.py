@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.loading import ReIDDataModule
 from bdbnet.results import TOP_K, write_atomically
-from bdbnet.retrieval import ReIDMetrics, pool_queries, top_k
+from bdbnet.retrieval import top_k
 from bdbnet.training.module import ReIDModule
+from bdbnet.training.searched import by_camera, searched
 
 
 def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, *, k: int) -> Path | None:
-    """Write each query's k nearest gallery images, under the rule by which the metrics were computed.
+    """Write each query's k nearest gallery images, in the order and under the rule by which the metrics were computed.
 
-    Columns: ``query_index``, ``rank`` (from 1), ``gallery_index`` (both rows of the test set), ``distance`` (Euclidean),
+    Columns: ``query_index``, ``rank`` (from 1), ``gallery_index`` (both rows of the test set), ``distance`` (Euclidean or cosine),
     ``query_path``, ``gallery_path`` (relative to the dataset's root), ``query_label``, ``gallery_label``, ``query_camera``,
     ``gallery_camera``, ``correct``;
     ``query_x1`` ... ``gallery_y2`` where images have boxes. A multi-query stands under its first image. For rank 0 alone.
@@ -28,24 +28,15 @@ def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, 
     """
     if k == 0 or module.judged is None:
         return None
-    embeddings, is_query = module.judged
     table = data.test_table
-    labels, cameras, split = (table[name].to_numpy() for name in ("label", "camera", "split"))
-    queries, gallery = np.flatnonzero(split != "gallery"), np.flatnonzero(split != "query")
-    filters: dict[str, Any] = {}
-    if isinstance(module.metric, ReIDMetrics) and data.manifest.has_cameras:
-        if is_query is not None and module.metric.query_pooling is not None:
-            of_images = torch.from_numpy(labels[queries]), torch.from_numpy(cameras[queries])
-            pooled = pool_queries(embeddings[is_query], *of_images, module.metric.query_pooling)
-            embeddings = torch.cat([embeddings[~is_query], pooled.embeddings])
-            is_query = torch.arange(len(embeddings)) >= len(gallery)
-            queries = queries[pooled.first.numpy()]
-        filters = {"query_labels": labels[queries], "query_cameras": cameras[queries]}
-        filters |= {"gallery_labels": labels[gallery], "gallery_cameras": cameras[gallery]}
-    if is_query is None:
-        nearest, distances = top_k(embeddings, None, k, **filters)
-    else:
-        nearest, distances = top_k(embeddings[is_query], embeddings[~is_query], k, **filters)
+    labels, cameras = table["label"].to_numpy(), table["camera"].to_numpy()
+    query, gallery_embeddings, queries, gallery = searched(module, data)
+    options: dict[str, Any] = {"search": module.metric.search}
+    if by_camera(module, data):
+        options |= {"query_labels": labels[queries], "query_cameras": cameras[queries]}
+        options |= {"gallery_labels": labels[gallery], "gallery_cameras": cameras[gallery]}
+    same_set = query is gallery_embeddings
+    nearest, distances = top_k(query, None if same_set else gallery_embeddings, k, **options)
     row, place = np.nonzero(nearest >= 0)  # a query may have fewer than k gallery images to be compared with
     q, g = queries[row], gallery[nearest[row, place]]
     paths = table["path"].to_numpy()
