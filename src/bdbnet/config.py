@@ -39,18 +39,25 @@ PATH_KEYS = frozenset(
         "backbone.weights",
         "checkpoint",
         "ckpt_path",
+        "images",
+        "index",
+        "index_folder",
+        "output",
+        "queries",
+        "root",
         "data_root",
         "output_root",
         "run",
         "summary",
         "weights_root",
+        "against",
     }
     | {"dataset.manifest", "dataset.root", "loading.cache_root"}
 )
 
 #: Keys that change no number of a run: names, places, and the machine's share of the work.
 WITHOUT_EFFECT = frozenset(
-    {"ckpt_path", "data_root", "output_root", "overwrite", "run_name", "sweep_name"}
+    {"analysis", "ckpt_path", "data_root", "output_root", "overwrite", "run_name", "sweep_name"}
     | {"dataset.options.workers", "dataset.root"}
     | {f"loading.{key}" for key in ("cache", "cache_root", "num_workers")}
     | {f"trainer.{key}" for key in ("accelerator", "devices", "log_every_n_steps", "max_time", "num_nodes")}

@@ -1,0 +1,71 @@
+"""The page of a search: pictures of the queries and of what was found."""
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bdbnet.reporting.html import html_row, html_table, page
+from bdbnet.reporting.pictures import box_of, picture
+from bdbnet.reporting.wording import distance
+
+
+def search_page(
+    rows: pd.DataFrame, query_root: Path, gallery_root: Path, *, queries: int, facts: Mapping[str, str], name: str
+) -> str:
+    """The HTML text of a page that needs no other file.
+
+    Args:
+        rows: of `results_table`, at least those of the queries that are shown.
+        query_root, gallery_root: folders that the paths are relative to.
+        queries: so many queries are shown, the first ones.
+        facts: what was searched and how; plain text.
+        name: of the gallery, its heading.
+    """
+    shown = rows[rows["query_index"] < queries]
+    lists = [_ranks(hits, query_root, gallery_root) for _, hits in shown.groupby("query_index")]
+    total = rows["query_index"].nunique()
+    marks = (
+        " <b>✓</b> solid green border: the query's label. <b>✗</b> dashed red border: another label."
+        if "correct" in rows
+        else ""
+    )
+    found = (
+        f'<section>\n<h2>Found</h2>\n<p class="soft">{len(lists):,} of {total:,} queries. The query at the left, then the '
+        f"images nearest to it with rank and distance.{marks}</p>\n{''.join(lists)}</section>"
+    )
+    table = html_table(
+        ["", ""], [html_row(escape(key.capitalize()), [escape(value)]) for key, value in facts.items()], "runs"
+    )
+    return page(name, "Search", facts["gallery"], [found, f"<section>\n<h2>Search</h2>\n{table}\n</section>"])
+
+
+def _ranks(hits: pd.DataFrame, query_root: Path, gallery_root: Path) -> str:
+    records = hits.to_dict("records")
+    first = records[0]
+    items = [
+        f'<li class="asked">{picture(query_root, first["query_path"], "query", box_of(first, "query"))}<b>query</b>'
+        f"{_known(first, 'query')}</li>"
+    ]
+    for row in records:
+        word, mark = {True: ("right", " ✓"), False: ("wrong", " ✗"), None: ("", "")}[row.get("correct")]
+        away = distance(float(row["distance"]))
+        alt = f"rank {row['rank']}{f', {word}' if word else ''}, distance {away}"
+        items.append(
+            f'<li class="{word}">{picture(gallery_root, row["gallery_path"], alt, box_of(row, "gallery"))}'
+            f"<b>{row['rank']}{mark}</b><span>{away}</span>{_known(row, 'gallery')}</li>"
+        )
+    ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"
+    return f'<div class="query">\n<p><code>{escape(first["query_path"])}</code></p>\n{ranks}\n</div>\n'
+
+
+def _known(row: Mapping[Any, Any], of: str) -> str:
+    """Label and camera, as far as they are known."""
+    parts = []
+    for column, word in (("label", "label"), ("camera", "cam")):
+        value = row.get(f"{of}_{column}", -1)
+        if value >= 0:
+            parts.append(f"<span>{word} {value}</span>")
+    return "".join(parts)

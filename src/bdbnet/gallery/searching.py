@@ -1,0 +1,258 @@
+"""A search of queries in a set of embeddings, from what the command is given to a table of what was found."""
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from bdbnet.config import ConfigError
+from bdbnet.datasets import BOX_COLUMNS
+from bdbnet.gallery.embedding import embedder_of
+from bdbnet.gallery.pages import search_page
+from bdbnet.gallery.sources import find_images
+from bdbnet.gallery.store import EmbeddingStore, check_same_model
+from bdbnet.results import write_atomically
+from bdbnet.retrieval.exact_index import ExactIndex, Filter, GalleryIndex
+from bdbnet.retrieval.faiss_index import FaissIndex
+from bdbnet.retrieval.index_quality import IndexQuality, measure_index
+from bdbnet.retrieval.milvus_index import MilvusIndex
+
+# Files of a search.
+FOUND = "search.parquet"
+PAGE = "search.html"
+
+ENGINES = ("exact", "faiss_ivf", "faiss_hnsw", "milvus")
+COLUMNS = ("path", "label", "camera", "time", *BOX_COLUMNS)
+
+_ENOUGH_QUERIES = 100  # below that many the recall is measured on gallery images instead
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Embeddings (Q, D) of the queries, their table with `path` and what else is known, and the folder of their paths."""
+
+    embeddings: np.ndarray
+    table: pd.DataFrame
+    root: Path
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        rows: see `results_table`.
+        facts: what was searched and how, as texts under short names.
+    """
+
+    rows: pd.DataFrame
+    facts: dict[str, str]
+
+
+def search(config: DictConfig, folder: Path) -> Found:
+    """Search for the queries of ``config`` in its index; writes ``search.parquet`` and ``search.html`` to ``folder``.
+
+    Raises:
+        ConfigError, StoreError, GalleryIndexError and what `read_queries` raises: see there.
+    """
+    gallery = EmbeddingStore.open(config.index)
+    if config.k > len(gallery):
+        raise ConfigError(f"k={config.k}: {config.index} holds {len(gallery):,} images, so k is at most that")
+    queries = read_queries(config, gallery)
+    allowed = filter_of(config, gallery, queries)
+    index = open_index(config, gallery)
+    parts = [] if config.same_camera else ["not the query's own camera"]
+    parts += [f"{key} {config[key]}" for key in ("after", "before") if config[key] is not None]
+    facts = {
+        "gallery": f"{len(gallery):,} images, embeddings of {gallery.dimensions} numbers",
+        "queries": f"{len(queries.table):,} from {config.images or config.queries}",
+        "network": f"{gallery.model.checkpoint}, images of {' x '.join(map(str, gallery.model.image_size))} pixels",
+        "distance": config.measure,
+        "filter": ", ".join(parts) or "none",
+        "engine": config.engine,
+    }
+    if config.engine != "exact":
+        built = "kept from before" if index.build_seconds is None else f"built in {index.build_seconds:.1f} s"
+        quality = quality_of(index, index_folder(config) / f"{config.engine}.recall.json", queries.embeddings)
+        facts["engine"] += f", {built}; without a filter {quality}"
+    rows = results_table(queries, gallery, *index.search(queries.embeddings, config.k, allowed=allowed))
+    buffer = io.BytesIO()
+    rows.to_parquet(buffer, index=False)
+    write_atomically(folder / FOUND, buffer.getvalue())
+    name = Path(config.index).resolve().name
+    text = search_page(rows, queries.root, gallery.root, queries=config.pictures, facts=facts, name=name)
+    write_atomically(folder / PAGE, text.encode("utf-8", "xmlcharrefreplace"))
+    return Found(rows, facts)
+
+
+def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
+    """The queries that `config.images` or `config.queries` names, as embeddings that can be compared with the gallery's.
+
+    Raises:
+        ConfigError: neither or both are given, or the gallery's checkpoint is not where it was.
+        StoreError: the queries' embeddings are of another model.
+        DatasetError, ImageError, CheckpointError: see `find_images`, `Embedder.embed` and `embedder_of`.
+    """
+    if (config.images is None) == (config.queries is None):
+        raise ConfigError(
+            "what is searched for? Give images=, a file, folder or table, or queries=, a folder that bdbnet.embed made; "
+            "one of the two"
+        )
+    if config.queries is not None:
+        store = EmbeddingStore.open(config.queries)
+        check_same_model(gallery.model, store.model)
+        return Queries(store.embeddings, store.table, store.root)
+    images = find_images(config.images, root=config.root)
+    checkpoint = gallery.model.checkpoint if config.checkpoint is None else config.checkpoint
+    if not Path(checkpoint).expanduser().is_file():
+        raise ConfigError(
+            f"{checkpoint}: no such file, but the network in it made the embeddings of {config.index} and has to make those "
+            "of the queries. Say where it is now: checkpoint=FILE"
+        )
+    embedder = embedder_of(gallery.model, checkpoint=checkpoint, accelerator=config.accelerator)
+    size = config.batch_size
+    batches = [list(range(begin, min(begin + size, len(images)))) for begin in range(0, len(images), size)]
+    embeddings = np.empty((len(images), gallery.dimensions), np.float32)
+    with tqdm(total=len(images), unit=" images", desc="embedding", leave=False, disable=None) as bar:
+        for part in embedder.embed(images, batches, num_workers=config.num_workers):
+            embeddings[part.rows] = part.embeddings
+            bar.update(len(part.rows))
+    return Queries(embeddings, images.table, images.root)
+
+
+def open_index(config: DictConfig, gallery: EmbeddingStore) -> GalleryIndex:
+    """The gallery behind the engine that `config.engine` names; an approximate one is built if it is not there yet.
+
+    Raises:
+        ConfigError: an unknown engine.
+        GalleryIndexError: see the engines.
+    """
+    if config.engine not in ENGINES:
+        raise ConfigError(f"engine={config.engine}: choose one of {', '.join(ENGINES)}")
+    columns: dict[str, Any] = {
+        "cameras": gallery.table.get("camera"),
+        "times": gallery.table.get("time"),
+        "measure": config.measure,
+        "fingerprint": gallery.fingerprint,
+    }
+    if config.engine == "exact":
+        return ExactIndex(gallery.embeddings, **columns)
+    folder = index_folder(config)
+    if config.engine == "milvus":
+        uri = folder / "milvus.db" if config.milvus.uri is None else config.milvus.uri
+        with tqdm(total=len(gallery), unit=" images", desc="inserting", leave=False, disable=None) as bar:
+            return MilvusIndex(
+                gallery.embeddings,
+                uri=uri,
+                timeout=config.milvus.timeout,
+                **config.hnsw,
+                **columns,
+                progress=lambda done: bar.update(done - bar.n),
+            )
+    kind = config.engine.removeprefix("faiss_")
+    return FaissIndex(gallery.embeddings, kind=kind, folder=folder, **config[kind], **columns)
+
+
+def index_folder(config: DictConfig) -> Path:
+    """Where an approximate engine keeps its files."""
+    return Path(config.index if config.index_folder is None else config.index_folder).expanduser()
+
+
+def quality_of(index: GalleryIndex, record: Path, queries: np.ndarray) -> IndexQuality:
+    """What an approximate index is worth, measured once and kept in the file `record` for as long as it holds.
+
+    It is measured on the queries if there are at least 100 of them, else on images of the gallery.
+    """
+    try:
+        known = json.loads(record.read_text())
+        if known["settings"] == index.settings:
+            return IndexQuality(**known["quality"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass
+    quality = measure_index(index, queries if len(queries) >= _ENOUGH_QUERIES else index.embeddings)
+    content = {"settings": index.settings, "quality": asdict(quality)}
+    write_atomically(record, (json.dumps(content, indent=2) + "\n").encode())
+    return quality
+
+
+def filter_of(config: DictConfig, gallery: EmbeddingStore, queries: Queries) -> Filter:
+    """What the settings `same_camera`, `after` and `before` allow to find.
+
+    Raises:
+        ConfigError: no time, or a filter on a camera or a time that is not known.
+    """
+    after, before = (_seconds(config[key], key) for key in ("after", "before"))
+    for key, value in (("after", after), ("before", before)):
+        if value is not None and "time" not in gallery.table:
+            raise ConfigError(
+                f"{key}={config[key]}: no times are known in {config.index}. Embed its images from a table with a column "
+                "time, or leave it out."
+            )
+    if config.same_camera:
+        return Filter(None, after, before)
+    for name, table in ((config.index, gallery.table), (config.images or config.queries, queries.table)):
+        unknown = np.flatnonzero(table["camera"] < 0) if "camera" in table else np.arange(len(table))
+        if len(unknown):
+            raise ConfigError(
+                f"same_camera=false: the camera of {len(unknown):,} of the {len(table):,} images of {name} is not known, the "
+                f"first is {table['path'].iloc[unknown[0]]}. Name them from a table with a column camera, or leave same_camera "
+                "out."
+            )
+    return Filter(queries.table["camera"].to_numpy(), after, before)
+
+
+def _seconds(value: Any, key: str) -> float | None:
+    """Seconds since 1970 of a number or an ISO 8601 date and time, in UTC where it has no zone."""
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
+        raise ConfigError(
+            f"{key}={value}: give seconds since 1970, or a date or date and time as in 2024-05-31T18:30:00+02:00"
+        ) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def results_table(
+    queries: Queries, gallery: EmbeddingStore, indices: np.ndarray, distances: np.ndarray
+) -> pd.DataFrame:
+    """A row for each image found: `query_index`, `rank` (from 1), `distance`, and for query and image what their tables
+    hold, as `query_path`, `gallery_path`, `query_label`, `gallery_label` and so on; `correct` where both have labels."""
+    query, place = np.nonzero(indices >= 0)
+    rows = pd.DataFrame({"query_index": query, "rank": place + 1, "distance": distances[query, place]})
+    for name, table, chosen in (
+        ("query", queries.table, query),
+        ("gallery", gallery.table, indices[query, place]),
+    ):
+        for column in COLUMNS:
+            if column in table:
+                rows[f"{name}_{column}"] = table[column].to_numpy()[chosen]
+    if {"query_label", "gallery_label"} <= {*rows}:
+        rows["correct"] = rows["query_label"] == rows["gallery_label"]
+    return rows
+
+
+def results_text(rows: pd.DataFrame, queries: int) -> str:
+    """The hits of the first queries as text."""
+    lines = []
+    for _, hits in rows[rows["query_index"] < queries].groupby("query_index"):
+        lines.append(_described(hits.iloc[0], "query"))
+        for row in hits.to_dict("records"):
+            mark = {True: " ✓", False: " ✗"}[row["correct"]] if "correct" in row else ""
+            lines.append(f"{row['rank']:>5}{mark}  {row['distance']:<10.4g}  {_described(row, 'gallery')}")
+    return "\n".join(lines)
+
+
+def _described(row: Any, of: str) -> str:
+    """Path, label and camera, as far as they are known."""
+    known = [f"{word} {row[key]}" for word in ("label", "camera") if (key := f"{of}_{word}") in row and row[key] >= 0]
+    return "  ".join([row[f"{of}_path"], *known])

@@ -1,0 +1,314 @@
+"""Embedding a set of images into a folder, shard by shard, so that a run that is killed goes on where it stopped.
+
+Several processes may share the work: each takes every `world_size`-th shard, and whichever finds all of them complete
+puts them together. They meet in the folder alone.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import safetensors.numpy
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from bdbnet.config import ConfigError
+from bdbnet.gallery.embedding import Embedded, Embedder, EmbeddingError
+from bdbnet.gallery.sources import Images
+from bdbnet.gallery.store import (
+    FORMATS,
+    META,
+    PLAN,
+    SCHEMA,
+    SHARDS,
+    SKIPPED,
+    TABLE,
+    ModelStamp,
+    StoreError,
+    check_same_model,
+    write_store,
+)
+from bdbnet.results import write_atomically
+
+_LOCK = ".lock"
+
+
+class Ranks(NamedTuple):
+    """This process among those that share the work."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a process did.
+
+    Attributes:
+        embedded: images that it embedded.
+        seconds: what that took.
+        missing: shards of other processes that are not there yet; 0: the folder is complete.
+    """
+
+    embedded: int
+    seconds: float
+    missing: int
+
+
+def ranks_of_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """This process as torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's srun (SLURM_PROCID, SLURM_NTASKS) numbers it.
+
+    Raises:
+        ConfigError: the numbers make no sense; names the variables.
+    """
+    for names in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    ):
+        if names[0] not in environment or names[1] not in environment:
+            continue
+        try:
+            rank, size, local = (int(environment.get(name, "0")) for name in names[:3])
+            ranks = Ranks(rank, size, local, int(environment.get(names[3], "1")))
+        except ValueError:
+            ranks = Ranks(-1)
+        if not 0 <= ranks.rank < ranks.world_size or ranks.local_rank < 0 or ranks.local_size < 1:
+            found = ", ".join(f"{name}={environment[name]}" for name in names if name in environment)
+            raise ConfigError(
+                f"{found}: these variables should number the processes from 0; unset them for a single one"
+            )
+        return ranks
+    return Ranks()
+
+
+def embed_into(
+    folder: Path,
+    embedder: Embedder,
+    images: Images,
+    *,
+    shard_size: int = 8192,
+    batch_size: int = 128,
+    format: str = "safetensors",
+    skip_unreadable: bool = False,
+    overwrite: bool = False,
+    num_workers: int | None = None,
+    ranks: Ranks | None = None,
+    progress: bool = True,
+) -> Outcome:
+    """Embed `images` into `folder`, or go on with that; nothing is done where it is complete.
+
+    Args:
+        shard_size: images that are written at once, and at most embedded again after the process was killed.
+        format: of the complete embeddings, `safetensors` or `parquet`.
+        skip_unreadable: leave images out that can't be read; `skipped.csv` lists them.
+        overwrite: throw away what embeddings `folder` holds.
+        ranks: this process among those that share the work; None: it is alone.
+
+    Raises:
+        ConfigError: an unknown format or a size below 1.
+        StoreError: the folder holds embeddings of other images or settings.
+        ImageError, EmbeddingError: see `Embedder.embed`.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format={format}: choose one of {', '.join(FORMATS)}")
+    for name, size in (("shard_size", shard_size), ("loading.test_batch_size", batch_size)):
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ConfigError(f"{name}={size}: give a whole number of at least 1")
+    ranks = ranks or Ranks()
+    if overwrite and ranks.world_size > 1:
+        raise ConfigError(
+            "overwrite=true: several processes can't throw a folder away together; delete it before they start"
+        )
+    run = _Run(folder, embedder, images, shard_size, batch_size, format)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / _LOCK):
+        if overwrite:
+            clear_folder(folder)
+        run.begin()
+        own = [shard for shard in range(ranks.rank, run.shards, ranks.world_size) if run.is_missing(shard)]
+    began = time.perf_counter()
+    batches = [batch for shard in own for batch in run.batches(shard)]
+    total = sum(map(len, batches))
+    if own:
+        options: dict[str, Any] = {"num_workers": num_workers, "local_ranks": ranks.local_size}
+        stream = embedder.embed(images, batches, skip_unreadable=skip_unreadable, **options)
+        with tqdm(total=total, desc="embedding", unit=" images", disable=None if progress else True) as bar:
+            for shard in own:
+                run.write(shard, [_counted(bar, next(stream)) for _ in run.batches(shard)])
+    seconds = time.perf_counter() - began
+    with FileLock(folder / _LOCK):
+        missing = run.finish()
+    return Outcome(total, seconds, missing)
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove the embeddings in `folder`, complete or not, and nothing else."""
+    # meta.json first: from then on it is a store no more.
+    for name in (META, PLAN, TABLE, SKIPPED, *(f"embeddings.{format}" for format in FORMATS)):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Images on their way into a folder. `begin` and `finish` need the folder's lock."""
+
+    folder: Path
+    embedder: Embedder
+    images: Images
+    shard_size: int
+    batch_size: int
+    format: str
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self.images) // self.shard_size)
+
+    def is_missing(self, shard: int) -> bool:
+        return not (self.folder / META).exists() and not self._file(shard).exists()
+
+    def batches(self, shard: int) -> list[range]:
+        """Rows of a shard's images, in batches."""
+        rows = self._rows(shard)
+        return [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
+
+    def begin(self) -> None:
+        """Write down what the folder will hold, or compare it with what another process wrote."""
+        plan = {
+            "schema": SCHEMA,
+            "source": self.images.source,
+            "count": len(self.images),
+            "images": _fingerprint(self.images),
+            "shard_size": self.shard_size,
+            "format": self.format,
+            "model": asdict(self.embedder.stamp),
+        }
+        path = self.folder / PLAN
+        if not path.exists():
+            write_atomically(path, (json.dumps(plan, indent=2) + "\n").encode())
+            return
+        try:
+            there = json.loads(path.read_text())
+            if there["schema"] != SCHEMA:
+                raise ValueError(f"schema {there['schema']}, this version writes {SCHEMA}")
+            self._check_same(there, plan)
+        except StoreError as error:
+            raise StoreError(
+                f"{self.folder} is of something else: {error} overwrite=true throws away what is there, output=<another folder> "
+                "keeps it."
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} is damaged ({error}): overwrite=true starts again") from error
+
+    def write(self, shard: int, parts: list[Embedded]) -> None:
+        """Write a shard: the rows of its images, their embeddings, and why others were left out."""
+        tensors = {
+            "rows": np.concatenate([part.rows for part in parts]),
+            "embeddings": np.concatenate([part.embeddings for part in parts]),
+        }
+        unreadable = {row: reason for part in parts for row, reason in part.unreadable.items()}
+        write_atomically(self._file(shard), safetensors.numpy.save(tensors, {"unreadable": json.dumps(unreadable)}))
+
+    def finish(self) -> int:
+        """Put the shards together if all are there; the number of those that are missing."""
+        if not (self.folder / META).exists():
+            if missing := sum(not self._file(shard).exists() for shard in range(self.shards)):
+                return missing
+            self._merge()
+        # Also what a process left behind that was killed: nobody else writes while the lock is held.
+        shutil.rmtree(self.folder / SHARDS, ignore_errors=True)
+        for temporary in self.folder.glob(".*.*.*"):
+            temporary.unlink(missing_ok=True)
+        return 0
+
+    def _merge(self) -> None:
+        rows: list[np.ndarray] = []
+        unreadable: dict[int, str] = {}
+        for shard in range(self.shards):
+            own, reasons = self._read(shard)
+            if sorted([*own, *reasons]) != [*self._rows(shard)]:
+                raise self._damaged(shard, "other rows than its own")
+            rows.append(own)
+            unreadable |= reasons
+        table = self.images.table.iloc[np.concatenate(rows)].reset_index(drop=True)
+        if table.empty:
+            raise EmbeddingError(f"none of the {len(self.images)} images can be read; the first: {unreadable[0]}")
+        if unreadable:
+            listed = {"path": self.images.table["path"].iloc[[*unreadable]], "reason": [*unreadable.values()]}
+            write_atomically(self.folder / SKIPPED, pd.DataFrame(listed).to_csv(index=False).encode())
+        write_store(
+            self.folder,
+            (self._embeddings(shard) for shard in range(self.shards)),
+            table,
+            root=self.images.root,
+            model=self.embedder.stamp,
+            source=self.images.source,
+            skipped=len(unreadable),
+            format=self.format,
+        )
+
+    def _read(self, shard: int) -> tuple[np.ndarray, dict[int, str]]:
+        try:
+            with safe_open(self._file(shard), "np") as file:
+                reasons = json.loads(file.metadata()["unreadable"])
+                return file.get_tensor("rows"), {int(row): reason for row, reason in reasons.items()}
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(shard, error) from error
+
+    def _embeddings(self, shard: int) -> np.ndarray:
+        try:
+            with safe_open(self._file(shard), "np") as file:
+                embeddings: np.ndarray = file.get_tensor("embeddings")
+                return embeddings
+        except SafetensorError as error:
+            raise self._damaged(shard, error) from error
+
+    def _damaged(self, shard: int, reason: object) -> StoreError:
+        return StoreError(f"{self._file(shard)} is damaged ({reason}): delete it and run the same command again")
+
+    def _check_same(self, there: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+        """Raise StoreError that says what differs."""
+        check_same_model(ModelStamp.from_json(there["model"]), self.embedder.stamp)
+        if there["images"] != plan["images"]:
+            images = [f"{record['count']:,} of {record['source']}" for record in (there, plan)]
+            raise StoreError(f"it has the images {images[0]}, not the {images[1]} as they are now.")
+        for key in ("shard_size", "format"):
+            if there[key] != plan[key]:
+                raise StoreError(f"it was begun with {key}={there[key]}, not {plan[key]}.")
+
+    def _rows(self, shard: int) -> range:
+        return range(len(self.images))[shard * self.shard_size : (shard + 1) * self.shard_size]
+
+    def _file(self, shard: int) -> Path:
+        return self.folder / SHARDS / f"{shard:06d}.safetensors"
+
+
+def _counted(bar: tqdm, part: Embedded) -> Embedded:
+    bar.update(len(part.rows) + len(part.unreadable))
+    return part
+
+
+def _fingerprint(images: Images) -> str:
+    """Identifies images by what the table says of them, and by size and time of change of their files."""
+    digest = hashlib.sha256(images.manifest.fingerprint.encode())
+    digest.update(" ".join(images.table.columns).encode())
+    if "time" in images.table.columns:
+        digest.update(images.table["time"].to_numpy().tobytes())
+    for path in images.manifest.paths:
+        try:
+            status = os.stat(path)  # noqa: PTH116  (a Path for each of 100,000 files takes as long as the call)
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        except OSError:  # reading the image says what is wrong
+            digest.update(b"absent\n")
+    return digest.hexdigest()

@@ -1,0 +1,193 @@
+"""What is to be embedded: a folder, a table, one file, or a part of a dataset of the suite."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+from omegaconf import DictConfig
+
+from bdbnet.datasets import BOX_COLUMNS, DatasetError, Manifest
+from bdbnet.datasets.class_folders import IMAGE_SUFFIXES, require_utf8
+from bdbnet.datasets.layout import missing_files
+from bdbnet.datasets.manifest import expanded
+from bdbnet.training.data import read_manifest, settle_protocol
+
+SPLITS = ("query", "gallery", "train", "test", "all")
+
+_OPTIONAL = ("label", "camera", "time")
+_TABLES = (".csv", ".parquet", ".pq")
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images to embed.
+
+    Attributes:
+        manifest: a row per image, for reading them; its labels and cameras are made up where none are known.
+        table: the same rows with what is known: `path`, and `label`, `camera`, `time`, `x1 y1 x2 y2` where given.
+        source: what was named, as given.
+    """
+
+    manifest: Manifest
+    table: pd.DataFrame
+    source: str
+
+    @property
+    def root(self) -> Path:
+        """Folder that the paths are relative to."""
+        return self.manifest.root
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def find_images(images: str | Path, *, root: str | Path | None = None) -> Images:
+    """The images that `images` names.
+
+    - A folder: every image file in it and in the folders below, sorted by path. Names with a leading dot are left out.
+    - A CSV file (UTF-8, commas, column names in the first line) or Parquet file with a row per image and the columns
+      `path` (relative to `root`; default: the table's folder), and optional `label` (a whole number), `camera` (0 or
+      more), `time` (seconds since 1970, or an ISO 8601 date and time, in UTC where it has no zone; may be empty) and
+      `x1 y1 x2 y2` (a box in pixels, right and lower edge excluded). Further columns are left out.
+    - One image file.
+
+    Raises DatasetError that names table, row (the first row of data is 1) and column, or the folder without images.
+    """
+    place = expanded(images).absolute()
+    require_utf8(str(place))
+    if not place.exists():
+        raise DatasetError(f"images={images}: there is no such file or folder")
+    if not place.is_dir() and place.suffix.lower() in _TABLES:
+        base = place.parent if root is None else expanded(root).absolute()
+        return _from_table(place, base, str(images))
+    if root is not None:
+        raise DatasetError(
+            f"root={root} is what the paths of a table are relative to, and {images} is no table: leave root= out"
+        )
+    if place.is_dir():
+        paths = _image_files(place)
+        if not paths:
+            raise DatasetError(
+                f"images={images}: there is no image ({' '.join(IMAGE_SUFFIXES)}) in this folder or below"
+            )
+        return _known(pd.DataFrame({"path": paths}), place, str(images), place)
+    if place.suffix.lower() not in IMAGE_SUFFIXES:
+        raise DatasetError(
+            f"images={images}: neither a folder, a table ({' '.join(_TABLES)}) nor an image ({' '.join(IMAGE_SUFFIXES)})"
+        )
+    return _known(pd.DataFrame({"path": [place.name]}), place.parent, str(images), place)
+
+
+def dataset_images(dataset: DictConfig, split: str) -> Images:
+    """The images of one part of a dataset: `query`, `gallery`, `train`, `test` (queries, then the rest of the gallery, as
+    they are judged) or `all`.  Settles the dataset's protocol and image size as judging does.
+
+    Raises DatasetError for an unknown part or one without images.
+    """
+    if split not in SPLITS:
+        raise DatasetError(f"split={split}: choose one of {', '.join(SPLITS)}")
+    manifest = read_manifest(dataset)
+    settle_protocol(dataset, manifest)
+    table = manifest.table
+    if split == "test":
+        manifest.require("query", "gallery")
+        table = pd.concat([table[table["split"].isin(("query", "test"))], table[table["split"] == "gallery"]])
+    elif split != "all":
+        manifest.require(split)  # type: ignore[arg-type]
+        table = manifest.subset(split).table  # type: ignore[arg-type]
+    part = manifest.with_rows(table.reset_index(drop=True))
+    return Images(part, part.table.drop(columns="split"), f"{manifest.name}, {split}")
+
+
+def _image_files(folder: Path) -> list[str]:
+    """Paths of the image files in and below `folder`, relative to it, sorted."""
+
+    def refuse(error: OSError) -> None:
+        raise DatasetError(f"can't look into {error.filename}: {error.strerror}. Make it readable, or move it away.")
+
+    found = []
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                path = Path(place, name).relative_to(folder).as_posix()
+                require_utf8(path)
+                found.append(path)
+    return sorted(found)
+
+
+def _from_table(file: Path, base: Path, source: str) -> Images:
+    table = _read(file)
+    names = list(table.columns)
+    boxes = [column for column in BOX_COLUMNS if column in names]
+    lacking = [column for column in ("path", *(BOX_COLUMNS if boxes else ())) if column not in names]
+    if lacking or len({*names}) < len(names):
+        problem = f"lacks column(s) {', '.join(lacking)}" if lacking else "has a column more than once"
+        raise DatasetError(
+            f"{file}: the table {problem}; it has "
+            f"{', '.join(names)}. Needed is path, optional are {', '.join(_OPTIONAL)}, and {' '.join(BOX_COLUMNS)} together."
+        )
+    table = table[["path", *(column for column in _OPTIONAL if column in names), *boxes]]
+    if "time" in table.columns:
+        table["time"] = _seconds(table["time"], file)
+    images = _known(table, base, source, file)
+    try:
+        missing = missing_files(base, table["path"])
+    except OSError as error:
+        raise DatasetError(f"{file}: can't look for its images: {error.filename}: {error.strerror}.") from None
+    if missing:
+        row = table["path"].tolist().index(missing[0]) + 1
+        raise DatasetError(
+            f"{file}: {len(missing):,} of the {len(table):,} listed images are not there, the first is {missing[0]!r} in row "
+            f"{row}. Paths are relative to {base} (the folder of the table, or root=)."
+        )
+    return images
+
+
+def _read(file: Path) -> pd.DataFrame:
+    """A table with the values of a CSV file as text, those of a Parquet file as they are."""
+    try:
+        if file.suffix.lower() != ".csv":
+            return pd.read_parquet(file)
+        text = {column: pa.string() for column in ("path", *_OPTIONAL, *BOX_COLUMNS)}
+        parsing = pa.csv.ParseOptions(newlines_in_values=True)
+        return pa.csv.read_csv(
+            file, parse_options=parsing, convert_options=pa.csv.ConvertOptions(column_types=text)
+        ).to_pandas()
+    except (pa.ArrowException, ValueError) as error:
+        raise DatasetError(
+            f"{file} can't be read as a table ({error}). Write it again as UTF-8 CSV or Parquet."
+        ) from error
+
+
+def _seconds(times: pd.Series, file: Path) -> np.ndarray:
+    """Seconds since 1970, NaN where nothing is given."""
+    empty = times.isna() | (times.astype(str).str.strip() == "")
+    numbers = pd.to_numeric(times, errors="coerce") if times.dtype.kind != "M" else pd.Series(np.nan, times.index)
+    dates = pd.to_datetime(times.where(numbers.isna() & ~empty), utc=True, format="ISO8601", errors="coerce")
+    seconds = numbers.astype(float).fillna((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1))
+    bad = np.flatnonzero(~empty & ~np.isfinite(seconds))
+    if len(bad):
+        raise DatasetError(
+            f"{file}, row {bad[0] + 1}, column time: {times.iloc[bad[0]]!r} is no time: write seconds since 1970, or date and "
+            "time as in 2024-05-31T18:30:00+02:00, or leave it empty"
+        )
+    return seconds.to_numpy(np.float64)
+
+
+def _known(table: pd.DataFrame, root: Path, source: str, place: Path) -> Images:
+    """The images of a checked table."""
+    # An image without a label, a camera or a split is an ordinary one here, which a dataset has none of.
+    filled = table.drop(columns="time", errors="ignore").assign(split="gallery")
+    for column, value in (("label", 0), ("camera", -1)):
+        if column not in filled.columns:
+            filled[column] = value
+    manifest = Manifest.from_table(filled, root, place.stem, source=place)
+    known = manifest.table[[column for column in manifest.table.columns if column in table.columns]]
+    if "time" in table.columns:
+        known = known.assign(time=table["time"].to_numpy())
+    return Images(manifest, known, source)

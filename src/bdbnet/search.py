@@ -1,0 +1,27 @@
+"""``python -m bdbnet.search``: find the images of a gallery that are nearest to given ones."""
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from bdbnet.config import ConfigError, command, shown_path
+
+
+@command("search")
+def main(config: DictConfig) -> None:
+    if config.index is None:
+        raise ConfigError("index= is missing: which folder of embeddings is searched? python -m bdbnet.embed makes one")
+    for key, least in (("k", 1), ("pictures", 0), ("printed", 0), ("batch_size", 1)):
+        if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < least:
+            raise ConfigError(f"{key}={config[key]}: give a whole number of at least {least}")
+    from bdbnet.gallery.searching import FOUND, PAGE, results_text, search
+
+    folder = shown_path(HydraConfig.get().runtime.output_dir)
+    rows, facts = search(config, folder)
+    for name, fact in facts.items():
+        print(f"{name + ':':10}{fact}")
+    print(f"\n{results_text(rows, config.printed)}\n")
+    print(f"all that was found: {folder / FOUND}\npage with pictures: {folder / PAGE}")
+
+
+if __name__ == "__main__":
+    main()

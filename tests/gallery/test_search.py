@@ -1,0 +1,251 @@
+"""Searching stored embeddings: from a command's settings to the table and the page of what was found."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from bdbnet.config import ConfigError, config_dir
+from bdbnet.datasets import Manifest
+from bdbnet.gallery import EmbeddingStore, StoreError
+from bdbnet.gallery.embedding import Embedder, build_embedder
+from bdbnet.gallery.searching import ENGINES, FOUND, PAGE, results_text, search
+from bdbnet.gallery.shards import embed_into
+from bdbnet.gallery.sources import find_images
+from bdbnet.retrieval.exact_index import GalleryIndexError
+from bdbnet.retrieval.faiss_index import FaissIndex
+
+
+@pytest.fixture(scope="module")
+def tables(rendered: Manifest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tables of the rendered gallery and queries, with a camera and an hour of 1 January 2024 for each image."""
+    folder = tmp_path_factory.mktemp("tables")
+    found = {}
+    for split in ("gallery", "query"):
+        table = rendered.subset(split).table.drop(columns="split")
+        table["time"] = [f"2024-01-01T{number % 24:02d}:00:00" for number in range(len(table))]
+        found[split] = folder / f"{split}.csv"
+        table.to_csv(found[split], index=False)
+    return found
+
+
+@pytest.fixture(scope="module")
+def stores(
+    tables: dict[str, Path], rendered: Manifest, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Embeddings of gallery and queries."""
+    root = tmp_path_factory.mktemp("stores")
+    for split, table in tables.items():
+        embed_into(root / split, embedder, find_images(table, root=rendered.root), batch_size=8, num_workers=0)
+    return {split: root / split for split in tables}
+
+
+@pytest.fixture
+def settings(stores: dict[str, Path], tables: dict[str, Path], tmp_path: Path) -> Callable[..., DictConfig]:
+    """``settings("key=value", ...)``: configuration of a search for the rendered queries, files of engines in tmp_path."""
+
+    def build(*overrides: str, source: str | None = None) -> DictConfig:
+        shared = [
+            f"index={stores['gallery']}",
+            source or f"queries={stores['query']}",
+            f"index_folder={tmp_path / 'engine'}",
+        ]
+        shared += ["accelerator=cpu", "num_workers=0", "batch_size=8", "k=5", "run_name=test"]
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return compose("search", [*shared, *overrides])
+
+    return build
+
+
+def naive_ranking(stores: dict[str, Path], keep: Callable[[pd.Series, pd.Series], bool]) -> list[list[str]]:
+    """Paths of the gallery images that `keep(query, image)` lets through, nearest first, by an explicit sort."""
+    query, gallery = EmbeddingStore.open(stores["query"]), EmbeddingStore.open(stores["gallery"])
+    found = []
+    for (_, asked), embedding in zip(query.table.iterrows(), query.embeddings, strict=True):
+        away = np.linalg.norm(gallery.embeddings.astype(float) - embedding, axis=1)
+        rows = [(distance, path) for (_, image), distance, path in
+                zip(gallery.table.iterrows(), away, gallery.table["path"], strict=True) if keep(asked, image)]  # fmt: skip
+        found.append([path for _, path in sorted(rows)])
+    return found
+
+
+def test_table_and_page_hold_what_is_nearest(settings, stores, tmp_path):
+    rows, facts = search(settings("pictures=3"), tmp_path / "out")
+    expected = naive_ranking(stores, lambda query, image: True)
+    assert rows.groupby("query_index")["gallery_path"].apply(list).tolist() == [paths[:5] for paths in expected]
+    assert rows["rank"].tolist() == [1, 2, 3, 4, 5] * 8
+    assert (rows["correct"] == (rows["query_label"] == rows["gallery_label"])).all()
+    assert {"distance", "query_path", "query_camera", "gallery_camera", "gallery_time"} <= {*rows}
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / FOUND), rows)
+    page = (tmp_path / "out" / PAGE).read_text()
+    assert page.count('class="query"') == 3
+    assert page.count("data:image/jpeg;base64,") == 3 * 6
+    assert page.count('<li class="right">') == rows.loc[rows["query_index"] < 3, "correct"].sum()
+    assert "http" not in page.replace("http-equiv", "")
+    assert facts["engine"] == "exact"
+    lines = results_text(rows, 2).splitlines()
+    assert len(lines) == 2 * 6
+    assert lines[1].split()[0] == "1"
+    assert rows["gallery_path"][0] in lines[1]
+
+
+def test_images_are_embedded_as_the_index_was(settings, rendered, stores, tables, tmp_path):
+    from_table = settings(f"root={rendered.root}", source=f"images={tables['query']}")
+    from_images, _ = search(from_table, tmp_path / "images")
+    from_store, _ = search(settings(), tmp_path / "store")
+    pd.testing.assert_frame_equal(from_images, from_store)
+    one = EmbeddingStore.open(stores["gallery"]).table["path"][7]
+    rows, _ = search(settings("k=1", source=f"images={rendered.root / one}"), tmp_path / "one")
+    assert rows["gallery_path"].tolist() == [one]  # an image of the gallery is its own nearest
+    assert rows["distance"][0] < 1e-3
+    assert "correct" not in rows
+    assert 'class="right"' not in (tmp_path / "one" / PAGE).read_text()
+
+
+@pytest.mark.parametrize("engine", ["exact", "faiss_ivf", "faiss_hnsw", "milvus"])
+def test_filters_hold_in_every_engine(settings, stores, tmp_path, engine):
+    six, noon = 1704088800, 1704110400
+    wanted = naive_ranking(
+        stores, lambda query, image: query["camera"] != image["camera"] and six <= image["time"] < noon
+    )
+    overrides = ["same_camera=false", "after=2024-01-01T06:00", f"before={noon}", f"engine={engine}", "k=19"]
+    rows, facts = search(settings(*overrides), tmp_path / "out")
+    assert rows.groupby("query_index")["gallery_path"].apply(list).tolist() == wanted
+    assert facts["filter"] == f"not the query's own camera, after 2024-01-01T06:00, before {noon}"
+    assert ("recall@10 1.0000 over 19 queries" in facts["engine"]) == (engine != "exact")
+
+
+def test_nothing_found_is_an_empty_list(settings, tmp_path):
+    rows, _ = search(settings("after=2025-01-01"), tmp_path)
+    assert len(rows) == 0
+    assert "0 of 0 queries" in (tmp_path / PAGE).read_text()
+    assert results_text(rows, 3) == ""
+
+
+def test_an_index_and_its_recall_are_kept(settings, tmp_path, monkeypatch):
+    _, first = search(settings("engine=faiss_ivf"), tmp_path / "out")
+    record = json.loads((tmp_path / "engine" / "faiss_ivf.recall.json").read_text())
+    assert record["quality"]["recall"] == 1
+    monkeypatch.setattr(FaissIndex, "_build", lambda self: pytest.fail("built again"))
+    _, again = search(settings("engine=faiss_ivf"), tmp_path / "out")
+    assert "built in" in first["engine"]
+    assert "kept from before" in again["engine"]
+    assert first["engine"].partition("; ")[2] == again["engine"].partition("; ")[2]
+    search(settings("engine=faiss_ivf", "ivf.probes=1"), tmp_path / "out")
+    assert json.loads((tmp_path / "engine" / "faiss_ivf.recall.json").read_text())["settings"]["probes"] == 1
+
+
+def test_another_network_is_refused(settings, photos, stores, weights, tmp_path):
+    state = torch.load(weights)
+    name = next(key for key in state if key.endswith("weight"))
+    state[name] += 0.1
+    torch.save(state, tmp_path / "other.pth")
+    source = f"images={photos}"
+    with pytest.raises(StoreError, match="differ in the weights"):
+        search(settings(f"checkpoint={tmp_path / 'other.pth'}", source=source), tmp_path)
+    with pytest.raises(ConfigError, match=r"none\.pth: no such file, but the network in it made the embeddings"):
+        search(settings(f"checkpoint={tmp_path / 'none.pth'}", source=source), tmp_path)
+    shutil.copytree(stores["query"], tmp_path / "other")
+    meta = json.loads((tmp_path / "other" / "meta.json").read_text())
+    meta["model"] |= {"fingerprint": "0" * 64, "flip": True}
+    (tmp_path / "other" / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(StoreError, match="they differ in flip False and True"):
+        search(settings(source=f"queries={tmp_path / 'other'}"), tmp_path)
+    assert not (tmp_path / FOUND).exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["k=20"], ConfigError, "k=20: .* holds 19 images"),
+        (["images=x.jpg"], ConfigError, "what is searched for"),
+        (["queries=null"], ConfigError, "what is searched for"),
+        (["engine=annoy"], ConfigError, "engine=annoy: choose one of exact, faiss_ivf"),
+        (["after=yesterday"], ConfigError, "after=yesterday: give seconds since 1970, or a date"),
+        (["index=nowhere"], StoreError, "nowhere: there is no such folder"),
+        (
+            ["engine=milvus", "milvus.uri=http://127.0.0.1:1", "milvus.timeout=2"],
+            GalleryIndexError,
+            "no Milvus answered",
+        ),
+        (["engine=faiss_ivf", "ivf.lists=50"], GalleryIndexError, "lists=50"),
+        (["measure=manhattan"], GalleryIndexError, "measure must be one of"),
+    ],
+)
+def test_bad_settings_are_named(settings, tmp_path, overrides, error, message):
+    with pytest.raises(error, match=message):
+        search(settings(*overrides), tmp_path)
+
+
+def test_filters_need_what_they_filter_by(settings, photos, photo_store, tables, tmp_path):
+    with pytest.raises(ConfigError, match=r"same_camera=false: the camera of 51 of the 51 images of .* is not known"):
+        search(settings("same_camera=false", source=f"images={photos}"), tmp_path)
+    for override in ("after=5", "before=2024-01-01"):
+        with pytest.raises(ConfigError, match=f"{override}: no times are known in .*photos"):
+            search(settings(f"index={photo_store.folder}", override), tmp_path)
+
+
+@pytest.mark.end_to_end
+def test_the_command_from_a_shell(stores, tables, rendered, tmp_path):
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        call = [sys.executable, "-m", "bdbnet.search", *arguments]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    queries = f"index={stores['gallery']}", f"images={tables['query']}", f"root={rendered.root}"
+    done = run(*queries, "engine=faiss_hnsw", "k=3", "run_name=a")
+    assert done.returncode == 0, done.stderr
+    assert "recall@10" in done.stdout
+    assert "outputs/search/a/search.parquet" in done.stdout
+    assert (tmp_path / "outputs/search/a" / PAGE).stat().st_size > 10_000
+    assert (stores["gallery"] / "faiss-hnsw.index").is_file()
+    wrong = run(*queries, "k=0")
+    assert wrong.returncode == 1
+    assert wrong.stderr.strip().startswith("error: k=0: give a whole number of at least 1")
+    assert "Traceback" not in wrong.stderr
+
+
+def test_real_embeddings_are_found_by_every_engine(shared_data, make_config, tmp_path):
+    """200 gallery images of Market-1501 and their identities' queries, embedded by the published OSNet."""
+    rows: dict[str, list[tuple[str, int, int]]] = {"query": [], "bounding_box_test": []}
+    with zipfile.ZipFile(shared_data / "Market-1501-v15.09.15.zip") as archive:
+        for name in sorted(archive.namelist()):
+            match = re.search(r"(query|bounding_box_test)/((\d{4})_c(\d).*\.jpg)$", name)
+            if match and match[3] != "0000" and len(rows[match[1]]) < 200:
+                rows[match[1]].append((archive.extract(name, tmp_path), int(match[3]), int(match[4])))
+    tables = {split: pd.DataFrame(found, columns=["path", "label", "camera"]) for split, found in rows.items()}
+    tables["query"] = tables["query"][tables["query"]["label"].isin(tables["bounding_box_test"]["label"])]
+    embedder = build_embedder(
+        make_config(
+            f"checkpoint={shared_data / 'weights' / 'osnet_x0_25_market1501.pth'}",
+            "image_size=[256,128]",
+            "accelerator=cpu",
+        )
+    )
+    for split, table in tables.items():
+        table["path"] = [Path(path).relative_to(tmp_path).as_posix() for path in table["path"]]
+        table.to_csv(tmp_path / f"{split}.csv", index=False)
+        embed_into(tmp_path / split, embedder, find_images(tmp_path / f"{split}.csv"), batch_size=64, num_workers=0)
+    found = {}
+    for engine in ENGINES:
+        overrides = [f"index={tmp_path / 'bounding_box_test'}", f"queries={tmp_path / 'query'}", f"engine={engine}"]
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            config = compose("search", [*overrides, "same_camera=false", "pictures=0", "run_name=test"])
+        found[engine], _ = search(config, tmp_path / engine)
+    assert found["exact"].groupby("query_index")["correct"].first().mean() > 0.9
+    for engine in ENGINES[1:]:
+        both = found["exact"].merge(found[engine], on=["query_index", "gallery_path"])
+        assert len(both) > 0.98 * len(found["exact"])
+        assert (both["distance_x"] == both["distance_y"]).all()

@@ -1,0 +1,120 @@
+"""Which images are embedded: folders, tables, files and parts of a dataset."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bdbnet.datasets import DatasetError
+from bdbnet.gallery.sources import dataset_images, find_images
+from small_files import touch
+
+FILES = ("a.jpg", "b.jpg", "sub/c.PNG", "sub/deep/d.jpeg")
+
+
+def table(root: Path, text: str, name: str = "my.csv") -> Path:
+    touch(root, *FILES)
+    (root / name).write_text(text)
+    return root / name
+
+
+def test_a_folder_gives_all_its_images_sorted_and_knows_no_more(tmp_path):
+    touch(tmp_path, *reversed(FILES), "notes.txt", ".hidden.jpg", ".cache/e.jpg")
+    images = find_images(tmp_path)
+    assert images.table.to_dict("list") == {"path": list(FILES)}
+    assert images.root == tmp_path
+    assert images.manifest.paths == [str(tmp_path / file) for file in FILES]
+
+
+def test_one_file(tmp_path):
+    touch(tmp_path, *FILES)
+    images = find_images(tmp_path / "sub" / "c.PNG")
+    assert (images.table["path"].tolist(), images.root, len(images)) == (["c.PNG"], tmp_path / "sub", 1)
+
+
+def test_a_table_keeps_what_it_knows(tmp_path):
+    rows = [
+        "path,time,shop,label,camera,x1,y1,x2,y2", "sub/c.PNG,1700000000.5,here,7,0,1,2,3,4", "a.jpg,,there,9,2,0,0,5,5",
+        "b.jpg,2023-11-14T22:13:20Z,,9,2,0,0,5,5", "b.jpg,2023-11-14 23:13:21+01:00,,9,2,0,0,6,6",
+        '"b.jpg",2023-11-14,,9,2,0,0,7,7',
+    ]  # fmt: skip
+    found = find_images(table(tmp_path, "\n".join(rows))).table
+    assert found.columns.tolist() == ["path", "label", "camera", "x1", "y1", "x2", "y2", "time"]
+    assert found["path"].tolist() == ["sub/c.PNG", "a.jpg", "b.jpg", "b.jpg", "b.jpg"]
+    assert found["label"].tolist() == [7, 9, 9, 9, 9]
+    assert (found[["label", "camera", "x2"]].dtypes == np.int64).all()
+    assert np.array_equal(found["time"], [1700000000.5, np.nan, 1700000000, 1700000001, 1699920000], equal_nan=True)
+
+
+def test_parquet_means_the_same_as_csv(tmp_path):
+    touch(tmp_path / "images", *FILES)
+    times = pd.to_datetime(["2023-11-14T22:13:20", None], utc=True)
+    rows = pd.DataFrame({"path": ["a.jpg", "sub/c.PNG"], "camera": [1, 0], "time": times})
+    rows.to_parquet(tmp_path / "my.parquet")
+    rows.to_csv(tmp_path / "my.csv", index=False)
+    found = [find_images(tmp_path / name, root=tmp_path / "images").table for name in ("my.parquet", "my.csv")]
+    pd.testing.assert_frame_equal(*found)
+    assert found[0]["time"].iloc[0] == 1700000000
+    assert "label" not in found[0].columns
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label\n1\n", r"my.csv: the table lacks column\(s\) path; it has label"),
+        ("path,x1\na.jpg,1\n", r"lacks column\(s\) y1, x2, y2"),
+        ("path,label,label\na.jpg,1,1\n", "has a column more than once"),
+        ("path,label\na.jpg,1\nb.jpg,anna\n", "my.csv, row 2, column label: 'anna' is not a whole number"),
+        ("path,label\na.jpg,-1\n", "row 1, column label: -1 is negative"),
+        ("path,camera\na.jpg,1\nb.jpg,\n", "row 2, column camera: '' is not a whole number"),
+        ("path\na.jpg\n../b.jpg\n", "row 2, column path: '../b.jpg' is not a plain relative path"),
+        ("path\na.jpg\n/etc/b.jpg\n", "row 2, column path: '/etc/b.jpg' is not a plain relative path"),
+        ("path\na.jpg\nsub/c.PNG\na.jpg\n", "row 3, column path: 'a.jpg' is a gallery image already in row 1"),
+        ("path\na.jpg\nnone.jpg\n", "1 of the 2 listed images are not there, the first is 'none.jpg' in row 2"),
+        ("path,time\na.jpg,5\nb.jpg,noon\n", "row 2, column time: 'noon' is no time: write seconds"),
+        ("path,time\na.jpg,inf\n", "row 1, column time: 'inf' is no time"),
+        ("path,label\na.jpg\n", "can't be read as a table .*Expected 2 columns, got 1"),
+        ("path\n", "the table has no rows"),
+        ("", "can't be read as a table"),
+    ],
+)
+def test_a_bad_table_is_refused_by_row_and_column(text, message, tmp_path):
+    with pytest.raises(DatasetError, match=message):
+        find_images(table(tmp_path, text))
+
+
+def test_what_holds_no_images_is_refused(tmp_path):
+    touch(tmp_path, "notes.txt")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    for images, message in (
+        (tmp_path, "there is no image .*jpg.* in this folder or below"),
+        (tmp_path / "absent", "there is no such file or folder"),
+        (tmp_path / "notes.txt", "neither a folder, a table .* nor an image"),
+        (tmp_path / "bad.parquet", "can't be read as a table"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            find_images(images)
+    touch(tmp_path, "a.jpg")
+    with pytest.raises(DatasetError, match=r"root=.* leave root= out"):
+        find_images(tmp_path, root=tmp_path)
+
+
+def test_parts_of_a_dataset(make_config, rendered, dataset_overrides):
+    def part(split: str):
+        return dataset_images(make_config(*dataset_overrides).dataset, split)
+
+    counts = {split: len(part(split)) for split in ("query", "gallery", "train", "test", "all")}
+    assert counts == {"query": 8, "gallery": 19, "train": 24, "test": 27, "all": 51}
+    assert part("all").table["path"].tolist() == rendered.table["path"].tolist()
+    tested = part("test").table
+    assert tested["path"].tolist() == [*part("query").table["path"], *part("gallery").table["path"]]
+    assert {"label", "camera"} <= {*tested.columns}
+    with pytest.raises(DatasetError, match="split=val: choose one of query, gallery, train, test, all"):
+        part("val")
+
+
+def test_a_folder_that_is_moved_has_the_same_images(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "copy")
+    assert find_images(tmp_path / "copy").manifest.fingerprint == find_images(photos).manifest.fingerprint
