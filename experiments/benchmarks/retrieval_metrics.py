@@ -8,7 +8,7 @@ float32 embeddings with identities and cameras spread as in Market-1501, scatter
 as a trained network's (mAP about 0.75); `--noise` draws them at random, which is the worst case: matches may then stand
 anywhere in the order. Bare products and metrics take turns, so
 that other load on the machine hits all of them alike; medians are given. The product writes the whole Q x G matrix
-except with `--gallery` above 100,000, where it writes blocks of 128 queries. Memory is the peak of the resident set
+except with `--gallery` above 100,000, where it writes blocks of 512 queries. Memory is the peak of the resident set
 during the first call of `reid_metrics`, before any product was run, less what was resident before it (Linux only).
 """
 
@@ -105,7 +105,7 @@ def main() -> None:
     found: dict[str, float | int] = {}
     memory = peak_beyond(lambda: found.update(metrics()))
 
-    rows = arguments.query if arguments.gallery <= 100_000 else 128
+    rows = arguments.query if arguments.gallery <= 100_000 else 512
     product = np.zeros((rows, arguments.gallery), np.float32)
     parts = [slice(begin, begin + rows) for begin in range(0, arguments.query, rows)]
     torch_query, torch_gallery, torch_product = map(torch.from_numpy, (query, gallery, product))

@@ -84,7 +84,7 @@ def test_padding_is_black_with_the_image_in_the_middle(height: int, width: int) 
     assert padded.sum() == image.astype(int).sum()
 
 
-@pytest.mark.parametrize("protocol", ["reid", "reid_multi_query"])
+@pytest.mark.parametrize("protocol", ["reid", "reid_multi_query", "reid_single_shot"])
 def test_person_protocol(protocol: str) -> None:
     train, test = transforms_for(protocol, (12, 4), flip=0.0)
     image = random_image(20, 10)
@@ -114,7 +114,7 @@ def test_size_of_test_images_and_padding_can_be_overruled() -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose one of reid, reid_multi_query, retrieval"):
+    with pytest.raises(ValueError, match="choose one of reid, reid_multi_query, reid_single_shot, retrieval"):
         transforms_for("person", 8)
     with pytest.raises(ValueError, match=r"resize \(7, 7\) is smaller than image_size \(8, 8\)"):
         TrainTransform(8, resize=7)

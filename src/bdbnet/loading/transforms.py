@@ -200,7 +200,7 @@ def transforms_for(
 ) -> tuple[TrainTransform, EvaluationTransform]:
     """Train and test transform of a protocol.
 
-    `reid` and `reid_multi_query` (section 4.1): both resize to `image_size`.  `retrieval` (section 4.2.1): images are
+    `reid`, `reid_multi_query` and `reid_single_shot` (section 4.1) resize to `image_size`.  `retrieval` (section 4.2.1): images are
     padded to a square; training resizes to `resize` and crops `image_size` at random, testing resizes to `test_size`
     (default: `resize`, else `image_size`) and does not crop.  `pad_train` and `pad_test` overrule the protocol (CARS196
     does not pad test images).

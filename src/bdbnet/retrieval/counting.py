@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROWS = 64  # queries counted in one go
+DISTANCES = 2**20  # counted in one go, of whole queries, but of no more than
+ROWS = 64
 
 _SEGMENT = 16384  # distances of a row and
 _CHEAP = 3  # positives that are compared with all sooner than the near images are sorted

@@ -30,7 +30,7 @@ MEASURES = ("euclidean", "cosine")
 _MB = 2**20
 _TILE_MB = 8  # copy of a gallery tile that the matrix product can't read in place
 _SMALLEST_DEFAULT_MB, _LARGEST_DEFAULT_MB = 32, 256
-_DEFAULT_QUERIES = 128  # below this many queries in a block the product is limited by reading the gallery
+_DEFAULT_QUERIES = 512  # with fewer queries in a block, reading the gallery again and again takes its share of the time
 _WORTH_A_RACE = 2e10  # multiplications (about a tenth of a second) from which on the two libraries are compared
 _MARGIN = 1.15  # torch has to be that much faster: a close race must not be decided another way in the next run
 
@@ -54,7 +54,7 @@ def distance_blocks(
             work where one gallery is searched many times.
         measure: `euclidean` (values `|g|^2 - 2 q.g`) or `cosine` (values minus the cosine similarity).
         absolute: the distances themselves: Euclidean, or 1 minus the cosine similarity.
-        chunk_memory_mb: MiB for one block. None: room for 128 queries, but between 32 and 256 MiB.
+        chunk_memory_mb: MiB for one block. None: room for 512 queries, but between 32 and 256 MiB.
 
     Raises:
         ValueError: an unknown measure, an empty set, other dimensions, memory that does not hold one query, a row with

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from bdbnet.retrieval.counting import ROWS, Ragged, counting_threads, ranks_in_rows, ranks_on_device
+from bdbnet.retrieval.counting import DISTANCES, ROWS, Ragged, counting_threads, ranks_in_rows, ranks_on_device
 from bdbnet.retrieval.distance_blocks import Block
 from bdbnet.retrieval.matrices import Array
 
@@ -106,12 +106,16 @@ def positive_ranks(
                 found.append(ranks_on_device(block, *chosen, nearest_only=nearest_only))
                 continue
 
-            def rank(first: int, begin: int = begin, block: np.ndarray = block) -> tuple[np.ndarray, np.ndarray]:
-                rows = block[first : first + ROWS]
+            at_once = max(1, min(ROWS, DISTANCES // block.shape[1]))
+
+            def rank(
+                first: int, begin: int = begin, block: np.ndarray = block, at_once: int = at_once
+            ) -> tuple[np.ndarray, np.ndarray]:
+                rows = block[first : first + at_once]
                 chosen = matches.of_queries(begin + first, begin + first + len(rows))
                 return ranks_in_rows(rows, *chosen, nearest_only=nearest_only)
 
-            parts = range(0, len(block), ROWS)
+            parts = range(0, len(block), at_once)
             found += map(rank, parts) if threads is None or len(parts) == 1 else threads.map(rank, parts)
     counts = np.concatenate([count for _, count in found])
     return PositiveRanks(np.concatenate([ranks for ranks, _ in found]), np.r_[0, np.cumsum(counts)])
