@@ -1,7 +1,7 @@
 """Time and memory of k-reciprocal re-ranking, from embeddings to metrics, beside torchreid's `re_ranking`.
 
     python experiments/benchmarks/reranking.py --torchreid FOLDER
-    python experiments/benchmarks/reranking.py --ours-only --query 20000 --gallery 100000 --dimensions 512
+    python experiments/benchmarks/reranking.py --query 20000 --gallery 100000 --dimensions 512
 
 FOLDER is where the package `torchreid` lies, for instance what `pip install --no-deps --target FOLDER torchreid` wrote.
 Only its file `rerank.py` is loaded, so nothing that it depends on is needed. Its `re_ranking` squares the distances it
@@ -127,9 +127,9 @@ def main() -> None:
     parser.add_argument("--gallery", type=int, default=15913)
     parser.add_argument("--dimensions", type=int, default=1536)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    sides = parser.add_mutually_exclusive_group(required=True)
-    sides.add_argument("--torchreid", type=Path, metavar="FOLDER", help="where the package torchreid lies")
-    sides.add_argument("--ours-only", action="store_true", help="for sizes at which torchreid's needs too much memory")
+    parser.add_argument(
+        "--torchreid", type=Path, metavar="FOLDER", help="where the package torchreid lies; none: left out"
+    )
     arguments = parser.parse_args()
 
     # The libraries' own thread pools read this as they are imported in the new processes.
