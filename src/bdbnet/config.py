@@ -233,6 +233,11 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
     >>> quote_paths(["run=outputs/train/loss=none,seed=2", "seed=2"])
     ['run="outputs/train/loss=none,seed=2"', 'seed=2']
+
+    A number stays one: some keys are a folder to one command and a number to another.
+
+    >>> quote_paths(["queries=20"])
+    ['queries=20']
     """
     quoted = []
     for argument in arguments:
@@ -241,6 +246,7 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
             key.lstrip("+") in PATH_KEYS
             and value
             and value[0] not in "\"'["
+            and not value.isdigit()
             and value not in ("null", "last", "none", "imagenet")
         ):
             argument = f'{key}="' + value.replace('"', '\\"') + '"'

@@ -104,6 +104,12 @@ def test_every_setting_that_changes_an_embedding_is_in_the_fingerprint(setting, 
         check_same_model(embedder.stamp, other)
 
 
+def test_parts_without_parameters_are_in_the_fingerprint(make_config, embedder):
+    other = build_embedder(make_config("accelerator=cpu", "model.pooling=avg")).stamp
+    with pytest.raises(StoreError, match="differ in network"):
+        check_same_model(embedder.stamp, other)
+
+
 def test_settings_that_say_the_same_have_the_same_fingerprint(make_config, embedder):
     for setting in ("evaluation.scales=[1]", "loading.decode_margin=2.0", "pad_to_square=false"):
         assert build_embedder(make_config("accelerator=cpu", setting)).stamp == embedder.stamp
@@ -133,7 +139,7 @@ def test_a_checkpoint_of_a_training_brings_its_own_size_and_padding(make_config,
         ("image_size=[64,0]", "give one number of pixels, or height and width"),
         ("loading.decode_margin=0.5", r"loading.decode_margin=0.5: give a number of at least 1, or null"),
         ("evaluation.normalize=all", r"evaluation.normalize='all': choose one of none"),
-        ("evaluation.scales=[0]", r"evaluation.scales=\[0.0\]: give a list of factors above 0"),
+        ("evaluation.scales=[0]", r"evaluation.scales=\[0\]: give a list of factors above 0"),
         ("accelerator=tpu", "accelerator=tpu: choose one of auto, cpu, gpu"),
     ],
 )

@@ -36,6 +36,13 @@ def test_shards_and_formats_make_the_same_store(embedder, photos, photo_store, t
         assert_same_store(tmp_path / str(number), photo_store)
 
 
+def test_hidden_files_of_others_stay(embedder, photos, tmp_path):
+    (tmp_path / ".my.notes.txt").write_text("kept")
+    (tmp_path / ".table.parquet.of.mine").mkdir()
+    embed(tmp_path, embedder, find_images(photos))
+    assert (tmp_path / ".my.notes.txt").read_text() == "kept"
+
+
 def test_the_store_knows_where_its_images_and_network_are(photo_store, photos, embedder):
     assert photo_store.root == photos
     assert photo_store.source == str(photos)

@@ -143,3 +143,14 @@ def test_folders_that_can_not_be_compared(tmp_path, ap):
     with pytest.raises(ReportError, match=r"per_query\.parquet: not a readable Parquet file"):
         compare_runs(ours, half)
     assert not list(ours.glob("against-*"))
+
+
+def test_runs_without_a_common_metric_can_not_be_compared(tmp_path, ap):
+    ours, other = analysed(tmp_path / "ours", ap), analysed(tmp_path / "other", ap)
+    path = other / "analysis.json"
+    record = json.loads(path.read_text())
+    record["metrics"] = {"recall@1": next(iter(record["metrics"].values()))}
+    path.write_text(json.dumps(record))
+    with pytest.raises(ReportError, match="have no metric in common"):
+        compare_runs(ours, other)
+    assert not list(ours.glob("against-*"))

@@ -90,6 +90,24 @@ def test_a_build_that_breaks_off_is_made_up_for(gallery, tmp_path, monkeypatch):
     index.close()
 
 
+def test_a_build_that_breaks_off_before_its_index_is_made_up_for(gallery, tmp_path, monkeypatch):
+    from pymilvus import MilvusClient
+
+    embeddings, queries, _ = gallery
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MilvusClient, "create_index", stop)
+        with pytest.raises(KeyboardInterrupt):
+            MilvusIndex(embeddings, uri=tmp_path / "milvus.db")
+    index = MilvusIndex(embeddings, uri=tmp_path / "milvus.db", ef_search=300)
+    assert index.build_seconds is not None
+    np.testing.assert_array_equal(index.search(queries, 9)[0], ExactIndex(embeddings).search(queries, 9)[0])
+    index.close()
+
+
 def test_a_closed_port_is_an_error_at_once(gallery):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -43,6 +43,12 @@ def test_flip_averages_an_image_and_its_mirror_image(module):
     torch.testing.assert_close(module.embed(images), module.embed(images.flip(3)))
 
 
+def test_the_switches_reach_the_module(tiny_config):
+    config = tiny_config("evaluation.flip=true", "evaluation.scales=[1,2]")
+    built = build_module(config, build_network(config, 3)[0], 3, train=False)
+    assert (built.flip, built.scales) == (True, (1, 2))
+
+
 def test_scales_average_sizes(module):
     images = torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(0))
     module.scales, module.normalize = (1.0, 1.5), "none"
@@ -76,8 +82,14 @@ def test_a_switch_changes_the_judging_and_is_stamped_into_the_result(judge, swit
     assert getattr(result.protocol, name) == value
     reordering = name in ("query_expansion", "rerank")
     assert (result.plain is not None) is reordering
+    lists = pd.read_parquet(tmp_path / "topk.parquet")
+    plain = judge()
+    plain_lists = pd.read_parquet(tmp_path / "topk.parquet")
     if reordering:
-        assert result.plain == judge().metrics
+        assert result.plain == plain.metrics
+        assert not lists["gallery_index"].equals(plain_lists["gallery_index"])
+    else:
+        assert not lists["distance"].equals(plain_lists["distance"])
 
 
 def test_metrics_and_lists_are_those_of_the_re_ranked_order(judge, tmp_path):
@@ -103,6 +115,9 @@ BAD = {
     "evaluation.rerank=yes_please": "evaluation.rerank=yes_please: rerank must be true",
     "evaluation.query_expansion={neighbours:3}": "evaluation.query_expansion",
     "evaluation.scales=[0]": r"evaluation.scales=\[0\]",
+    "evaluation.scales=1.5": "evaluation.scales=1.5: give a list",
+    "evaluation.scales=[true]": "evaluation.scales",
+    "evaluation.flip=both": "evaluation.flip=both: give true or false",
     "evaluation.single_shot=0": "evaluation.single_shot=0",
 }
 

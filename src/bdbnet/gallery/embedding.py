@@ -21,7 +21,7 @@ from bdbnet.loading.samples import Batch
 from bdbnet.models import load_network
 from bdbnet.training.module import ReIDModule
 from bdbnet.training.runs import architecture_of
-from bdbnet.training.setup import build_module, build_network, check_evaluation
+from bdbnet.training.setup import build_module, build_network, check_evaluation, check_views
 
 ACCELERATORS = ("auto", "cpu", "gpu")
 
@@ -143,6 +143,7 @@ def build_embedder(config: DictConfig, *, local_rank: int = 0) -> Embedder:
         ConfigError: a setting that can't be used or is missing; names the key.
         CheckpointError: see `load_network`.
     """
+    check_views(config.evaluation)
     path = Path(config.checkpoint).expanduser()
     origin = architecture_of(config, path)
     dataset, trained = config.get("dataset"), (origin.trained_with or {}).get("dataset", {})
@@ -232,6 +233,10 @@ def _fingerprint(network: nn.Module, stamp: ModelStamp) -> str:
     settings = {
         key: value for key, value in asdict(stamp).items() if key not in ("fingerprint", "checkpoint", "network")
     }
+    # Strides and pooling have no parameters. What only training looks at changes no embedding.
+    parts = {name: dict(part) for name, part in stamp.network.items() if name != "dropping"}
+    parts.get("backbone", {}).pop("weights", None)
+    settings["network"] = parts
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -228,8 +228,9 @@ class _Run:
             self._merge()
         # Also what a process left behind that was killed: nobody else writes while the lock is held.
         shutil.rmtree(self.folder / SHARDS, ignore_errors=True)
-        for temporary in self.folder.glob(".*.*.*"):
-            temporary.unlink(missing_ok=True)
+        for name in (META, PLAN, TABLE, SKIPPED, *(f"embeddings.{format}" for format in FORMATS)):
+            for temporary in self.folder.glob(f".{name}.*"):
+                temporary.unlink(missing_ok=True)
         return 0
 
     def _merge(self) -> None:

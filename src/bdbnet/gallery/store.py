@@ -124,7 +124,7 @@ class EmbeddingStore:
         Raises:
             StoreError: there is none, it is not complete yet, damaged, or of another schema.
         """
-        folder = Path(folder).expanduser()
+        folder = Path(str(folder)).expanduser()
         meta = _read_meta(folder)
         try:
             model = ModelStamp.from_json(meta["model"])

@@ -41,6 +41,7 @@ def compare_runs(folder: str | Path, against: str | Path, *, seed: int = 0) -> t
     """
     a, b = _read(folder, "run"), _read(against, "against")
     _check_comparable(a, b)
+    _check_common_metrics(a, b)
     names = a.run.path.resolve().name, b.run.path.resolve().name
     if names[0] == names[1]:
         names = str(folder), str(against)
@@ -118,6 +119,14 @@ def _check_comparable(a: _Analysed, b: _Analysed) -> None:
         raise ReportError(
             f"run={a.run.path} has {len(a.queries):,} queries, against={b.run.path} {len(b.queries):,}, and they are not the "
             f"same ones (protocols {a.record['protocol']['task']} and {b.record['protocol']['task']})"
+        )
+
+
+def _check_common_metrics(a: _Analysed, b: _Analysed) -> None:
+    if not a.record["metrics"].keys() & b.record["metrics"].keys():
+        raise ReportError(
+            f"run={a.run.path} and against={b.run.path} have no metric in common ({', '.join(a.record['metrics'])}; "
+            f"{', '.join(b.record['metrics'])}): judge both by the same dataset.protocol"
         )
 
 

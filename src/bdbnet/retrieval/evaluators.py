@@ -85,7 +85,7 @@ class _EmbeddingCollector(Metric):
 
     def compute_plain(self) -> dict[str, float | int] | None:
         """The same without query expansion and re-ranking; None where there is neither."""
-        if self.search.query_expansion is None and not self.search.rerank:
+        if self.search.query_expansion is None and self.search.rerank is None:
             return None
         with self.sync_context():
             return self._judge(Search(self.search.measure, chunk_memory_mb=self.search.chunk_memory_mb))
@@ -154,7 +154,7 @@ class ReIDMetrics(_EmbeddingCollector):
         self.query_pooling = query_pooling
         self.single_shot = single_shot
         self.seed = seed
-        if single_shot is not None and not (query_expansion is rerank is query_pooling is None):
+        if single_shot is not None and not (query_expansion is self.search.rerank is query_pooling is None):
             raise ValueError("a single gallery shot can't be combined with multi-query, query expansion or re-ranking")
 
     def _judge(self, search: Search) -> dict[str, float | int]:

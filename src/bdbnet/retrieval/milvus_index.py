@@ -113,6 +113,8 @@ class MilvusIndex(GalleryIndex):
     def _count(self) -> int | None:
         if not self._client.has_collection(self.collection):
             return None
+        if not self._client.list_indexes(self.collection):  # broken off between the last image and the index
+            return None
         self._client.load_collection(self.collection)
         rows = self._client.query(self.collection, output_fields=["count(*)"], consistency_level="Strong")
         return int(rows[0]["count(*)"])

@@ -62,7 +62,7 @@ class Search:
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {self.measure!r}")
-        as_reranking(self.rerank)
+        object.__setattr__(self, "rerank", as_reranking(self.rerank))
 
     def blocks(self, query: Array, gallery: Array) -> Iterator[tuple[int, Block]]:
         """`(first query, block (queries, G))`, smaller for nearer images, as `positive_ranks` takes them.

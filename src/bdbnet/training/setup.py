@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,18 @@ def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def check_views(settings: DictConfig) -> None:
+    """Refuse views of an image, in the group ``evaluation``, that can't be embedded.  Raises ConfigError that names the key."""
+    if not isinstance(settings.flip, bool):
+        raise ConfigError(f"evaluation.flip={settings.flip}: give true or false")
+    scales = settings.scales
+    fine = OmegaConf.is_list(scales) and all(
+        isinstance(scale, int | float) and not isinstance(scale, bool) and 0 < scale < math.inf for scale in scales
+    )
+    if scales is not None and not fine:
+        raise ConfigError(f"evaluation.scales={scales}: give a list of factors above 0, such as [1,1.5], or null")
+
+
 def check_evaluation(config: DictConfig) -> None:
     """Refuse settings of the judging that would fail only when the first epochs have been trained.
 
@@ -156,6 +169,7 @@ def check_evaluation(config: DictConfig) -> None:
         raise ConfigError(
             f"evaluation.ap_at={settings.ap_at}: give a whole number of at least 1, or null for the full list"
         )
+    check_views(settings)
     if settings.query_pooling not in POOLINGS:
         raise ConfigError(f"evaluation.query_pooling={settings.query_pooling}: choose one of {', '.join(POOLINGS)}")
     if not isinstance(settings.chunk_memory_mb, int | float) or not settings.chunk_memory_mb > 0:
