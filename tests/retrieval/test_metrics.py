@@ -295,6 +295,12 @@ def test_bad_input_is_named(message):
         reid_metrics(**changed(**BAD[message]))
 
 
+def test_labels_are_checked_before_anything_is_re_ranked(monkeypatch):
+    monkeypatch.setattr("bdbnet.retrieval.reranking.nearest_neighbours", lambda *_, **__: pytest.fail("re-ranked"))
+    with pytest.raises(ValueError, match=r"query labels must have shape \(23,\)"):
+        reid_metrics(**changed(query_labels=np.zeros(22, int), rerank=True))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

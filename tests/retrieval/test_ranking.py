@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdbnet.retrieval import Matches, Search, distance_blocks, positive_ranks, top_k
-from bdbnet.retrieval.distance_blocks import MEASURES, _device_blocks, torch_product
+from bdbnet.retrieval.distance_blocks import MEASURES, _device_blocks, _torch_product
 
 
 @st.composite
@@ -104,7 +104,7 @@ def test_torch_products_are_full_precision_whatever_the_session_allows():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = np.concatenate([block for _, block in _device_blocks(q, g, norms, norms, 4, False)])
             product = np.empty((9, 31), np.float32)
-            torch_product(q.numpy(), g.numpy(), product)
+            _torch_product(q.numpy(), g.numpy(), product)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -134,7 +134,7 @@ def test_either_product_gives_the_same_blocks(monkeypatch):
     monkeypatch.setattr(module, "_WORTH_A_RACE", 0)
     found = []
     for faster in (True, False):
-        monkeypatch.setattr(module, "torch_is_faster", lambda dtype, faster=faster: faster)
+        monkeypatch.setattr(module, "_torch_is_faster", lambda dtype, faster=faster: faster)
         found.append(np.concatenate([block.copy() for _, block in distance_blocks(q, g, chunk_memory_mb=0.005)]))
     np.testing.assert_allclose(*found, atol=1e-4)
 

@@ -1,8 +1,7 @@
 """How many gallery images come before a query's positives: the inner loop of every metric, without sorting a row.
 
 Where few images are nearer than a query's farthest positive, as with good embeddings, these few are sorted. Elsewhere
-distances are compared with the positives' and counted, in pieces that fit into a core's cache. A part of the queries is
-one long call of NumPy after another, so that threads run beside each other.
+distances are compared with the positives' and counted, in pieces that fit into a core's cache.
 """
 
 from concurrent.futures import Executor, ThreadPoolExecutor

@@ -14,6 +14,7 @@ libraries' products round differently from column to column.
 
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,9 +50,10 @@ def distance_blocks(
     The next block overwrites the last one, so the caller may write into it and must not keep it.
 
     Args:
-        query: (Q, D) embeddings, NumPy or torch, CPU or GPU; never copied as a whole unless in half precision.
+        query: (Q, D) embeddings, NumPy or torch, CPU or GPU.
         gallery: (G, D) embeddings; give the same object as `query` to compare a set with itself. `prepared(gallery)` saves
-            work where one gallery is searched many times.
+            work where one gallery is searched many times. Of two precisions the higher one is used: the other side is
+            copied as a whole, as is half precision.
         measure: `euclidean` (values `|g|^2 - 2 q.g`) or `cosine` (values minus the cosine similarity).
         absolute: the distances themselves: Euclidean, or 1 minus the cosine similarity.
         chunk_memory_mb: MiB for one block. None: room for 512 queries, but between 32 and 256 MiB.
@@ -87,8 +89,7 @@ def native_blocks(
     rows = rows_in_block(query, gallery, chunk_memory_mb)
     cosine = measure == "cosine"
     if isinstance(query, np.ndarray) and isinstance(gallery, np.ndarray):
-        large = float(query.shape[0]) * gallery.size > _WORTH_A_RACE and _readable_in_place(gallery)
-        product = torch_product if large and torch_is_faster(query.dtype) else numpy_product
+        product = product_for(len(query), gallery)
         blocks: Iterator[tuple[int, Block]] = _blocks(query, gallery, query_norms, norms, rows, cosine, product)
     else:
         blocks = _device_blocks(torch.as_tensor(query), torch.as_tensor(gallery), query_norms, norms, rows, cosine)
@@ -112,8 +113,15 @@ def rows_in_block(query: Array, gallery: Array, chunk_memory_mb: float | None) -
     return rows - rows % 32 if rows > 64 else rows
 
 
+def product_for(queries: int, gallery: np.ndarray) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
+    """The faster library's `product(query (n, D), gallery (G, D), out (n, G))` for so many queries in all."""
+    if queries * float(gallery.size) < _WORTH_A_RACE or not _readable_in_place(gallery):
+        return _numpy_product
+    return _torch_product if _torch_is_faster(gallery.dtype) else _numpy_product
+
+
 @functools.cache
-def torch_is_faster(dtype: np.dtype) -> bool:
+def _torch_is_faster(dtype: np.dtype) -> bool:
     """Whether torch's matrix product beats NumPy's on this processor: they differ by up to 1.8 times, either way."""
     query, gallery = np.ones((256, 1024), dtype), np.ones((2048, 1024), dtype)
     product = np.empty((256, 2048), dtype)
@@ -152,7 +160,7 @@ def _blocks(
         yield begin, block
 
 
-def numpy_product(query: np.ndarray, gallery: np.ndarray, out: np.ndarray) -> None:
+def _numpy_product(query: np.ndarray, gallery: np.ndarray, out: np.ndarray) -> None:
     if _readable_in_place(gallery):
         np.matmul(query, gallery.T, out=out)
         return
@@ -162,8 +170,11 @@ def numpy_product(query: np.ndarray, gallery: np.ndarray, out: np.ndarray) -> No
         np.matmul(query, tile.T, out=out[:, left : left + width])
 
 
-def torch_product(query: np.ndarray, gallery: np.ndarray, out: np.ndarray) -> None:
-    with FullPrecision("cpu"):
+def _torch_product(query: np.ndarray, gallery: np.ndarray, out: np.ndarray) -> None:
+    with FullPrecision("cpu"), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "The given NumPy array is not writable"
+        )  # a mapped gallery, which is only read
         torch.mm(torch.from_numpy(query), torch.from_numpy(gallery).T, out=torch.from_numpy(out))
 
 

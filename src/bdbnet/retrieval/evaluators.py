@@ -125,8 +125,8 @@ class ReIDMetrics(_EmbeddingCollector):
     Args:
         ranks, ap_at, measure, query_expansion, rerank, chunk_memory_mb: see `reid_metrics`.
         query_pooling: `mean` or `max`: multi-query, see `pool_queries`; needs `is_query` and cameras.
-        single_shot: number of random galleries with one image per identity: Rank-k is `single_shot_cmc`'s; needs
-            `is_query`, and can't be combined with multi-query, query expansion or re-ranking.
+        single_shot: number of random galleries with one image per identity: Rank-k is `single_shot_cmc`'s; can't be
+            combined with multi-query, query expansion or re-ranking.
         seed: of those galleries.
         progress: show a progress bar while re-ranking.
         kwargs: options of `torchmetrics.Metric`, such as `compute_on_cpu`.

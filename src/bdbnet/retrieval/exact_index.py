@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from bdbnet.retrieval.distance_blocks import MEASURES, distance_blocks
-from bdbnet.retrieval.matrices import Array, Prepared, as_matrix, prepared
+from bdbnet.retrieval.matrices import Array, Prepared, as_matrix, distances_between, prepared
 from bdbnet.retrieval.nearest import smallest
 from bdbnet.retrieval.ranking import label_array
 
@@ -138,7 +138,8 @@ class GalleryIndex(ABC):
         """
         if k < 1:
             raise GalleryIndexError(f"k must be at least 1, got {k}")
-        vectors = _checked(queries, "query", self.measure)
+        # In the gallery's precision: another one would have the whole gallery copied.
+        vectors = _checked(queries, "query", self.measure).astype(self.embeddings.dtype, copy=False)
         if vectors.shape[1] != self.dimensions:
             raise GalleryIndexError(
                 f"query embeddings have {vectors.shape[1]} dimensions, gallery embeddings {self.dimensions}"
@@ -154,7 +155,9 @@ class GalleryIndex(ABC):
             short = (found < 0).any(axis=1)  # an approximate index looks into a part of the gallery
             if short.any():
                 found[short] = self._exactly(group[short], there, part.rows)
-            away = _distances(group, self.embeddings, found, self.measure)
+            away = np.empty(found.shape, np.float32)
+            for number, near in enumerate(found):
+                away[number] = distances_between(group[number, None], self.embeddings[near], self.measure)
             order = np.lexsort((found, away))
             indices[members, :there] = np.take_along_axis(found, order, 1)
             distances[members, :there] = np.take_along_axis(away, order, 1)
@@ -234,17 +237,3 @@ def _checked(embeddings: Array, name: str, measure: str) -> np.ndarray:
                 f"{name} embedding {row} is all zeros and so has no direction for the cosine measure"
             )
     return matrix
-
-
-def _distances(queries: np.ndarray, gallery: np.ndarray, indices: np.ndarray, measure: str) -> np.ndarray:
-    """Distances float32 (Q, k) to the gallery images at `indices`, from differences and so accurate near zero."""
-    distances = np.empty(indices.shape, np.float32)
-    for number, near in enumerate(indices):
-        query, images = queries[number].astype(np.float64), gallery[near].astype(np.float64)
-        if measure == "cosine":
-            query /= np.linalg.norm(query)
-            images /= np.linalg.norm(images, axis=1, keepdims=True)
-        difference = images - query
-        squared = np.einsum("ij,ij->i", difference, difference)
-        distances[number] = squared / 2 if measure == "cosine" else np.sqrt(squared)
-    return distances

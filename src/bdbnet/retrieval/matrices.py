@@ -19,7 +19,7 @@ def as_matrix(embeddings: Array, name: str) -> Array:
     """
     matrix: Array
     if isinstance(embeddings, Tensor):
-        tensor = embeddings.detach()
+        tensor = embeddings.detach() if embeddings.requires_grad else embeddings
         if tensor.dtype in (torch.float16, torch.bfloat16):
             tensor = tensor.float()
         floating = tensor.dtype in (torch.float32, torch.float64)
@@ -55,6 +55,20 @@ def matching_matrices(query: Array, gallery: Array) -> tuple[Array, Array]:
         return query.to(common), gallery.to(common)
     places = [x.device if isinstance(x, Tensor) else "cpu" for x in (query, gallery)]
     raise ValueError(f"query embeddings are on {places[0]}, gallery embeddings on {places[1]}: move them to one device")
+
+
+def distances_between(left: np.ndarray, right: np.ndarray, measure: str) -> np.ndarray:
+    """Distances (N,) float64 of rows to rows, (N, D) or one row for all: Euclidean, or 1 minus the cosine similarity.
+
+    They come from differences in float64, and so are accurate near zero, unlike those of a matrix product.
+    """
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    if measure == "cosine":
+        left, right = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (left, right))
+    difference = left - right
+    squared = np.einsum("ij,ij->i", difference, difference)
+    # Between unit vectors 1 minus the cosine is half the squared distance.
+    return squared / 2 if measure == "cosine" else np.sqrt(squared)
 
 
 class Prepared(NamedTuple):

@@ -12,20 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdbnet.retrieval.distance_blocks import (
-    Block,
-    FullPrecision,
-    numpy_product,
-    rows_in_block,
-    torch_is_faster,
-    torch_product,
-)
+from bdbnet.retrieval.distance_blocks import Block, FullPrecision, product_for, rows_in_block
 from bdbnet.retrieval.matrices import Array, as_matrix, norms_and_duplicates
 
 _GROUP = 128  # columns whose minimum is taken, and
 _FEWEST_GROUPS = 4  # groups for each neighbour wanted, below which a row is sorted
 _LARGEST_PANEL, _PANEL_MB = 1024, 512
-_WORTH_A_RACE = 2e10  # multiplications from which on the faster library is found out, see `torch_is_faster`
 _STRIP = 4096  # columns whose candidates are collected at a time
 
 
@@ -128,7 +120,8 @@ def nearest_neighbours(
     Args:
         embeddings: (N, D) embeddings, NumPy or torch, on the CPU or a GPU.
         k: neighbours wanted, from 1 to N; each image is one of its own, as are its copies.
-        chunk_memory_mb: MiB for one block of distances. None: room for 1024 images, but at most 512 MiB.
+        chunk_memory_mb: MiB for one block of distances, of which up to two are held. None: room for 1024 images, but at
+            most 512 MiB.
         progress: called now and then with the number of images finished since the last call.
 
     Raises:
@@ -214,9 +207,6 @@ def _panels(matrix: Array, chunk_memory_mb: float | None) -> Iterator[tuple[int,
     if chunk_memory_mb is None:
         chunk_memory_mb = max(row_mb, min(_LARGEST_PANEL * row_mb, _PANEL_MB))
     most = rows_in_block(matrix, matrix, chunk_memory_mb)
-    product = numpy_product
-    if isinstance(matrix, np.ndarray) and matrix.flags.c_contiguous and count * matrix.size > _WORTH_A_RACE:
-        product = torch_product if torch_is_faster(matrix.dtype) else numpy_product
     for begin in range(0, count, most):
         part = slice(begin, begin + most)
         if isinstance(matrix, Tensor):
@@ -224,7 +214,7 @@ def _panels(matrix: Array, chunk_memory_mb: float | None) -> Iterator[tuple[int,
                 products = (matrix[part] * -2) @ matrix[begin:].T
         else:
             buffer = np.empty((min(most, count - begin), count - begin), matrix.dtype)
-            product(matrix[part] * matrix.dtype.type(-2), matrix[begin:], buffer)
+            product_for(count, matrix)(matrix[part] * matrix.dtype.type(-2), matrix[begin:], buffer)
             products = torch.from_numpy(buffer)
         yield begin, products
 

@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from bdbnet.retrieval.matrices import Array, matching_matrices, rows_of
+from bdbnet.retrieval.matrices import Array, distances_between, matching_matrices, rows_of
 from bdbnet.retrieval.nearest import smallest
 from bdbnet.retrieval.ranking import Matches, label_array
 from bdbnet.retrieval.searching import Search
@@ -26,7 +26,8 @@ def top_k(
 
     Args:
         query: (Q, D) embeddings.
-        gallery: (G, D) embeddings, or None to search the queries' own set, where each query itself is left out.
+        gallery: (G, D) embeddings, or None to search the queries' own set, where each query itself is left out. The queries
+            given as gallery too find themselves.
         k: neighbours wanted, at least 1.
         query_labels, gallery_labels, query_cameras, gallery_cameras: integers (Q,) or (G,), all of them or none
             (with `gallery=None` those of the queries).
@@ -74,16 +75,7 @@ def top_k(
                 row[number] = np.inf
         for number, row, near in zip(range(begin, begin + len(block)), block, smallest(block, min(k, len(gallery)))):
             near = near[row[near] < np.inf]
-            own = rows_of(query, slice(number, number + 1)).astype(np.float64)
-            others = rows_of(gallery, near).astype(np.float64)
+            own = rows_of(query, slice(number, number + 1))
             indices[number, : len(near)] = near
-            distances[number, : len(near)] = _distances(own, others, search.measure)
+            distances[number, : len(near)] = distances_between(own, rows_of(gallery, near), search.measure)
     return indices, distances
-
-
-def _distances(query: np.ndarray, gallery: np.ndarray, measure: str) -> np.ndarray:
-    if measure == "cosine":
-        lengths = np.linalg.norm(gallery, axis=1) * np.linalg.norm(query)
-        return np.maximum(1 - (gallery @ query[0]) / lengths, 0)
-    difference = gallery - query
-    return np.sqrt(np.einsum("ij,ij->i", difference, difference))

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from bdbnet.retrieval.distance_blocks import Block
-from bdbnet.retrieval.matrices import Array, matching_matrices, rows_of
+from bdbnet.retrieval.matrices import Array, distances_between, matching_matrices, rows_of
 from bdbnet.retrieval.per_query import average_precision, precision_at_r
 from bdbnet.retrieval.ranking import Matches, positive_ranks
 
@@ -41,8 +41,8 @@ class QueryFacts(NamedTuple):
 
     @property
     def margin(self) -> np.ndarray:
-        """Float64 (Q,): by how much the hardest negative is farther away than the nearest match; positive where rank 1
-        is right."""
+        """Float64 (Q,): by how much the hardest negative is farther away than the nearest match: positive where rank 1
+        is right, but for distances that rounding makes equal."""
         return self.negative_distance - self.match_distance
 
 
@@ -88,12 +88,7 @@ def with_distances(facts: QueryFacts, query: Array, gallery: Array, *, measure: 
         there = np.flatnonzero(index >= 0)
         for begin in range(0, len(there), _PAIRS_AT_ONCE):
             part = there[begin : begin + _PAIRS_AT_ONCE]
-            a, b = (rows.astype(np.float64) for rows in (rows_of(query, part), rows_of(gallery, index[part])))
-            if measure == "cosine":
-                a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
-            squares = np.square(a - b).sum(axis=1)
-            # Between unit vectors 1 minus the cosine is half the squared distance.
-            values[part] = squares / 2 if measure == "cosine" else np.sqrt(squares)
+            values[part] = distances_between(rows_of(query, part), rows_of(gallery, index[part]), measure)
         distances.append(values)
     return facts._replace(match_distance=distances[0], negative_distance=distances[1])
 
@@ -142,8 +137,9 @@ class CameraPairCounter:
     def counted(self, blocks: Iterable[tuple[int, Block]]) -> Iterator[tuple[int, Block]]:
         """Pass on every block as it is, once its distances have been judged."""
         for begin, block in blocks:
+            here = _on_cpu(block)
             for column, (images, matches) in enumerate(zip(self._images, self._matches, strict=True)):
-                part = np.take(_on_cpu(block), images, axis=1)  # a copy, and its rows in one piece
+                part = np.take(here, images, axis=1)  # a copy, and its rows in one piece
                 found = positive_ranks([(begin, part)], matches)
                 counts = np.diff(found.offsets)
                 answered = np.flatnonzero(counts > 0)

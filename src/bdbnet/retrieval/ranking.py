@@ -2,7 +2,7 @@
 
 Only the ranks of the positives matter for CMC, mAP, mINP, Recall@K and MAP@R, and a query has few of them. So the
 distances are streamed through a small block (`distance_blocks`) and, for every positive, the gallery images before it
-are counted. Nothing is sorted but the few positives.
+are counted (`counting`). No row is sorted.
 """
 
 from collections.abc import Iterable

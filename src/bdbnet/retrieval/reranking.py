@@ -79,7 +79,7 @@ def k_reciprocal_rerank(
         query: (Q, D) embeddings, NumPy or torch, on the CPU or a GPU.
         gallery: (G, D) embeddings. Give the very object that is `query` to search a set in itself: it then counts once.
         k1, k2, lambda_value: see `KReciprocal`.
-        chunk_memory_mb: MiB for one block of distances. None: see `nearest_neighbours` and `distance_blocks`.
+        chunk_memory_mb: MiB for one block of distances, of which up to three are held. None: see `nearest_neighbours`.
         progress: show a progress bar.
 
     Raises:
@@ -109,30 +109,61 @@ def reranked_blocks(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """`k_reciprocal_rerank` in blocks `(first query, distances (queries, G))`, as `positive_ranks` takes them.
 
-    The encodings are computed by the call itself. The next block overwrites the last one, so the caller may write into
-    it and must not keep it.
+    The call itself checks what it is given; encodings are computed when the first block is asked for. The next block
+    overwrites the last one, so the caller may write into it and must not keep it.
     """
     same_set = query is gallery
     query, gallery = matching_matrices(query, gallery)
-    query_norms = norms_and_duplicates(query, "query", duplicates=False)[0]
-    if same_set:
-        images = gallery = query
-    else:
-        norms_and_duplicates(gallery, "gallery", duplicates=False)
-        images = _joined(query, gallery)
+    gallery = query if same_set else gallery
+    settings.neighbours_in(len(query) if same_set else len(query) + len(gallery))
+    distances = distance_blocks(query, gallery, chunk_memory_mb=chunk_memory_mb)
+    return _reranked(query, gallery, distances, settings, chunk_memory_mb, progress)
+
+
+def _reranked(
+    query: Array,
+    gallery: Array,
+    distances: Iterator[tuple[int, np.ndarray]],
+    settings: KReciprocal,
+    chunk_memory_mb: float | None,
+    progress: bool,
+) -> Iterator[tuple[int, np.ndarray]]:
+    queries, lambda_value, same_set = len(query), settings.lambda_value, query is gallery
+    norms = norms_and_duplicates(query, "query", duplicates=False)[0]
+    total = queries + (queries if same_set else queries + len(gallery))
+    with tqdm(total=total, desc="re-ranking", unit=" images", disable=None if progress else True) as bar:
+        images = query if same_set else _joined(query, gallery)
+        encodings, scale = _encoded(images, settings, chunk_memory_mb, bar)
+        del images
+        by_entry = _by_entry(encodings if same_set else encodings[queries:])
+        factors = (lambda_value / scale[:queries]).astype(scale.dtype)
+        jaccard = np.empty((0, by_entry.shape[1]), norms.dtype)
+        for begin, block in distances:
+            part = slice(begin, begin + len(block))
+            if len(jaccard) != len(block):
+                jaccard = np.empty_like(block)
+            _jaccard_distances(encodings[part], by_entry, jaccard)
+            block += norms[part, None]
+            np.maximum(block, 0, out=block)  # rounding
+            block *= factors[part, None]
+            jaccard *= 1 - lambda_value
+            block += jaccard
+            bar.update(len(block))
+            yield begin, block
+
+
+def _encoded(
+    images: Array, settings: KReciprocal, chunk_memory_mb: float | None, bar: tqdm
+) -> tuple[csr_array, np.ndarray]:
+    """Encodings (N, N), and the squared distance (N,) by which each image's distances are divided."""
     needed = settings.neighbours_in(len(images))
-    bar = tqdm(total=len(images) + len(query), desc="re-ranking", unit=" images", disable=None if progress else True)
     near = nearest_neighbours(images, needed, chunk_memory_mb=chunk_memory_mb, progress=bar.update)
     scale = np.where(near.largest > 0, near.largest, 1)
 
     def scaled(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return _squared_distances(images, rows, columns, near.indices, near.squared) / scale[rows]
 
-    encodings = _encodings(near.indices, scaled, settings)
-    targets = encodings if same_set else encodings[len(query) :]
-    factors = (settings.lambda_value / scale[: len(query)]).astype(scale.dtype)
-    distances = distance_blocks(query, gallery, chunk_memory_mb=chunk_memory_mb)
-    return _mixed_blocks(distances, query_norms, factors, encodings, targets, settings.lambda_value, bar)
+    return _encodings(near.indices, scaled, settings), scale
 
 
 def k_reciprocal_rerank_distances(
@@ -271,29 +302,3 @@ def _jaccard_distances(own: csr_array, by_entry: csr_array, out: np.ndarray) -> 
     # Encodings sum to 1, so what two of them cover together is 2 less what they share.
     np.divide(out, 2 - out, out=out)
     np.subtract(1, out, out=out)
-
-
-def _mixed_blocks(
-    distances: Iterator[tuple[int, np.ndarray]],
-    query_norms: np.ndarray,
-    factors: np.ndarray,
-    encodings: csr_array,
-    targets: csr_array,
-    lambda_value: float,
-    bar: tqdm,
-) -> Iterator[tuple[int, np.ndarray]]:
-    by_entry = _by_entry(targets)
-    jaccard = np.empty((0, targets.shape[0]), query_norms.dtype)
-    with bar:
-        for begin, block in distances:
-            part = slice(begin, begin + len(block))
-            if len(jaccard) != len(block):
-                jaccard = np.empty_like(block)
-            _jaccard_distances(encodings[part], by_entry, jaccard)
-            block += query_norms[part, None]
-            np.maximum(block, 0, out=block)  # rounding
-            block *= factors[part, None]
-            jaccard *= 1 - lambda_value
-            block += jaccard
-            bar.update(len(block))
-            yield begin, block

@@ -57,7 +57,9 @@ def single_shot_cmc(
     )
     identities, identity = np.unique(labels, return_inverse=True)
     # The image with the smallest number shows its identity, so each of its images does so equally often.
-    numbers = np.stack([np.random.default_rng([seed, repeat]).permutation(len(labels)) for repeat in range(repeats)])
+    numbers = np.empty((repeats, len(labels)), np.int32)
+    for repeat, row in enumerate(numbers):
+        row[:] = np.random.default_rng([seed, repeat]).permutation(len(labels))
     shown = np.stack([_first_of_each(row, identity, len(identities)) for row in numbers])
     hits = dict.fromkeys(cutoffs, 0.0)
     valid = 0
