@@ -16,10 +16,10 @@ def main(config: DictConfig) -> None:
     from bdbnet.gallery.searching import FOUND, PAGE, results_text, search
 
     folder = shown_path(HydraConfig.get().runtime.output_dir)
-    rows, facts = search(config, folder)
-    for name, fact in facts.items():
+    found = search(config, folder)
+    for name, fact in found.facts.items():
         print(f"{name + ':':10}{fact}")
-    print(f"\n{results_text(rows, config.printed)}\n")
+    print(f"\n{results_text(found, config.printed)}\n")
     print(f"all that was found: {folder / FOUND}\npage with pictures: {folder / PAGE}")
 
 

@@ -82,7 +82,8 @@ def naive_ranking(stores: dict[str, Path], keep: Callable[[pd.Series, pd.Series]
 
 
 def test_table_and_page_hold_what_is_nearest(settings, stores, tmp_path):
-    rows, facts = search(settings("pictures=3"), tmp_path / "out")
+    found = search(settings("pictures=3"), tmp_path / "out")
+    rows, facts = found.rows, found.facts
     expected = naive_ranking(stores, lambda query, image: True)
     assert rows.groupby("query_index")["gallery_path"].apply(list).tolist() == [paths[:5] for paths in expected]
     assert rows["rank"].tolist() == [1, 2, 3, 4, 5] * 8
@@ -95,7 +96,7 @@ def test_table_and_page_hold_what_is_nearest(settings, stores, tmp_path):
     assert page.count('<li class="right">') == rows.loc[rows["query_index"] < 3, "correct"].sum()
     assert "http" not in page.replace("http-equiv", "")
     assert facts["engine"] == "exact"
-    lines = results_text(rows, 2).splitlines()
+    lines = results_text(found, 2).splitlines()
     assert len(lines) == 2 * 6
     assert lines[1].split()[0] == "1"
     assert rows["gallery_path"][0] in lines[1]
@@ -103,11 +104,11 @@ def test_table_and_page_hold_what_is_nearest(settings, stores, tmp_path):
 
 def test_images_are_embedded_as_the_index_was(settings, rendered, stores, tables, tmp_path):
     from_table = settings(f"root={rendered.root}", source=f"images={tables['query']}")
-    from_images, _ = search(from_table, tmp_path / "images")
-    from_store, _ = search(settings(), tmp_path / "store")
+    from_images = search(from_table, tmp_path / "images").rows
+    from_store = search(settings(), tmp_path / "store").rows
     pd.testing.assert_frame_equal(from_images, from_store)
     one = EmbeddingStore.open(stores["gallery"]).table["path"][7]
-    rows, _ = search(settings("k=1", source=f"images={rendered.root / one}"), tmp_path / "one")
+    rows = search(settings("k=1", source=f"images={rendered.root / one}"), tmp_path / "one").rows
     assert rows["gallery_path"].tolist() == [one]  # an image of the gallery is its own nearest
     assert rows["distance"][0] < 1e-3
     assert "correct" not in rows
@@ -121,25 +122,27 @@ def test_filters_hold_in_every_engine(settings, stores, tmp_path, engine):
         stores, lambda query, image: query["camera"] != image["camera"] and six <= image["time"] < noon
     )
     overrides = ["same_camera=false", "after=2024-01-01T06:00", f"before={noon}", f"engine={engine}", "k=19"]
-    rows, facts = search(settings(*overrides), tmp_path / "out")
+    rows, _, facts = search(settings(*overrides), tmp_path / "out")
     assert rows.groupby("query_index")["gallery_path"].apply(list).tolist() == wanted
     assert facts["filter"] == f"not the query's own camera, after 2024-01-01T06:00, before {noon}"
-    assert ("recall@10 1.0000 over 19 queries" in facts["engine"]) == (engine != "exact")
+    assert ("recall@10 1.0000 over 19 gallery images (each finds itself too)" in facts["engine"]) == (engine != "exact")
 
 
-def test_nothing_found_is_an_empty_list(settings, tmp_path):
-    rows, _ = search(settings("after=2025-01-01"), tmp_path)
-    assert len(rows) == 0
-    assert "0 of 0 queries" in (tmp_path / PAGE).read_text()
-    assert results_text(rows, 3) == ""
+def test_queries_for_which_nothing_is_found_are_listed(settings, tmp_path):
+    found = search(settings("after=2025-01-01", "pictures=3"), tmp_path)
+    assert len(found.rows) == 0
+    page = (tmp_path / PAGE).read_text()
+    assert "3 of 8 queries" in page
+    assert page.count("nothing found") == 3
+    assert results_text(found, 2).splitlines() == [f"{path}  nothing found" for path in found.queries[:2]]
 
 
 def test_an_index_and_its_recall_are_kept(settings, tmp_path, monkeypatch):
-    _, first = search(settings("engine=faiss_ivf"), tmp_path / "out")
+    *_, first = search(settings("engine=faiss_ivf"), tmp_path / "out")
     record = json.loads((tmp_path / "engine" / "faiss_ivf.recall.json").read_text())
     assert record["quality"]["recall"] == 1
     monkeypatch.setattr(FaissIndex, "_build", lambda self: pytest.fail("built again"))
-    _, again = search(settings("engine=faiss_ivf"), tmp_path / "out")
+    *_, again = search(settings("engine=faiss_ivf"), tmp_path / "out")
     assert "built in" in first["engine"]
     assert "kept from before" in again["engine"]
     assert first["engine"].partition("; ")[2] == again["engine"].partition("; ")[2]
@@ -243,7 +246,7 @@ def test_real_embeddings_are_found_by_every_engine(shared_data, make_config, tmp
         overrides = [f"index={tmp_path / 'bounding_box_test'}", f"queries={tmp_path / 'query'}", f"engine={engine}"]
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = compose("search", [*overrides, "same_camera=false", "pictures=0", "run_name=test"])
-        found[engine], _ = search(config, tmp_path / engine)
+        found[engine] = search(config, tmp_path / engine).rows
     assert found["exact"].groupby("query_index")["correct"].first().mean() > 0.9
     for engine in ENGINES[1:]:
         both = found["exact"].merge(found[engine], on=["query_index", "gallery_path"])

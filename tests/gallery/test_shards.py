@@ -187,11 +187,11 @@ def test_a_setting_that_can_not_be_used_is_named(options, message, embedder, pho
 
 
 def test_processes_are_numbered_by_torchrun_or_by_slurm():
-    slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"}
+    slurm = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"}
     assert ranks_of_environment({}) == Ranks(0, 1, 0, 1)
     assert ranks_of_environment(slurm) == Ranks(3, 4, 1, 2)
     assert ranks_of_environment(slurm | {"RANK": "0", "WORLD_SIZE": "2"}) == Ranks(0, 2)
-    assert ranks_of_environment({"SLURM_NTASKS": "4"}) == Ranks()  # an allocation whose processes srun did not start
+    assert ranks_of_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == Ranks()  # a batch script without srun
     for wrong in ({"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "a", "WORLD_SIZE": "2"}):
         with pytest.raises(ConfigError, match=r"RANK=., WORLD_SIZE=2: these variables"):
             ranks_of_environment(wrong)

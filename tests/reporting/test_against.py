@@ -154,3 +154,11 @@ def test_runs_without_a_common_metric_can_not_be_compared(tmp_path, ap):
     with pytest.raises(ReportError, match="have no metric in common"):
         compare_runs(ours, other)
     assert not list(ours.glob("against-*"))
+
+
+def test_comparisons_with_runs_of_one_name_do_not_replace_each_other(tmp_path, ap):
+    ours = analysed(tmp_path / "ours", ap)
+    others = [analysed(tmp_path / sweep / "seed=1", ap) for sweep in ("a", "b")]
+    files = [compare_runs(ours, other)[1] for other in (*others, others[0])]
+    assert files[0] == files[2] != files[1]
+    assert [json.loads(path.read_text())["b"] for path in files[:2]] == [str(other) for other in others]

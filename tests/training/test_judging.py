@@ -145,3 +145,18 @@ def test_the_evaluator_searches_as_the_function_does(tiny_config):
         *sides, rerank=metric.search.rerank, query_expansion=metric.search.query_expansion
     )
     assert metric.compute_plain() == reid_metrics(*sides)
+
+
+def test_an_embedding_of_zeros_is_named(judge, monkeypatch):
+    whole = ReIDModule.embed
+
+    def without_first(self, images):
+        embeddings = whole(self, images)
+        embeddings[0] = 0
+        return embeddings
+
+    monkeypatch.setattr(ReIDModule, "embed", without_first)
+    with pytest.warns(
+        UserWarning, match=r"of 18 test images have an embedding of zeros.*the first is row \d+ \(gallery"
+    ):
+        judge()

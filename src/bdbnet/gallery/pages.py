@@ -1,6 +1,6 @@
 """The page of a search: pictures of the queries and of what was found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,46 @@ from bdbnet.reporting.wording import distance
 
 
 def search_page(
-    rows: pd.DataFrame, query_root: Path, gallery_root: Path, *, queries: int, facts: Mapping[str, str], name: str
+    rows: pd.DataFrame,
+    paths: Sequence[str],
+    query_root: Path,
+    gallery_root: Path,
+    *,
+    queries: int,
+    facts: Mapping[str, str],
+    name: str,
 ) -> str:
     """The HTML text of a page that needs no other file.
 
     Args:
         rows: of `results_table`, at least those of the queries that are shown.
+        paths: of all queries.
         query_root, gallery_root: folders that the paths are relative to.
         queries: so many queries are shown, the first ones.
         facts: what was searched and how; plain text.
         name: of the gallery, its heading.
     """
-    shown = rows[rows["query_index"] < queries]
-    lists = [_ranks(hits, query_root, gallery_root) for _, hits in shown.groupby("query_index")]
-    total = rows["query_index"].nunique()
+    lists = []
+    for number, path in enumerate(paths[:queries]):
+        hits = rows[rows["query_index"] == number]
+        lists.append(_ranks(hits, query_root, gallery_root) if len(hits) else _nothing(path))
     marks = (
         " <b>✓</b> solid green border: the query's label. <b>✗</b> dashed red border: another label."
         if "correct" in rows
         else ""
     )
     found = (
-        f'<section>\n<h2>Found</h2>\n<p class="soft">{len(lists):,} of {total:,} queries. The query at the left, then the '
+        f'<section>\n<h2>Found</h2>\n<p class="soft">{len(lists):,} of {len(paths):,} queries. The query at the left, then the '
         f"images nearest to it with rank and distance.{marks}</p>\n{''.join(lists)}</section>"
     )
     table = html_table(
         ["", ""], [html_row(escape(key.capitalize()), [escape(value)]) for key, value in facts.items()], "runs"
     )
     return page(name, "Search", facts["gallery"], [found, f"<section>\n<h2>Search</h2>\n{table}\n</section>"])
+
+
+def _nothing(path: str) -> str:
+    return f'<div class="query">\n<p><code>{escape(path)}</code>: nothing found</p>\n</div>\n'
 
 
 def _ranks(hits: pd.DataFrame, query_root: Path, gallery_root: Path) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,10 +48,12 @@ class Found(NamedTuple):
 
     Attributes:
         rows: see `results_table`.
+        queries: path of each query, also of those for which a filter left nothing.
         facts: what was searched and how, as texts under short names.
     """
 
     rows: pd.DataFrame
+    queries: list[str]
     facts: dict[str, str]
 
 
@@ -86,9 +88,17 @@ def search(config: DictConfig, folder: Path) -> Found:
     rows.to_parquet(buffer, index=False)
     write_atomically(folder / FOUND, buffer.getvalue())
     name = Path(config.index).resolve().name
-    text = search_page(rows, queries.root, gallery.root, queries=config.pictures, facts=facts, name=name)
+    text = search_page(
+        rows,
+        queries.table["path"].tolist(),
+        queries.root,
+        gallery.root,
+        queries=config.pictures,
+        facts=facts,
+        name=name,
+    )
     write_atomically(folder / PAGE, text.encode("utf-8", "xmlcharrefreplace"))
-    return Found(rows, facts)
+    return Found(rows, queries.table["path"].tolist(), facts)
 
 
 def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
@@ -167,7 +177,7 @@ def index_folder(config: DictConfig) -> Path:
 def quality_of(index: GalleryIndex, record: Path, queries: np.ndarray) -> IndexQuality:
     """What an approximate index is worth, measured once and kept in the file `record` for as long as it holds.
 
-    It is measured on the queries if there are at least 100 of them, else on images of the gallery.
+    It is measured on the queries if there are at least 100 of them, else on images of the gallery, which it says.
     """
     try:
         known = json.loads(record.read_text())
@@ -175,7 +185,10 @@ def quality_of(index: GalleryIndex, record: Path, queries: np.ndarray) -> IndexQ
             return IndexQuality(**known["quality"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
-    quality = measure_index(index, queries if len(queries) >= _ENOUGH_QUERIES else index.embeddings)
+    if len(queries) >= _ENOUGH_QUERIES:
+        quality = measure_index(index, queries)
+    else:
+        quality = replace(measure_index(index, index.embeddings), of="gallery images (each finds itself too)")
     content = {"settings": index.settings, "quality": asdict(quality)}
     write_atomically(record, (json.dumps(content, indent=2) + "\n").encode())
     return quality
@@ -241,11 +254,12 @@ def results_table(
     return rows
 
 
-def results_text(rows: pd.DataFrame, queries: int) -> str:
+def results_text(found: Found, queries: int) -> str:
     """The hits of the first queries as text."""
     lines = []
-    for _, hits in rows[rows["query_index"] < queries].groupby("query_index"):
-        lines.append(_described(hits.iloc[0], "query"))
+    for number, path in enumerate(found.queries[:queries]):
+        hits = found.rows[found.rows["query_index"] == number]
+        lines.append(_described(hits.iloc[0], "query") if len(hits) else f"{path}  nothing found")
         for row in hits.to_dict("records"):
             mark = {True: " ✓", False: " ✗"}[row["correct"]] if "correct" in row else ""
             lines.append(f"{row['rank']:>5}{mark}  {row['distance']:<10.4g}  {_described(row, 'gallery')}")

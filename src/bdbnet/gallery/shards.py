@@ -67,14 +67,16 @@ class Outcome:
 
 
 def ranks_of_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """This process as torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's srun (SLURM_PROCID, SLURM_NTASKS) numbers it.
+    """This process as torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS) numbers it.
+
+    SLURM_NTASKS is no help: it is also set in a batch script, where there is one process however many tasks were asked for.
 
     Raises:
         ConfigError: the numbers make no sense; names the variables.
     """
     for names in (
         ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
     ):
         if names[0] not in environment or names[1] not in environment:
             continue
@@ -139,17 +141,21 @@ def embed_into(
         own = [shard for shard in range(ranks.rank, run.shards, ranks.world_size) if run.is_missing(shard)]
     began = time.perf_counter()
     batches = [batch for shard in own for batch in run.batches(shard)]
-    total = sum(map(len, batches))
+    embedded = 0
     if own:
         options: dict[str, Any] = {"num_workers": num_workers, "local_ranks": ranks.local_size}
         stream = embedder.embed(images, batches, skip_unreadable=skip_unreadable, **options)
-        with tqdm(total=total, desc="embedding", unit=" images", disable=None if progress else True) as bar:
+        with tqdm(
+            total=sum(map(len, batches)), desc="embedding", unit=" images", disable=None if progress else True
+        ) as bar:
             for shard in own:
-                run.write(shard, [_counted(bar, next(stream)) for _ in run.batches(shard)])
+                parts = [_counted(bar, next(stream)) for _ in run.batches(shard)]
+                run.write(shard, parts)
+                embedded += sum(len(part.rows) for part in parts)
     seconds = time.perf_counter() - began
     with FileLock(folder / _LOCK):
         missing = run.finish()
-    return Outcome(total, seconds, missing)
+    return Outcome(embedded, seconds, missing)
 
 
 def clear_folder(folder: Path) -> None:

@@ -104,7 +104,7 @@ def dataset_images(dataset: DictConfig, split: str) -> Images:
 
 
 def _image_files(folder: Path) -> list[str]:
-    """Paths of the image files in and below `folder`, relative to it, sorted."""
+    """Paths of the image files in and below `folder`, relative to it, sorted; folders that are links are not entered."""
 
     def refuse(error: OSError) -> None:
         raise DatasetError(f"can't look into {error.filename}: {error.strerror}. Make it readable, or move it away.")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,11 +64,21 @@ def compare_runs(folder: str | Path, against: str | Path, *, seed: int = 0) -> t
         },
         "queries_that_differ_most": apart,
     }  # fmt: skip
-    path = a.run.path / f"against-{b.run.path.resolve().name}.json"
+    path = _record_path(a.run.path, b.run.path)
     write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
     main = [name for name in differences if name in ("rank1", "recall@1", "mAP", "map@r")]
     verdicts = [verdict(label_of(name), differences[name], *names) for name in main]
     return "\n\n".join([_table(differences, means, names, changed), "\n".join(verdicts), _list(apart)]), path
+
+
+def _record_path(folder: Path, other: Path) -> Path:
+    """Of the comparison; with a number where a comparison with another run of the same name lies there."""
+    path = folder / f"against-{other.resolve().name}.json"
+    try:
+        mine = json.loads(path.read_text())["b"] == str(other)
+    except (OSError, ValueError, KeyError, TypeError):
+        mine = True  # nothing worth keeping
+    return path if mine else path.with_stem(f"{path.stem}-{sha256(str(other.resolve()).encode()).hexdigest()[:6]}")
 
 
 def verdict(metric: str, found: PairedDifference, a: str, b: str) -> str:

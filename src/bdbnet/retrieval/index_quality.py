@@ -21,6 +21,7 @@ class IndexQuality:
         queries: number of queries it was measured on.
         latency_ms: median milliseconds of one query searched alone.
         queries_per_second: with all queries searched in one call.
+        of: what the queries were.
     """
 
     k: int
@@ -28,10 +29,11 @@ class IndexQuality:
     queries: int
     latency_ms: float
     queries_per_second: float
+    of: str = "queries"
 
     def __str__(self) -> str:
         return (
-            f"recall@{self.k} {self.recall:.4f} over {self.queries:,} queries, {self.latency_ms:.2f} ms a query, "
+            f"recall@{self.k} {self.recall:.4f} over {self.queries:,} {self.of}, {self.latency_ms:.2f} ms a query, "
             f"{self.queries_per_second:,.0f} queries/s in one call"
         )
 

@@ -165,9 +165,11 @@ class ReIDModule(pl.LightningModule):
         # Kept now, while the ranks are still together and on their devices: afterwards nothing can be gathered.
         embeddings, _, _, is_query = self.metric.collected()  # type: ignore[operator]
         self.judged = (embeddings.cpu(), None if is_query is None else is_query.cpu())
-        if zeros := int((self.judged[0] == 0).all(1).sum()):
+        zeros = (self.judged[0] == 0).all(1)
+        if zeros.any():
             rank_zero_warn(
-                f"{zeros} of {len(embeddings)} test images have an embedding of zeros: equally near to all others"
+                f"{int(zeros.sum())} of {len(embeddings)} test images have an embedding of zeros, which says nothing about them; "
+                f"the first is row {int(zeros.int().argmax())} (gallery before queries)"
             )
         self.metrics = {name: float(value) for name, value in metrics.items()}
         self.plain_metrics = None if plain is None else {name: float(value) for name, value in plain.items()}
@@ -202,7 +204,7 @@ class ReIDModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Judged metrics belong to the epoch that was judged, not to the one that a run resumes at.
-        self.metrics, self.metrics_epoch = {}, None
+        self.metrics, self.plain_metrics, self.metrics_epoch = {}, None, None
 
 
 def scale_embeddings(embeddings: Tensor, dims: Iterable[int], normalize: str) -> Tensor:

@@ -16,7 +16,8 @@ from bdbnet.training.searched import by_camera, searched
 
 
 def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, *, k: int) -> Path | None:
-    """Write each query's k nearest gallery images, in the order and under the rule by which the metrics were computed.
+    """Write each query's k nearest gallery images, in the order and under the rule by which the metrics were computed; of a
+    single gallery shot from the whole gallery.
 
     Columns: ``query_index``, ``rank`` (from 1), ``gallery_index`` (both rows of the test set), ``distance`` (Euclidean or cosine),
     ``query_path``, ``gallery_path`` (relative to the dataset's root), ``query_label``, ``gallery_label``, ``query_camera``,
