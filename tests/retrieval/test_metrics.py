@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -129,6 +131,33 @@ def test_cosine_equals_euclidean_between_unit_vectors(case):
     except ValueError:
         return
     assert reid_metrics(q, g, *rest, measure="cosine") == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_thousands_of_small_cases_equal_the_definition(naive, block):
+    for seed in range(500 * block, 500 * (block + 1)):
+        rng = np.random.default_rng(seed)
+        queries, images, dimensions, identities, cameras = rng.integers(1, [10, 41, 6, 7, 5])
+        rows = [
+            rng.integers(-2, 3, (n, dimensions)).astype((np.float32, np.float64)[seed % 2]) for n in (queries, images)
+        ]
+        labels = [rng.integers(0, identities, n) for n in (queries, images)]
+        labels[1][rng.random(images) < 0.2] = -5  # distractors
+        case = (*rows, *labels, *(rng.integers(0, cameras, n) for n in (queries, images)))
+        measured: list[tuple[dict | None, Callable[[], dict]]] = [
+            (naive.reid(*case), lambda case=case: reid_metrics(*case)),
+            (
+                naive.precision(case[1], case[3]),
+                lambda case=case: retrieval_metrics(case[1], case[3]),
+            ),
+        ]
+        for expected, measure in measured:
+            if expected is None:
+                with pytest.raises(ValueError, match="no query has a match"):
+                    measure()
+            else:
+                found = measure()
+                assert all(abs(found[name] - value) < 1e-12 for name, value in expected.items()), seed
 
 
 def test_order_of_queries_does_not_matter():
