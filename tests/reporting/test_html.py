@@ -160,6 +160,15 @@ def test_evaluation_without_history_before_and_best(run_folder, change_result):
     assert not page.all("picture")
 
 
+def test_numbers_without_re_ranking_stand_beside_those_with_it(run_folder, change_result):
+    changed = {"kind": "evaluate", "before": None, "best": None, "checkpoint": "outputs/last.ckpt", "epochs": None}
+    change_result(**changed, plain={"rank1": 0.125, "mAP": 0.0625, "valid_queries": 6})
+    page = write_report(run_folder).read_text()
+    assert "As embedded" in page
+    assert "<td>12.5 %</td>" in page
+    assert "without re-ranking and query expansion" in page
+
+
 def test_result_alone_makes_a_page(run_folder):
     (run_folder / "history.csv").unlink()
     (run_folder / "topk.parquet").unlink()

@@ -102,8 +102,10 @@ def _summary(result: Result) -> str:
 
 
 def _metrics(result: Result) -> str:
-    before, best = result.before, result.best
+    before, best, plain = result.before, result.best, result.plain
     heads = ["Metric"]
+    if plain is not None:
+        heads += ["As embedded"]
     if before is not None:
         heads += ["Before training"]
     heads += ["After training" if result.kind == "train" else "Result"]
@@ -116,6 +118,8 @@ def _metrics(result: Result) -> str:
         if name == "valid_queries":
             continue
         cells = [f'<th scope="row">{escape(label_of(name))}</th>']
+        if plain is not None:
+            cells.append(f"<td>{percent(plain.get(name))}</td>")
         if before is not None:
             cells.append(f"<td>{percent(before.get(name))}</td>")
         cells.append(f'<td class="main">{percent(value)}</td>')
@@ -133,6 +137,8 @@ def _metrics(result: Result) -> str:
         lines.append(f"{result.metrics['valid_queries']:,.0f} valid queries. Weights judged: {checkpoint}.")
     else:
         lines.append(f"Weights judged: {checkpoint}.")
+    if plain is not None:
+        lines.append('"As embedded" is without re-ranking and query expansion.')
     if best is not None:
         lines.append(
             "The best checkpoint was picked by its score on the test set, so its column flatters; quote the other."
