@@ -7,9 +7,11 @@
 float32 embeddings with identities and cameras spread as in Market-1501, scattered around their identities about as widely
 as a trained network's (mAP about 0.75); `--noise` draws them at random, which is the worst case: matches may then stand
 anywhere in the order. Bare products and metrics take turns, so
-that other load on the machine hits all of them alike; medians are given. The product writes the whole Q x G matrix
-except with `--gallery` above 100,000, where it writes blocks of 512 queries. Memory is the peak of the resident set
-during the first call of `reid_metrics`, before any product was run, less what was resident before it (Linux only).
+that other load on the machine hits all of them alike; medians are given. The product is written in blocks of
+`--product-memory-mb`, by default as much as `reid_metrics` takes at most by itself: the whole Q x G matrix at
+Market-1501's size. With more memory it need not read a large gallery as often, and is faster. Memory is the peak of the
+resident set during the first call of `reid_metrics`, before any product was run, less what was resident before it (Linux
+only).
 """
 
 import argparse
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=1536)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--chunk-memory-mb", type=float)
+    parser.add_argument("--product-memory-mb", type=float, default=256)
     parser.add_argument("--device", default="cpu", help="cuda: embeddings and the bare product on the GPU")
     parser.add_argument("--noise", action="store_true", help="embeddings without any order")
     arguments = parser.parse_args()
@@ -109,7 +112,7 @@ def main() -> None:
     found: dict[str, float | int] = {}
     memory = peak_beyond(lambda: found.update(metrics()))
 
-    rows = arguments.query if arguments.gallery <= 100_000 else 512
+    rows = max(1, min(arguments.query, int(arguments.product_memory_mb * 2**20 / (4 * arguments.gallery))))
     product = np.zeros((rows, arguments.gallery), np.float32)
     parts = [slice(begin, begin + rows) for begin in range(0, arguments.query, rows)]
     torch_product = torch.from_numpy(product).to(device)
