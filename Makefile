@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## train and judge on rendered figures, about 3 minutes on two cores, and leave a page to look at
+demo: $(READY)  ## train and evaluate on rendered figures, about 3 minutes on two cores, and leave a page to look at
 	$(BIN)/python -m bdbnet.train experiment=demo run_name=demo output_root=$(DEMO) overwrite=true
 	$(BIN)/python -m bdbnet.report run=$(DEMO)/train/demo
 

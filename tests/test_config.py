@@ -65,7 +65,7 @@ def test_the_paper_s_recipe_is_the_default():
     "target",
     [
         "os.system",
-        "bdbnet.models.network.torch.load",
+        "bdbnet.models.bdb.torch.load",
         "bdbnet.config.command",
         "subprocess.run",
         "bdbnet.models.nothing",

@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import config_dir
+from bdbnet.figures import label_of
 from bdbnet.reproduction.spec import all_tables
-from bdbnet.visualization import label_of
 
 PRESETS = sorted((config_dir() / "experiment").glob("*.yaml"))
 #: Small experiments on a CPU, described in folders of their own.
@@ -69,7 +69,7 @@ def stated_in_tables() -> dict[str, set[Statement]]:
     found: dict[str, set[Statement]] = {}
     for table in all_tables():
         for row in table.rows if table.x is None else ():
-            # A rival's numbers belong to the network of its publication, not to the preset.
+            # A competing method's numbers belong to the network of its publication, not to the preset.
             if row.run and len(row.run) == 1 and "network" not in row.note:
                 preset = row.run[0].removeprefix("experiment=")
                 for dataset, values in row.paper.items():

@@ -23,7 +23,7 @@ from bdbnet.datasets import load_manifest
 from bdbnet.gallery.embedding import Embedder, build_embedder
 from bdbnet.gallery.shards import embed_into
 from bdbnet.gallery.sources import find_images
-from bdbnet.models import BDBNetwork, OSNetTrunk
+from bdbnet.models import BDBNetwork, OSNetBackbone
 from bdbnet.training.setup import keep_freed_memory
 
 BATCH = 128
@@ -60,7 +60,7 @@ def main() -> None:
 
 def random_embedder(folder: Path) -> Embedder:
     torch.manual_seed(0)
-    network = BDBNetwork(num_classes=0, backbone=OSNetTrunk(width=0.25), branches=["global"])
+    network = BDBNetwork(num_classes=0, backbone=OSNetBackbone(width=0.25), branches=["global"])
     torch.save(network.state_dict(), folder / "random.pth")
     size = str([*SIZE]).replace(" ", "")
     chosen = [f"checkpoint={folder / 'random.pth'}", "model=baseline", "backbone=osnet_x0_25", f"image_size={size}"]

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from bdbnet.gallery import EmbeddingStore
-from bdbnet.retrieval.exact_index import ExactIndex, GalleryIndex
-from bdbnet.retrieval.faiss_index import FaissIndex
-from bdbnet.retrieval.index_quality import measure_index
-from bdbnet.retrieval.milvus_index import MilvusIndex
+from bdbnet.gallery.indexes.exact import ExactIndex, GalleryIndex
+from bdbnet.gallery.indexes.faiss import FaissIndex
+from bdbnet.gallery.indexes.milvus import MilvusIndex
+from bdbnet.gallery.indexes.quality import measure_index
 
 CENTRES = 750
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--queries", type=Path, help="folder of the queries' embeddings")
     parser.add_argument("--images", type=int, default=15_913, help="without --store")
     parser.add_argument("--dimensions", type=int, default=512, help="without --store")
-    parser.add_argument("--measure", default="euclidean")
+    parser.add_argument("--distance", default="euclidean")
     arguments = parser.parse_args()
     if arguments.store is None:
         rng = np.random.default_rng(0)
@@ -49,12 +49,12 @@ def main() -> None:
         gallery = EmbeddingStore.open(arguments.store).embeddings
         queries = gallery if arguments.queries is None else EmbeddingStore.open(arguments.queries).embeddings
 
-    print(f"{len(gallery):,} images, embeddings of {gallery.shape[1]} numbers, {arguments.measure}")
+    print(f"{len(gallery):,} images, embeddings of {gallery.shape[1]} numbers, {arguments.distance}")
     print(
         f"{os.cpu_count()} cores, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}, load {os.getloadavg()[0]:.1f}\n"
     )
     with tempfile.TemporaryDirectory() as folder:
-        options = {"measure": arguments.measure}
+        options = {"distance": arguments.distance}
         engines: dict[str, Callable[[], GalleryIndex]] = {
             "exact": lambda: ExactIndex(gallery, **options),
             "faiss_ivf": lambda: FaissIndex(gallery, kind="ivf", folder=folder, **options),

@@ -24,7 +24,7 @@ import simplejpeg
 
 from bdbnet.datasets import load_manifest
 from bdbnet.datasets.checking import check_images, usable_cores
-from bdbnet.datasets.objects import render_object
+from bdbnet.datasets.synthetic.objects import render_object
 
 SPLITS = {"train": (1, 11_318, 59_551), "test": (11_319, 11_316, 60_502)}
 LINKS = 40_000  # of one file; file systems allow some 65,000

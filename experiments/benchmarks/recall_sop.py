@@ -8,7 +8,7 @@ The gallery has the test set's 60,502 images and classes of its size; 6,000 quer
 further images of the same classes and not in the gallery: nothing is left out of a ranking, in any row. Processes,
 memory and times as in retrieval_peers.py, which says what FOLDER is.
 
-torchmetrics has the measure as RetrievalHitRate, but keeps and sorts all pairs: at the 90 bytes a pair or more that
+torchmetrics has the metric as RetrievalHitRate, but keeps and sorts all pairs: at the 90 bytes a pair or more that
 its row of retrieval_peers.py takes, 33 GB here.
 """
 

@@ -5,7 +5,7 @@
 
 FOLDER is where the package `torchreid` lies, for instance what `pip install --no-deps --target FOLDER torchreid` wrote.
 Only its file `rerank.py` is loaded, so nothing that it depends on is needed. Its `re_ranking` squares the distances it
-is given, so it gets Euclidean ones here. Both are judged by the same metrics, which should agree to four digits.
+is given, so it gets Euclidean ones here. Both are evaluated by the same metrics, which should agree to four digits.
 
 The embeddings are clusters that overlap, so that Rank-1 and mAP are neither perfect nor nought: identities and cameras
 are points in a space of 32 dimensions, images scatter around them, and a random projection blows all up to the wanted
@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from bdbnet.retrieval.metrics import summarize_reid
-from bdbnet.retrieval.ranking import Matches, positive_ranks
-from bdbnet.retrieval.reranking import KReciprocal, reranked_blocks
+from bdbnet.retrieval.ranks import Matches, positive_ranks
+from bdbnet.retrieval.rerank import KReciprocal, reranked_blocks
 
 LATENT, CAMERAS, IMAGES_OF_IDENTITY, DISTRACTORS = 32, 6, 20, 1 / 6
 IMAGE_SPREAD, CAMERA_SPREAD, NOISE = 0.75, 0.5, 0.05

@@ -1,4 +1,4 @@
-"""A whole training step against forward + backward of trunk and branches alone.
+"""A whole training step against forward + backward of backbone and branches alone.
 
     python experiments/benchmarks/training_step.py
     python experiments/benchmarks/training_step.py --device cuda --batch 128 --compile

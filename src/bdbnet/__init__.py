@@ -1,4 +1,4 @@
-"""bdbnet: train, judge and ship image embeddings for person re-identification and image retrieval."""
+"""bdbnet: train, evaluate and ship image embeddings for person re-identification and image retrieval."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -16,6 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bdbnet.renamed import TARGETS, with_todays_keys
+
 PACKAGE_DIR = Path(__file__).resolve().parent
 
 #: What a config may build besides the public names of bdbnet's own rooms.
@@ -50,7 +52,7 @@ PATH_KEYS = frozenset(
         "run",
         "summary",
         "weights_root",
-        "against",
+        "compare",
     }
     | {"dataset.manifest", "dataset.root", "loading.cache_root"}
 )
@@ -139,6 +141,7 @@ def instantiate(config: DictConfig | ListConfig, **arguments: Any) -> Any:
 def _check_targets(node: Any) -> None:
     if isinstance(node, dict):
         if "_target_" in node:
+            node["_target_"] = TARGETS.get(node["_target_"], node["_target_"])
             check_target(node["_target_"])
         for child in node.values():
             _check_targets(child)
@@ -190,7 +193,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         def entry(*config: DictConfig) -> Any:
             warnings.formatwarning = _plain_warning
-            sys.argv[1:] = quote_paths(sys.argv[1:])
+            renamed, notes = with_todays_keys(sys.argv[1:])
+            for note in notes:
+                print(f"note: {note}", file=sys.stderr)
+            sys.argv[1:] = quote_paths(renamed)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, then, instead of printing half a trace and leaving
             try:
                 return speaking(start)(*config)

@@ -1,4 +1,4 @@
-"""``python -m bdbnet.evaluate``: judge a checkpoint on the dataset it was trained for, or on another."""
+"""``python -m bdbnet.evaluate``: evaluate a checkpoint on the dataset it was trained for, or on another."""
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -10,17 +10,17 @@ from bdbnet.config import ConfigError, command, shown_path
 def main(config: DictConfig) -> float:
     if config.checkpoint is None:
         raise ConfigError(
-            "checkpoint= is missing: which file should be judged? outputs/train/<run>/last.ckpt, for example"
+            "checkpoint= is missing: which file should be evaluated? outputs/train/<run>/last.ckpt, for example"
         )
     if config.get("dataset") is None:
         raise ConfigError(
-            "dataset= is missing: on which dataset should the checkpoint be judged? dataset=market1501, for example"
+            "dataset= is missing: on which dataset should the checkpoint be evaluated? dataset=market1501, for example"
         )
     from pytorch_lightning.utilities import rank_zero_only
 
     from bdbnet.reporting.analysis import analysis_text
     from bdbnet.reporting.run_folder import read_analysis
-    from bdbnet.reporting.tables import metrics_table
+    from bdbnet.reporting.terminal import metrics_table
     from bdbnet.results import ANALYSIS, PER_QUERY
     from bdbnet.training.runs import evaluate
     from bdbnet.training.setup import main_metric

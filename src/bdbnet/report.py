@@ -13,13 +13,13 @@ def main(config: DictConfig) -> None:
         if not isinstance(config[key], int) or isinstance(config[key], bool):
             raise ConfigError(f"{key}={config[key]}: give a whole number")
     from bdbnet.reporting import read_run, write_report
-    from bdbnet.reporting.against import compare_runs
+    from bdbnet.reporting.compare_runs import compare_runs
     from bdbnet.reporting.sweep import is_sweep
     from bdbnet.reporting.sweep_page import write_sweep_report
-    from bdbnet.reporting.tables import metrics_table
+    from bdbnet.reporting.terminal import metrics_table
 
-    if config.get("against"):
-        text, record = compare_runs(config.run, config.against, seed=config.seed)
+    if config.get("compare"):
+        text, record = compare_runs(config.run, config.compare, seed=config.seed)
         print(f"{text}\n\ncomparison: {record}")
         return
     if is_sweep(config.run):

@@ -16,7 +16,7 @@ ALL = ["table=all", "figure=all"]
 @command("reproduce")
 def main(config: DictConfig) -> None:
     check(config)
-    from bdbnet.reporting.comparison import as_text
+    from bdbnet.reporting.table import as_text
     from bdbnet.reproduction.budget import read_budget
     from bdbnet.reproduction.measured import Measured, jobs_of, measure
     from bdbnet.reproduction.running import run_missing

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bdbnet.renamed import with_todays_names
+
 SCHEMA = 1
 ANALYSIS_SCHEMA = 1
 
@@ -36,7 +38,7 @@ class Protocol:
 
     Attributes:
         task: ``reid`` (single query, cameras), ``reid_multi_query``, ``reid_single_shot`` or ``retrieval`` (Recall@K).
-        dataset: key of the dataset judged on.
+        dataset: key of the dataset evaluated on.
         image_size: height and width of the network's input, pixels.
         precision: arithmetic of the embedding, ``32-true`` or ``bf16-mixed``.
         normalize: scaling of the embedding before distances: ``none``, ``joint`` or ``per_branch``.
@@ -77,8 +79,8 @@ class Result:
     Attributes:
         kind: ``train`` or ``evaluate``.
         metrics: fractions in 0..1 (and ``valid_queries``), of the checkpoint that ``checkpoint`` names.
-        checkpoint: ``last``, or the path of the file that was judged.
-        data: name, fingerprint and counts of the dataset judged on; ``train`` adds those of the training rows.
+        checkpoint: ``last``, or the path of the file that was evaluated.
+        data: name, fingerprint and counts of the dataset evaluated on; ``train`` adds those of the training rows.
         plain: the same metrics without re-ranking and query expansion, where there was either.
         before: the same metrics of the network before training, where they were asked for.
         best: metrics and epoch of the best checkpoint. It was chosen on the test set, which its ``note`` says.
@@ -131,8 +133,9 @@ def read_result(path: str | Path) -> Result:
         protocol = dict(record.pop("protocol"))
         protocol["image_size"] = tuple(protocol["image_size"])
         protocol["scales"] = tuple(protocol.get("scales", ()))
+        record["config"] = with_todays_names(record["config"])
         return Result(protocol=Protocol(**protocol), **record)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultError(f"{path}: not a record of this schema ({error}); measure again") from error
 
 

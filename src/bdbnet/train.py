@@ -1,4 +1,4 @@
-"""``python -m bdbnet.train``: train a network, judge it, and leave a run folder with everything that was measured."""
+"""``python -m bdbnet.train``: train a network, evaluate it, and leave a run folder with everything that was measured."""
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -10,7 +10,7 @@ from bdbnet.config import command, shown_path
 def main(config: DictConfig) -> float:
     from pytorch_lightning.utilities import rank_zero_only
 
-    from bdbnet.reporting.tables import metrics_table
+    from bdbnet.reporting.terminal import metrics_table
     from bdbnet.training.runs import train
     from bdbnet.training.setup import main_metric
 

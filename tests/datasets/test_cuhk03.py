@@ -379,15 +379,15 @@ def test_interrupted_cutting_leaves_nothing(
 def test_the_slower_of_two_processes_uses_the_other_ones_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rival = read_cuhk03_detect(write_small(tmp_path / "rival"), check_counts=False)
+    other = read_cuhk03_detect(write_small(tmp_path / "other"), check_counts=False)
     mine = write_small(tmp_path / "mine")
     stored = cuhk03._stored_images
 
     def overtaken(*arguments: Any) -> Any:
         yield from stored(*arguments)
-        shutil.copytree(rival.root / "images_detected", mine / "images_detected")
+        shutil.copytree(other.root / "images_detected", mine / "images_detected")
 
     monkeypatch.setattr(cuhk03, "_stored_images", overtaken)
     manifest = read_cuhk03_detect(mine, check_counts=False)
-    assert manifest.fingerprint == rival.fingerprint
+    assert manifest.fingerprint == other.fingerprint
     assert entries(mine) == {"cuhk-03.mat", "cuhk03_new_protocol_config_detected.mat", "images_detected"}

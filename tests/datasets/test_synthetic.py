@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bdbnet.datasets import DatasetError, Manifest, load_manifest, rendering, synthetic
-from bdbnet.datasets.appearance import GROUP_SIZE, group_appearances, identity_appearance
-from bdbnet.datasets.figures import Painter, Pose, paint_figure
-from bdbnet.datasets.objects import SIBLINGS, object_class, render_object
-from bdbnet.datasets.rendering import Shot
-from bdbnet.datasets.scenes import OCCLUDERS, SCENES, draw_occluder, draw_scene, expose, make_camera
-from bdbnet.datasets.synthetic import read_synthetic_reid, read_synthetic_retrieval, render_person
+from bdbnet.datasets import DatasetError, Manifest, load_manifest
+from bdbnet.datasets.synthetic import readers, rendering
+from bdbnet.datasets.synthetic.appearance import GROUP_SIZE, group_appearances, identity_appearance
+from bdbnet.datasets.synthetic.objects import SIBLINGS, object_class, render_object
+from bdbnet.datasets.synthetic.people import Painter, Pose, paint_figure
+from bdbnet.datasets.synthetic.readers import read_synthetic_reid, read_synthetic_retrieval, render_person
+from bdbnet.datasets.synthetic.rendering import Shot
+from bdbnet.datasets.synthetic.scenes import OCCLUDERS, SCENES, draw_occluder, draw_scene, expose, make_camera
 
 REID = {
     "train_identities": 3, "test_identities": 2, "cameras": 2, "images_per_camera": 2, "distractors": 2,
@@ -165,13 +166,13 @@ def test_readers_that_render_at_once_agree(tmp_path: Path) -> None:
 def test_the_slower_of_two_renderers_uses_the_other_ones_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rival = read_synthetic_retrieval(tmp_path / "rival", **RETRIEVAL)
-    target = tmp_path / "mine" / rival.root.name
+    other = read_synthetic_retrieval(tmp_path / "other", **RETRIEVAL)
+    target = tmp_path / "mine" / other.root.name
     render_all = rendering._render_all
 
     def overtaken(*arguments: object) -> None:
         render_all(*arguments)
-        rival.root.rename(target)
+        other.root.rename(target)
 
     monkeypatch.setattr(rendering, "_render_all", overtaken)
     manifest = read_synthetic_retrieval(tmp_path / "mine", **RETRIEVAL)
@@ -184,13 +185,13 @@ def test_a_script_without_a_main_guard_can_render(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from bdbnet.datasets import rendering, synthetic\n"
+        "from bdbnet.datasets.synthetic import readers, rendering\n"
         "rendering.IMAGES_PER_WORKER = 4\n"
-        f"manifest = synthetic.read_synthetic_retrieval(Path({str(tmp_path / 'data')!r}), workers=2,\n"
+        f"manifest = readers.read_synthetic_retrieval(Path({str(tmp_path / 'data')!r}), workers=2,\n"
         "    train_classes=2, test_classes=2, images_per_class=2, image_size=(16, 16))\n"
         "print(len(manifest.table))\n"
     )
-    source = str(Path(synthetic.__file__).resolve().parents[2])
+    source = str(Path(readers.__file__).resolve().parents[3])
     done = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,

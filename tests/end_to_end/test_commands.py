@@ -56,14 +56,14 @@ def test_train_evaluate_elsewhere_and_report(workplace):
     folder = workplace / "outputs" / "train" / "tiny"
     assert read_result(folder / "result.json").epochs == 1
 
-    # Judged on a set that it was not trained on, at the size that it was trained at.
-    judged = run(
+    # Evaluated on a set that it was not trained on, at the size that it was trained at.
+    evaluated = run(
         "evaluate", f"checkpoint={folder / 'last.ckpt'}", "dataset=synthetic_retrieval", "run_name=elsewhere",
         "dataset.options={train_classes:4,test_classes:4,images_per_class:3,image_size:[32,32],workers:1}",
         folder=workplace,
     )  # fmt: skip
-    assert judged.returncode == 0, judged.stderr
-    assert "Recall@1" in judged.stdout
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "Recall@1" in evaluated.stdout
     result = read_result(workplace / "outputs" / "evaluate" / "elsewhere" / "result.json")
     assert result.protocol.dataset == "synthetic_retrieval"
     assert result.protocol.image_size == (64, 32)
@@ -160,11 +160,11 @@ def test_two_processes_train_together_and_agree_on_the_result(workplace):
     assert "sync_dist" not in done.stderr
     folder = workplace / "outputs" / "train" / "two"
     trained = read_result(folder / "result.json")
-    judged = run(
+    evaluated = run(
         "evaluate", f"checkpoint={folder / 'last.ckpt'}", "dataset=synthetic_reid", TINY[0], "run_name=two",
         folder=workplace,
     )  # fmt: skip
-    assert judged.returncode == 0, judged.stderr
+    assert evaluated.returncode == 0, evaluated.stderr
     alone = read_result(workplace / "outputs" / "evaluate" / "two" / "result.json")
     assert alone.metrics == pytest.approx(trained.metrics)
     assert trained.metrics["valid_queries"] == 8

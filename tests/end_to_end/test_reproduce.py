@@ -22,7 +22,7 @@ def reproduce(folder: Path, *arguments: str, timeout: int = 900) -> subprocess.C
     )  # fmt: skip
 
 
-def test_every_cell_of_every_table_trains_and_is_judged_and_none_twice(tmp_path):
+def test_every_cell_of_every_table_trains_and_is_evaluated_and_none_twice(tmp_path):
     first = reproduce(tmp_path, "all", "budget=smoke")
     assert first.returncode == 0, first.stderr[-2000:]
     tables = sorted((tmp_path / "outputs" / "reproduce" / "smoke").glob("*.csv"))

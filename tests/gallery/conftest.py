@@ -15,7 +15,7 @@ from bdbnet.gallery import EmbeddingStore
 from bdbnet.gallery.embedding import Embedder, build_embedder
 from bdbnet.gallery.shards import embed_into
 from bdbnet.gallery.sources import find_images
-from bdbnet.models import BDBNetwork, OSNetTrunk
+from bdbnet.models import BDBNetwork, OSNetBackbone
 
 OPTIONS = {
     "train_identities": 4, "test_identities": 4, "images_per_camera": 3, "cameras": 2, "distractors": 3,
@@ -52,7 +52,7 @@ def photos(rendered: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bare weights of a small OSNet with one branch, drawn at random."""
     torch.manual_seed(0)
-    network = BDBNetwork(num_classes=0, backbone=OSNetTrunk(width=0.25), branches=["global"]).eval()
+    network = BDBNetwork(num_classes=0, backbone=OSNetBackbone(width=0.25), branches=["global"]).eval()
     path = tmp_path_factory.mktemp("weights") / "random.pth"
     torch.save(network.state_dict(), path)
     return path

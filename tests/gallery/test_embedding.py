@@ -1,4 +1,4 @@
-"""Stored embeddings are those that are judged, whatever reads the images and whenever."""
+"""Stored embeddings are those that are evaluated, whatever reads the images and whenever."""
 
 import json
 from dataclasses import asdict
@@ -34,7 +34,7 @@ def embedded(embedder, images, size: int = 8, **options) -> np.ndarray:
     [[], ["evaluation.normalize=per_branch", "evaluation.flip=true", "evaluation.scales=[1,1.5]"]],
     ids=["plain", "all"],
 )
-def test_embeddings_are_bit_for_bit_those_that_are_judged(
+def test_embeddings_are_bit_for_bit_those_that_are_evaluated(
     settings, make_config, dataset_overrides, tmp_path, monkeypatch
 ):
     modules = []
@@ -43,12 +43,12 @@ def test_embeddings_are_bit_for_bit_those_that_are_judged(
         runs, "build_module", lambda *given, **more: modules.append(build(*given, **more)) or modules[0]
     )
     runs.evaluate(make_config(*dataset_overrides, *settings, "trainer.accelerator=cpu", command="evaluate"), tmp_path)
-    judged, is_query = (tensor.numpy() for tensor in modules[0].judged)  # gallery before queries
+    evaluated, is_query = (tensor.numpy() for tensor in modules[0].evaluated)  # gallery before queries
     config = make_config(*dataset_overrides, *settings, "accelerator=cpu")
     found = embedded(build_embedder(config), dataset_images(config.dataset, "test"))
     assert found.shape == (27, 512)
-    assert np.array_equal(found[:8], judged[is_query])
-    assert np.array_equal(found[8:], judged[~is_query])
+    assert np.array_equal(found[:8], evaluated[is_query])
+    assert np.array_equal(found[8:], evaluated[~is_query])
 
 
 def test_workers_and_batches_play_no_part(embedder, photos):

@@ -21,11 +21,11 @@ from bdbnet.config import ConfigError, config_dir
 from bdbnet.datasets import Manifest
 from bdbnet.gallery import EmbeddingStore, StoreError
 from bdbnet.gallery.embedding import Embedder, build_embedder
+from bdbnet.gallery.indexes.exact import GalleryIndexError
+from bdbnet.gallery.indexes.faiss import FaissIndex
 from bdbnet.gallery.searching import ENGINES, FOUND, PAGE, results_text, search
 from bdbnet.gallery.shards import embed_into
 from bdbnet.gallery.sources import find_images
-from bdbnet.retrieval.exact_index import GalleryIndexError
-from bdbnet.retrieval.faiss_index import FaissIndex
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_another_network_is_refused(settings, photos, stores, weights, tmp_path)
             "no Milvus answered",
         ),
         (["engine=faiss_ivf", "ivf.lists=50"], GalleryIndexError, "lists=50"),
-        (["measure=manhattan"], GalleryIndexError, "measure must be one of"),
+        (["distance=manhattan"], GalleryIndexError, "distance must be one of"),
     ],
 )
 def test_bad_settings_are_named(settings, tmp_path, overrides, error, message):

@@ -19,9 +19,9 @@ def test_backbones(name: str) -> None:
     config = OmegaConf.load(CONF / "backbone" / f"{name}.yaml")
     config.weights = "none"
     with torch.device("meta"):
-        trunk = instantiate(config)
+        backbone = instantiate(config)
         rows, columns = {"torchvision": (3, 1), "timm": (2, 1)}.get(name, (4, 2))
-        assert trunk(torch.empty(1, 3, 64, 32)).shape == (1, trunk.out_channels, rows, columns)
+        assert backbone(torch.empty(1, 3, 64, 32)).shape == (1, backbone.out_channels, rows, columns)
 
 
 @pytest.mark.parametrize("name", files("dropping"))
@@ -56,7 +56,7 @@ def test_models(name: str, branches: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("name", "parts"), [("pcb", (2048,) * 6), ("pcb_rpp", (2048,) * 6), ("mgn", (256,) * 8)])
-def test_rivals(name: str, parts: tuple[int, ...]) -> None:
+def test_competing_methods(name: str, parts: tuple[int, ...]) -> None:
     with torch.device("meta"):
         network = instantiate(OmegaConf.load(CONF / "model" / f"{name}.yaml"), num_classes=5, backbone="resnet50")
     assert network.branch_dims == parts

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bdbnet.losses import BatchHardTripletLoss
-from bdbnet.models import BDBNetwork, CheckpointError, MGNNetwork, ResNetTrunk, initialize_from, load_network
+from bdbnet.models import BDBNetwork, CheckpointError, MGNNetwork, ResNetBackbone, initialize_from, load_network
 from bdbnet.training.criterion import BranchLosses
 
 PARTS = {"whole": 1, "halves": 2, "thirds": 3}
@@ -24,15 +24,15 @@ def network(num_classes: int = 5, **settings) -> MGNNetwork:
     return MGNNetwork(num_classes, "resnet18", embedding_dim=8, **settings)
 
 
-def load_by_key(trunk: ResNetTrunk, net: MGNNetwork, name: str) -> ResNetTrunk:
-    """A plain trunk with the weights of one branch: what is shared, and the branch's own blocks."""
+def load_by_key(backbone: ResNetBackbone, net: MGNNetwork, name: str) -> ResNetBackbone:
+    """A plain backbone with the weights of one branch: what is shared, and the branch's own blocks."""
     state = net.backbone.state_dict()
     if name != "whole":
         own = iter(net.copies[name].state_dict().values())
         state |= {key: next(own) for key in state if key.startswith(("layer3.1.", "layer4."))}
         assert next(own, None) is None
-    trunk.load_state_dict(state)
-    return trunk.eval()
+    backbone.load_state_dict(state)
+    return backbone.eval()
 
 
 def reduced(net: MGNNetwork, name: str, pooled: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ def test_eight_vectors_by_hand():
     with torch.no_grad():
         outputs, embedding = net(batch), net.embed(batch)
         for name, parts in PARTS.items():
-            trunk = load_by_key(ResNetTrunk("resnet18", "none", 2 if name == "whole" else 1), net, name)
-            features = trunk(batch)
+            backbone = load_by_key(ResNetBackbone("resnet18", "none", 2 if name == "whole" else 1), net, name)
+            features = backbone(batch)
             assert features.shape[2] == (3 if name == "whole" else 6)
             pooled = features.flatten(2).max(2).values
             torch.testing.assert_close(outputs[name].embedding, reduced(net, name, pooled))
@@ -84,18 +84,18 @@ def test_every_parameter_gets_a_gradient():
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.copies.parameters())
 
 
-def test_copies_start_as_the_trunk_and_go_their_own_way():
+def test_copies_start_as_the_backbone_and_go_their_own_way():
     net = network()
     for name in ("halves", "thirds"):
         own = net.copies[name][-1].conv2.weight
         assert torch.equal(own, net.backbone.layer4[-1].conv2.weight)
         assert own.data_ptr() != net.backbone.layer4[-1].conv2.weight.data_ptr()
-    assert len(net.trunk_parameters()) == len([*net.backbone.parameters(), *net.copies.parameters()])
+    assert len(net.backbone_parameters()) == len([*net.backbone.parameters(), *net.copies.parameters()])
 
 
 @pytest.mark.parametrize("last_stride", [1, 2])
-def test_the_trunk_s_own_last_stride_has_no_effect(last_stride):
-    net = MGNNetwork(0, ResNetTrunk("resnet18", "none", last_stride))
+def test_the_backbone_s_own_last_stride_has_no_effect(last_stride):
+    net = MGNNetwork(0, ResNetBackbone("resnet18", "none", last_stride))
     strides = [
         net.backbone.layer4[0].conv1.stride,
         net.copies.halves[1].conv1.stride,
@@ -126,21 +126,21 @@ def test_copies_of_a_file_stay_their_own(tmp_path):
     assert torch.equal(net.copies.thirds[-1].conv2.weight, trained.copies.thirds[-1].conv2.weight)
 
 
-def test_a_file_is_judged_without_its_classifiers(tmp_path):
+def test_a_file_is_evaluated_without_its_classifiers(tmp_path):
     trained, batch = network().eval(), images()
     torch.save(trained.state_dict(), tmp_path / "mgn.pt")
-    judged = network(num_classes=0).eval()
-    assert not any("classifier" in key for key in judged.state_dict())
-    load_network(judged, tmp_path / "mgn.pt", classifiers="drop")
+    evaluated = network(num_classes=0).eval()
+    assert not any("classifier" in key for key in evaluated.state_dict())
+    load_network(evaluated, tmp_path / "mgn.pt", classifiers="drop")
     with torch.no_grad():
-        assert torch.equal(judged.embed(batch), trained.embed(batch))
-        assert judged(batch)["halves1"] == (None, None)
+        assert torch.equal(evaluated.embed(batch), trained.embed(batch))
+        assert evaluated(batch)["halves1"] == (None, None)
     with pytest.raises(CheckpointError, match="classifier"):
         load_network(network(num_classes=9), tmp_path / "mgn.pt")
 
 
-def test_a_trunk_without_stages_is_refused():
-    with pytest.raises(ValueError, match="OSNetTrunk does not have: choose a backbone like resnet50"):
+def test_a_backbone_without_stages_is_refused():
+    with pytest.raises(ValueError, match="OSNetBackbone does not have: choose a backbone like resnet50"):
         MGNNetwork(5, "osnet_x0_25")
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdbnet.models import BDBNetwork, CheckpointError, OSNetTrunk, load_network, read_state_dict
-from bdbnet.models.osnet import WIDTHS
+from bdbnet.models import BDBNetwork, CheckpointError, OSNetBackbone, load_network, read_state_dict
+from bdbnet.models.backbones.osnet import WIDTHS
 
 State = dict[str, Tensor]
 
@@ -67,31 +67,31 @@ def osnet_by_hand(state: State, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("width", [0.25, 0.75])
 def test_equals_a_second_implementation_in_float64(width: float) -> None:
     torch.manual_seed(0)
-    trunk = OSNetTrunk(width).double()
-    trunk(torch.randn(4, 3, 64, 32, dtype=torch.float64))  # statistics that differ from 0 and 1
-    trunk.eval()
+    backbone = OSNetBackbone(width).double()
+    backbone(torch.randn(4, 3, 64, 32, dtype=torch.float64))  # statistics that differ from 0 and 1
+    backbone.eval()
     images = torch.randn(2, 3, 64, 32, dtype=torch.float64)
-    torch.testing.assert_close(trunk(images), osnet_by_hand(trunk.state_dict(), images), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(backbone(images), osnet_by_hand(backbone.state_dict(), images), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_feature_map(width: float) -> None:
     with torch.device("meta"):
-        trunk = OSNetTrunk(width)
-        assert trunk.out_channels == 512 * width
-        assert trunk(torch.empty(2, 3, 256, 128)).shape == (2, 512 * width, 16, 8)
+        backbone = OSNetBackbone(width)
+        assert backbone.out_channels == 512 * width
+        assert backbone(torch.empty(2, 3, 256, 128)).shape == (2, 512 * width, 16, 8)
 
 
 @pytest.mark.parametrize(("width", "millions"), [(1.0, 2.2), (0.75, 1.3), (0.5, 0.6), (0.25, 0.2)])
 def test_parameters_are_as_published(width: float, millions: float) -> None:
     with torch.device("meta"):
-        network = BDBNetwork(0, OSNetTrunk(width), branches=["global"])
+        network = BDBNetwork(0, OSNetBackbone(width), branches=["global"])
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 1) == millions
 
 
 def test_unknown_width_lists_the_choices() -> None:
     with pytest.raises(ValueError, match=r"1\.0, 0\.75, 0\.5, 0\.25"):
-        OSNetTrunk(0.3)
+        OSNetBackbone(0.3)
 
 
 @pytest.mark.parametrize(("name", "identities"), [("market1501", 751), ("msmt17", 1041)])
@@ -111,9 +111,9 @@ def test_torchreid_files_load_strictly_and_compute_what_the_publication_says(
     output = network(images)["global"]
     torch.testing.assert_close(output.embedding, embedding, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(output.logits, logits, rtol=1e-10, atol=1e-10)
-    assert torch.equal(OSNetTrunk(0.25, path).state_dict()["conv5.conv.weight"].double(), state["conv5.conv.weight"])
+    assert torch.equal(OSNetBackbone(0.25, path).state_dict()["conv5.conv.weight"].double(), state["conv5.conv.weight"])
 
 
 def test_file_of_another_width_is_refused(shared_data: Path) -> None:
     with pytest.raises(CheckpointError, match=r"another architecture[\s\S]*of another shape"):
-        OSNetTrunk(0.5, shared_data / "weights" / "osnet_x0_25_msmt17.pth")
+        OSNetBackbone(0.5, shared_data / "weights" / "osnet_x0_25_msmt17.pth")

@@ -158,7 +158,7 @@ def test_what_a_phase_trains(epoch, moved):
     assert changed == expected  # running statistics of batch normalisation are among them
 
 
-def test_judging_between_epochs_does_not_thaw_the_statistics():
+def test_evaluation_between_epochs_does_not_thaw_the_statistics():
     net = network(refined=True)
     net.begin_epoch(1, 3)
     net.eval().train()
@@ -179,11 +179,11 @@ def test_a_file_says_whether_pooling_was_refined(tmp_path):
     trained = network(refined=True)
     trained.begin_epoch(2, 3)
     torch.save(trained.state_dict(), tmp_path / "rpp.pt")
-    judged = PCBNetwork(0, "resnet18", embedding_dim=8, refined=True)
-    load_network(judged, tmp_path / "rpp.pt", classifiers="drop")
+    evaluated = PCBNetwork(0, "resnet18", embedding_dim=8, refined=True)
+    load_network(evaluated, tmp_path / "rpp.pt", classifiers="drop")
     batch = images()
     with torch.no_grad():
-        assert torch.equal(judged.eval().embed(batch), trained.eval().embed(batch))
+        assert torch.equal(evaluated.eval().embed(batch), trained.eval().embed(batch))
     with pytest.raises(CheckpointError, match=r"pooling\.scores"):
         load_network(network(), tmp_path / "rpp.pt")
 
@@ -198,7 +198,7 @@ def test_starting_weights_do_not_skip_the_phases(tmp_path):
     assert torch.equal(fresh.branches.part6.reduction[0].weight, trained.branches.part6.reduction[0].weight)
 
 
-def test_the_trunk_of_another_network_starts_it(tmp_path):
+def test_the_backbone_of_another_network_starts_it(tmp_path):
     other = BDBNetwork(5, "resnet18")
     torch.save(other.state_dict(), tmp_path / "bdb.pt")
     net = network()
@@ -229,8 +229,8 @@ def test_bad_arguments(settings, said):
 
 
 def test_parameters_with_resnet50():
-    """Six reductions of 2048 x 256 and six classifiers of 751 identities on the trunk's 23.5 M."""
+    """Six reductions of 2048 x 256 and six classifiers of 751 identities on the backbone's 23.5 M."""
     with torch.device("meta"):
         counts = [sum(p.numel() for p in PCBNetwork(751, refined=refined).parameters()) for refined in (False, True)]
-    trunk, head = 23_508_032, 2048 * 256 + 256 + 2 * 256 + 256 * 751 + 751
-    assert counts == [trunk + 6 * head, trunk + 6 * head + 6 * 2049]
+    backbone, head = 23_508_032, 2048 * 256 + 256 + 2 * 256 + 256 * 751 + 751
+    assert counts == [backbone + 6 * head, backbone + 6 * head + 6 * 2049]

@@ -114,6 +114,6 @@ def test_a_run_that_was_not_analysed_has_no_such_section(run_folder):
 def test_a_broken_analysis_is_named(run_folder, text, message):
     (run_folder / "analysis.json").write_text(text)
     with pytest.raises(
-        ReportError, match=rf"analysis\.json: {message}.*Move it away, or judge again with analysis=true"
+        ReportError, match=rf"analysis\.json: {message}.*Move it away, or evaluate again with analysis=true"
     ):
         read_run(run_folder)

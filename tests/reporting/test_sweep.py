@@ -141,12 +141,22 @@ def test_settings_that_say_nothing_new_are_left_out(rows, keys, remarks):
     assert (varying.keys, varying.remarks) == (keys, remarks)
 
 
-def test_class_and_name_of_a_trunk_are_one_setting():
-    trunks = [("ResNetTrunk", "resnet18"), ("TimmTrunk", "resnet18"), ("ResNetTrunk", "resnet50"), ("OSNetTrunk", None)]
-    rows = [{"backbone._target_": kind} | ({"backbone.name": name} if name else {}) for kind, name in trunks]
+def test_class_and_name_of_a_backbone_are_one_setting():
+    backbones = [
+        ("ResNetBackbone", "resnet18"),
+        ("TimmBackbone", "resnet18"),
+        ("ResNetBackbone", "resnet50"),
+        ("OSNetBackbone", None),
+    ]
+    rows = [{"backbone._target_": kind} | ({"backbone.name": name} if name else {}) for kind, name in backbones]
     varying = varying_settings(rows)
     assert varying.keys == ["backbone.name"]
-    assert varying.rows == [["ResNetTrunk resnet18"], ["TimmTrunk resnet18"], ["ResNetTrunk resnet50"], ["OSNetTrunk"]]
+    assert varying.rows == [
+        ["ResNetBackbone resnet18"],
+        ["TimmBackbone resnet18"],
+        ["ResNetBackbone resnet50"],
+        ["OSNetBackbone"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +195,7 @@ def test_other_data_are_told_by_their_settings(tmp_path):
     assert remarks == [[f"Data of this table: dataset.options.occlusion=0.{n}."] for n in (97, 98)]
 
 
-def test_judged_checkpoints_are_grouped_by_their_training(tmp_path):
+def test_evaluated_checkpoints_are_grouped_by_their_training(tmp_path):
     for height in (0.1, 0.3):
         for seed in (1, 2):
             config = {"seed": 1, "checkpoint": f"x/{height}{seed}/last.ckpt", "trained_with": config_of(seed, height)}

@@ -101,7 +101,7 @@ def test_a_training_that_diverges_is_recorded_and_the_others_go_on(jobs, trained
     diverging = jobs("optimizer.lr=1e30")[0]
     runs = run_missing([diverging, second])
     assert [run.state for run in runs] == [State.FAILED, State.DONE]
-    assert "loss" in runs[0].remark or "judged" in runs[0].remark
+    assert "loss" in runs[0].remark or "evaluated" in runs[0].remark
     assert json.loads((runs[0].folder / FAILURE).read_text())["reason"] == runs[0].remark
     assert run_missing([diverging])[0].state is State.FAILED
     assert len(trained) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bdbnet.datasets import load_manifest
-from bdbnet.reporting.comparison import as_markdown
+from bdbnet.reporting.table import as_markdown
 from bdbnet.reproduction.measured import Measured, measure
 from bdbnet.reproduction.spec import Axis, Row, Table, find_tables
 from bdbnet.reproduction.statistics import statistics_grid, statistics_of

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdbnet.retrieval import Matches, counting, positive_ranks, ranking, recall_at_k, reid_metrics, retrieval_metrics
-from bdbnet.retrieval.ranking import label_array
+from bdbnet.retrieval import Matches, counting, positive_ranks, recall_at_k, reid_metrics, retrieval_metrics
+from bdbnet.retrieval import ranks as ranks_module
+from bdbnet.retrieval.ranks import label_array
 
 TINY_CHUNK = 1e-3  # MiB: a few queries at a time
 
@@ -59,7 +60,7 @@ def test_counting_piece_by_piece_and_on_several_threads_changes_nothing(naive, c
             patch.setattr(counting, "_FLAGS", flags)
             patch.setattr(counting, "_CHEAP", flags % 3)
             patch.setattr(counting, "_FEW", flags / 8)
-            patch.setattr(ranking, "ROWS", rows)
+            patch.setattr(ranks_module, "ROWS", rows)
             patch.setattr(torch, "get_num_threads", lambda: 3)
             assert reid_metrics(*case) == pytest.approx(expected, abs=1e-12)
 
@@ -130,7 +131,7 @@ def test_cosine_equals_euclidean_between_unit_vectors(case):
         expected = reid_metrics(*unit, *rest)
     except ValueError:
         return
-    assert reid_metrics(q, g, *rest, measure="cosine") == pytest.approx(expected, abs=1e-12)
+    assert reid_metrics(q, g, *rest, distance="cosine") == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("block", range(4))
@@ -311,9 +312,9 @@ BAD = {
     "ap_at must be": {"ap_at": 0},
     "chunk_memory_mb must be": {"chunk_memory_mb": 0},
     "chunk_memory_mb=0.0005 is too small: one query against 61 gallery images": {"chunk_memory_mb": 5e-4},
-    "measure must be one of euclidean, cosine": {"measure": "manhattan"},
-    "query embedding 4 is all zeros": {"query": np.where(np.arange(23)[:, None] == 4, 0, Q), "measure": "cosine"},
-    "gallery embedding 0 is all zeros": {"gallery": np.where(np.arange(61)[:, None] < 2, 0, G), "measure": "cosine"},
+    "distance must be one of euclidean, cosine": {"distance": "manhattan"},
+    "query embedding 4 is all zeros": {"query": np.where(np.arange(23)[:, None] == 4, 0, Q), "distance": "cosine"},
+    "gallery embedding 0 is all zeros": {"gallery": np.where(np.arange(61)[:, None] < 2, 0, G), "distance": "cosine"},
     "rerank has no setting k3": {"rerank": {"k3": 1}},
 }
 
@@ -325,7 +326,7 @@ def test_bad_input_is_named(message):
 
 
 def test_labels_are_checked_before_anything_is_re_ranked(monkeypatch):
-    monkeypatch.setattr("bdbnet.retrieval.reranking.nearest_neighbours", lambda *_, **__: pytest.fail("re-ranked"))
+    monkeypatch.setattr("bdbnet.retrieval.rerank.nearest_neighbours", lambda *_, **__: pytest.fail("re-ranked"))
     with pytest.raises(ValueError, match=r"query labels must have shape \(23,\)"):
         reid_metrics(**changed(query_labels=np.zeros(22, int), rerank=True))
 

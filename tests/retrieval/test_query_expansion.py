@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from bdbnet.retrieval.query_expansion import QueryExpansion, expand_queries
 
 
-def naive_expansion(query, gallery, k, alpha, measure, same_set):
+def naive_expansion(query, gallery, k, alpha, distance, same_set):
     def unit(vector):
         return vector / np.sqrt(sum(x * x for x in vector))
 
@@ -17,12 +17,12 @@ def naive_expansion(query, gallery, k, alpha, measure, same_set):
         for j, g in enumerate(gallery):
             if same_set and i == j:
                 continue
-            away = -(unit(q) @ unit(g)).round(12) if measure == "cosine" else sum((q - g) ** 2)
+            away = -(unit(q) @ unit(g)).round(12) if distance == "cosine" else sum((q - g) ** 2)
             keys.append((away, j))
-        total, weights = (unit(q) if measure == "cosine" else q).copy(), 1.0
+        total, weights = (unit(q) if distance == "cosine" else q).copy(), 1.0
         for _, j in sorted(keys)[:k]:
             weight = max(unit(q) @ unit(gallery[j]), 0) ** alpha if alpha else 1.0
-            total += weight * (unit(gallery[j]) if measure == "cosine" else gallery[j])
+            total += weight * (unit(gallery[j]) if distance == "cosine" else gallery[j])
             weights += weight
         expanded.append(total / weights)
     return np.array(expanded)
@@ -48,10 +48,10 @@ def searches(draw):
     st.sampled_from(["euclidean", "cosine"]),
     st.sampled_from([None, 5e-4]),
 )
-def test_equals_the_definition(search, alpha, measure, chunk):
+def test_equals_the_definition(search, alpha, distance, chunk):
     q, g, same_set, k = search
-    found = expand_queries(q, g, QueryExpansion(k, alpha), measure=measure, same_set=same_set, chunk_memory_mb=chunk)
-    np.testing.assert_allclose(found, naive_expansion(q, g, k, alpha, measure, same_set), atol=1e-10)
+    found = expand_queries(q, g, QueryExpansion(k, alpha), distance=distance, same_set=same_set, chunk_memory_mb=chunk)
+    np.testing.assert_allclose(found, naive_expansion(q, g, k, alpha, distance, same_set), atol=1e-10)
 
 
 def test_ties_are_taken_in_gallery_order():
@@ -108,7 +108,7 @@ def test_refuses_bad_settings(options, message):
         (2, {}, "k=3 needs as many gallery images, but there are 2: choose a smaller k"),
         (3, {"same_set": True}, "besides the query, but there are 2"),
         (4, {"same_set": True}, "one size, got 3 and 4"),
-        (4, {"measure": "manhattan"}, "measure"),
+        (4, {"distance": "manhattan"}, "distance"),
     ],
 )
 def test_refuses_sets_that_do_not_fit(count, options, message):

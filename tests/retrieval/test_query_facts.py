@@ -108,8 +108,8 @@ def test_a_set_searched_in_itself_leaves_out_the_query():
 
 def test_cosine_distances_are_real_ones():
     q, g = np.array([[1.0, 0.0]]), np.array([[0.0, 2.0], [3.0, 0.0], [1.0, 1.0]])
-    facts = query_facts(distance_blocks(q, g, measure="cosine"), Matches(np.array([7]), np.array([7, 8, 8])))
-    facts = with_distances(facts, q, g, measure="cosine")
+    facts = query_facts(distance_blocks(q, g, distance="cosine"), Matches(np.array([7]), np.array([7, 8, 8])))
+    facts = with_distances(facts, q, g, distance="cosine")
     assert (facts.match[0], facts.match_distance[0]) == (0, pytest.approx(1))
     assert (facts.negative[0], facts.negative_distance[0]) == (1, 0)
     assert facts.margin[0] == pytest.approx(-1)

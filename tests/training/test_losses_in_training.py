@@ -40,9 +40,11 @@ def test_a_learnt_boundary_is_optimised_without_decay_and_kept(tiny_config, tmp_
     train(config, tmp_path / "run")
     kept = read_checkpoint(tmp_path / "run" / "last.ckpt")["state_dict"]["criterion.metric.beta"]
     assert not torch.equal(kept, torch.full((4,), 1.2))
-    judging = tiny_config(f"checkpoint={tmp_path / 'run' / 'last.ckpt'}", "dataset=synthetic_reid", command="evaluate")
-    judging.dataset.options = config.dataset.options
-    assert math.isfinite(evaluate(judging, tmp_path / "judged").metrics["mAP"])
+    evaluation = tiny_config(
+        f"checkpoint={tmp_path / 'run' / 'last.ckpt'}", "dataset=synthetic_reid", command="evaluate"
+    )
+    evaluation.dataset.options = config.dataset.options
+    assert math.isfinite(evaluate(evaluation, tmp_path / "evaluated").metrics["mAP"])
 
 
 def test_without_parameters_of_a_loss_there_is_one_group_as_ever(tiny_config):
@@ -51,6 +53,6 @@ def test_without_parameters_of_a_loss_there_is_one_group_as_ever(tiny_config):
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "fast"])
-def test_a_rate_of_the_trunk_that_is_none_is_refused(tiny_config, rate):
+def test_a_rate_of_the_backbone_that_is_none_is_refused(tiny_config, rate):
     with pytest.raises(ConfigError, match="backbone_rate"):
         module_of(tiny_config(f"backbone_rate={rate}"))

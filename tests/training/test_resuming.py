@@ -9,11 +9,11 @@ import torch
 
 from bdbnet.config import ConfigError
 from bdbnet.datasets import Manifest
+from bdbnet.loading.from_config import read_manifest
 from bdbnet.models import CheckpointError
 from bdbnet.results import read_result
 from bdbnet.training.callbacks import History, TrainingError
 from bdbnet.training.criterion import BranchLosses
-from bdbnet.training.data import read_manifest
 from bdbnet.training.module import ReIDModule
 from bdbnet.training.resuming import clear_folder, prepare_folder
 from bdbnet.training.runs import evaluate, train
@@ -65,7 +65,7 @@ def test_a_run_does_not_go_on_with_settings_that_the_checkpoint_would_override(
         train(tiny_config(f"ckpt_path={finished_run / 'last.ckpt'}", override), tmp_path)
 
 
-def test_a_finished_run_can_be_judged_again_elsewhere(finished_run, tiny_config, tmp_path):
+def test_a_finished_run_can_be_evaluated_again_elsewhere(finished_run, tiny_config, tmp_path):
     settings = ["evaluation.before_training=true", "evaluation.every_n_epochs=1"]
     result = train(tiny_config(*settings, f"ckpt_path={finished_run / 'last.ckpt'}"), tmp_path)
     expected = read_result(finished_run / "result.json")
@@ -84,7 +84,7 @@ def test_a_new_run_starts_from_the_weights_of_another(finished_run, tiny_config,
     assert "backbone, branches.global, branches.dropping from" in capsys.readouterr().out
 
 
-def test_a_run_that_is_stopped_by_time_is_whole_epochs_and_judged(tiny_config, tmp_path, capsys):
+def test_a_run_that_is_stopped_by_time_is_whole_epochs_and_evaluated(tiny_config, tmp_path, capsys):
     result = train(tiny_config("trainer.max_epochs=5000", "trainer.max_time=00:00:00:01"), tmp_path)
     history = pd.read_csv(tmp_path / "history.csv")
     assert result.epochs == len(history) < 5000
@@ -104,10 +104,10 @@ def test_time_that_is_over_before_the_first_epoch_is_said(tiny_config, tmp_path)
 def test_the_best_checkpoint_survives_an_interruption(tiny_config, tmp_path, monkeypatch):
     """Scores .1, .9, .5, .2 with a stop after the second epoch: result and file both name the second."""
     scores = {0: 0.1, 1: 0.9, 2: 0.5, 3: 0.2}
-    judge, begin_epoch = ReIDModule.on_validation_epoch_end, History.on_train_epoch_start
+    evaluate, begin_epoch = ReIDModule.on_validation_epoch_end, History.on_train_epoch_start
 
     def scored(self):
-        judge(self)
+        evaluate(self)
         self.metrics["rank1"] = scores[self.current_epoch]
         self.log_dict(self.metrics)
 
@@ -222,6 +222,6 @@ def test_other_data_than_the_checkpoints_are_refused(tiny_config, finished_run, 
     manifest = read_manifest(config.dataset)
     table = manifest.table.copy()
     table.loc[table["split"] == "train", "label"] = table.loc[table["split"] == "train", "label"].to_numpy()[::-1]
-    monkeypatch.setattr("bdbnet.training.data.load_manifest", lambda *_, **__: Manifest(table, manifest.root))
+    monkeypatch.setattr("bdbnet.loading.from_config.load_manifest", lambda *_, **__: Manifest(table, manifest.root))
     with pytest.raises(ConfigError, match=r"was trained on other data.*rows have changed"):
         train(config, tmp_path)

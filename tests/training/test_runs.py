@@ -11,9 +11,9 @@ import torch
 from bdbnet.config import ConfigError
 from bdbnet.datasets import Manifest
 from bdbnet.loading import ImageError, SamplerError
+from bdbnet.loading.from_config import build_manifest
 from bdbnet.models import CheckpointError
 from bdbnet.results import read_result
-from bdbnet.training.data import build_manifest
 from bdbnet.training.module import EvaluationError
 from bdbnet.training.runs import evaluate, train
 from bdbnet.training.setup import build_trainer
@@ -61,10 +61,10 @@ def test_ranking_lists_agree_with_the_metrics(finished_run):
 def test_evaluating_the_checkpoint_gives_the_run_s_own_numbers(finished_run, tiny_config, tmp_path):
     config = tiny_config(f"checkpoint={finished_run / 'last.ckpt'}", "dataset=synthetic_reid", command="evaluate")
     config.dataset.options = read_result(finished_run / "result.json").config["dataset"]["options"]
-    judged = evaluate(config, tmp_path)
-    assert judged.metrics == pytest.approx(read_result(finished_run / "result.json").metrics)
-    assert judged.protocol.image_size == (64, 32)  # the checkpoint's, not the dataset's default
-    assert read_result(tmp_path / "result.json").metrics == judged.metrics
+    evaluated = evaluate(config, tmp_path)
+    assert evaluated.metrics == pytest.approx(read_result(finished_run / "result.json").metrics)
+    assert evaluated.protocol.image_size == (64, 32)  # the checkpoint's, not the dataset's default
+    assert read_result(tmp_path / "result.json").metrics == evaluated.metrics
 
 
 def test_no_progress_bar_where_none_is_asked_for(tiny_config, tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_tensorboard_files_lie_in_the_run_folder(tiny_config, tmp_path):
 
 
 def with_table(monkeypatch, table: pd.DataFrame, root: Path) -> None:
-    monkeypatch.setattr("bdbnet.training.data.load_manifest", lambda *_, **__: Manifest(table, root))
+    monkeypatch.setattr("bdbnet.loading.from_config.load_manifest", lambda *_, **__: Manifest(table, root))
 
 
 def test_queries_without_any_match_are_refused_before_training(tiny_config, tmp_path, monkeypatch):
@@ -223,7 +223,7 @@ def test_a_full_disk_ends_the_run_with_the_system_s_words(tiny_config, tmp_path,
         train(tiny_config(), tmp_path)
 
 
-def test_retrieval_is_judged_by_recall(tiny_config, tmp_path):
+def test_retrieval_is_evaluated_by_recall(tiny_config, tmp_path):
     options = {"train_classes": 4, "test_classes": 4, "images_per_class": 3, "image_size": [32, 32], "workers": 1}
     config = tiny_config(
         "dataset=synthetic_retrieval", "dataset.image_size=[64,64]", "trainer.max_epochs=1", options=options

@@ -46,8 +46,8 @@ READERS: dict[str, str] = {
     "cars196": "bdbnet.datasets.image_retrieval:read_cars196",
     "sop": "bdbnet.datasets.image_retrieval:read_sop",
     "inshop": "bdbnet.datasets.image_retrieval:read_inshop",
-    "synthetic_reid": "bdbnet.datasets.synthetic:read_synthetic_reid",
-    "synthetic_retrieval": "bdbnet.datasets.synthetic:read_synthetic_retrieval",
+    "synthetic_reid": "bdbnet.datasets.synthetic.readers:read_synthetic_reid",
+    "synthetic_retrieval": "bdbnet.datasets.synthetic.readers:read_synthetic_retrieval",
     "table": "bdbnet.datasets.tabular:read_table",
 }
 

@@ -101,7 +101,7 @@ def remarks(manifest: Manifest, *, protocol: str = "auto") -> list[str]:
 
 
 def inspect_images(manifest: Manifest, *, progress: bool = True) -> tuple[list[Finding], list[str]]:
-    """Faults that only the images show, and notes: unreadable files, images that train and are judged, cut boxes."""
+    """Faults that only the images show, and notes: unreadable files, images that train and are evaluated, cut boxes."""
     checked = check_images(manifest, progress=progress)
     findings = []
     if checked.unreadable:
@@ -126,7 +126,7 @@ def inspect_images(manifest: Manifest, *, progress: bool = True) -> tuple[list[F
 
 
 def duplicates_across(manifest: Manifest, digests: np.ndarray) -> list[Finding]:
-    """Images that train and are judged. `digests` (N,) identify the content of each row's file; "" for unreadable ones."""
+    """Images that train and are evaluated. `digests` (N,) identify the content of each row's file; "" for unreadable ones."""
     table = manifest.table.assign(digest=digests)
     boxes = [column for column in BOX_COLUMNS if column in table.columns]
     table = table[table["digest"] != ""]

@@ -14,7 +14,7 @@ import pandas as pd
 Role = Literal["train", "query", "gallery"]
 
 ROLES: tuple[Role, ...] = ("train", "query", "gallery")
-# A "test" image is judged against all other test images: it is query and gallery at once.
+# A "test" image is evaluated against all other test images: it is query and gallery at once.
 SPLITS_OF_ROLE: dict[Role, tuple[str, ...]] = {
     "train": ("train",),
     "query": ("query", "test"),

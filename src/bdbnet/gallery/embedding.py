@@ -1,4 +1,4 @@
-"""A trained network that turns images into the embeddings that `bdbnet.evaluate` judges, through the same code."""
+"""A trained network that turns images into the embeddings that `bdbnet.evaluate` evaluates, through the same code."""
 
 import hashlib
 import json
@@ -19,6 +19,7 @@ from bdbnet.gallery.store import ModelStamp, check_same_model
 from bdbnet.loading import EvaluationTransform, ImageDataset, ImageError, default_workers, normalize
 from bdbnet.loading.samples import Batch
 from bdbnet.models import load_network
+from bdbnet.renamed import first_name
 from bdbnet.training.module import ReIDModule
 from bdbnet.training.runs import architecture_of
 from bdbnet.training.setup import build_module, build_network, check_evaluation, check_views
@@ -42,7 +43,7 @@ class Embedder:
     """A network with the settings of a stamp, on a device.
 
     Attributes:
-        module: the same that judges.
+        module: the same that evaluates.
         stamp: what its embeddings are stamped with.
         device: where it computes.
     """
@@ -219,7 +220,7 @@ def _embedder(stamp: ModelStamp, path: Path, accelerator: str, local_rank: int) 
 
 
 def _module(network: Any, stamp: ModelStamp) -> ReIDModule:
-    """The module that judges with the settings of a stamp; what it would judge by plays no part."""
+    """The module that evaluates with the settings of a stamp; what it would evaluate by plays no part."""
     config = OmegaConf.create({"dataset": {"protocol": "retrieval"}})
     config.evaluation = OmegaConf.load(config_dir() / "evaluation" / "default.yaml")
     config.evaluation.update(
@@ -236,6 +237,8 @@ def _fingerprint(network: nn.Module, stamp: ModelStamp) -> str:
     # Strides and pooling have no parameters. What only training looks at changes no embedding.
     parts = {name: dict(part) for name, part in stamp.network.items() if name != "dropping"}
     parts.get("backbone", {}).pop("weights", None)
+    for part in parts.values():  # under its first name: a renamed class makes the same embeddings
+        part["_target_"] = first_name(part["_target_"])
     settings["network"] = parts
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(network.state_dict().items()):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bdbnet.reporting.html import html_row, html_table, page
+from bdbnet.reporting.page import html_row, html_table, page
 from bdbnet.reporting.pictures import box_of, picture
 from bdbnet.reporting.wording import distance
 

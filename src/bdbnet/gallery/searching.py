@@ -15,14 +15,14 @@ from tqdm import tqdm
 from bdbnet.config import ConfigError
 from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.gallery.embedding import embedder_of
+from bdbnet.gallery.indexes.exact import ExactIndex, Filter, GalleryIndex
+from bdbnet.gallery.indexes.faiss import FaissIndex
+from bdbnet.gallery.indexes.milvus import MilvusIndex
+from bdbnet.gallery.indexes.quality import IndexQuality, measure_index
 from bdbnet.gallery.pages import search_page
 from bdbnet.gallery.sources import find_images
 from bdbnet.gallery.store import EmbeddingStore, check_same_model
 from bdbnet.results import write_atomically
-from bdbnet.retrieval.exact_index import ExactIndex, Filter, GalleryIndex
-from bdbnet.retrieval.faiss_index import FaissIndex
-from bdbnet.retrieval.index_quality import IndexQuality, measure_index
-from bdbnet.retrieval.milvus_index import MilvusIndex
 
 # Files of a search.
 FOUND = "search.parquet"
@@ -75,7 +75,7 @@ def search(config: DictConfig, folder: Path) -> Found:
         "gallery": f"{len(gallery):,} images, embeddings of {gallery.dimensions} numbers",
         "queries": f"{len(queries.table):,} from {config.images or config.queries}",
         "network": f"{gallery.model.checkpoint}, images of {' x '.join(map(str, gallery.model.image_size))} pixels",
-        "distance": config.measure,
+        "distance": config.distance,
         "filter": ", ".join(parts) or "none",
         "engine": config.engine,
     }
@@ -148,7 +148,7 @@ def open_index(config: DictConfig, gallery: EmbeddingStore) -> GalleryIndex:
     columns: dict[str, Any] = {
         "cameras": gallery.table.get("camera"),
         "times": gallery.table.get("time"),
-        "measure": config.measure,
+        "distance": config.distance,
         "fingerprint": gallery.fingerprint,
     }
     if config.engine == "exact":

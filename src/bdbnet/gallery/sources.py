@@ -14,7 +14,7 @@ from bdbnet.datasets import BOX_COLUMNS, DatasetError, Manifest
 from bdbnet.datasets.class_folders import IMAGE_SUFFIXES, require_utf8
 from bdbnet.datasets.layout import missing_files
 from bdbnet.datasets.manifest import expanded
-from bdbnet.training.data import read_manifest, settle_protocol
+from bdbnet.loading.from_config import read_manifest, settle_protocol
 
 SPLITS = ("query", "gallery", "train", "test", "all")
 
@@ -84,7 +84,7 @@ def find_images(images: str | Path, *, root: str | Path | None = None) -> Images
 
 def dataset_images(dataset: DictConfig, split: str) -> Images:
     """The images of one part of a dataset: `query`, `gallery`, `train`, `test` (queries, then the rest of the gallery, as
-    they are judged) or `all`.  Settles the dataset's protocol and image size as judging does.
+    they are evaluated) or `all`.  Settles the dataset's protocol and image size as evaluation does.
 
     Raises DatasetError for an unknown part or one without images.
     """

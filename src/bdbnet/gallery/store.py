@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from bdbnet.renamed import with_todays_names
 from bdbnet.results import versions, write_atomically
 
 SCHEMA = 1
@@ -74,8 +75,9 @@ class ModelStamp:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "ModelStamp":
         """The stamp that `asdict` and JSON made a record of.  Raises KeyError or TypeError for another record."""
+        network = with_todays_names(record["network"])
         tuples = {"image_size": tuple(record["image_size"]), "scales": tuple(record["scales"])}
-        return cls(**{**record, **tuples})
+        return cls(**{**record, **tuples, "network": network})
 
 
 def check_same_model(a: ModelStamp, b: ModelStamp) -> None:

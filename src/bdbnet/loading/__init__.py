@@ -2,8 +2,8 @@
 
 from bdbnet.datasets.images import ImageError, read_image
 from bdbnet.loading.datamodule import ReIDDataModule, default_workers
-from bdbnet.loading.identity_sampler import IdentityBatchSampler, SamplerError
 from bdbnet.loading.packed import CacheError, PackedImages, open_or_pack
+from bdbnet.loading.sampler import IdentityBatchSampler, SamplerError
 from bdbnet.loading.samples import Draw, ImageDataset, show_on_device
 from bdbnet.loading.transforms import (
     PROTOCOLS,

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from bdbnet.datasets import Manifest
 from bdbnet.datasets.checking import usable_cores
-from bdbnet.loading.identity_sampler import IdentityBatchSampler
 from bdbnet.loading.packed import CacheError, PackedImages, open_or_pack
+from bdbnet.loading.sampler import IdentityBatchSampler
 from bdbnet.loading.samples import Batch, ImageDataset, show_on_device
 from bdbnet.loading.transforms import EvaluationTransform, TrainTransform, normalize
 

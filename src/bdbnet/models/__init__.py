@@ -1,17 +1,24 @@
-"""The network: trunks, branches, drop layers, and weights from files."""
+"""The network: backbones, branches, drop layers, and weights from files."""
 
-from bdbnet.models.backbone import ResNetTrunk
-from bdbnet.models.branches import BranchOutput, FeatureDroppingBranch, GlobalBranch
-from bdbnet.models.checkpoints import CheckpointError, initialize_from, load_network, read_checkpoint, read_state_dict
-from bdbnet.models.dropping import BatchDropBlock, BatchDropout, DropBlock, Dropout, SpatialDropout
+from bdbnet.models.backbones import (
+    Backbone,
+    ImageSizeError,
+    OSNetBackbone,
+    ResNetBackbone,
+    TimmBackbone,
+    TorchvisionBackbone,
+)
+from bdbnet.models.bdb import BDBNetwork
+from bdbnet.models.drop_layers import BatchDropBlock, BatchDropout, DropBlock, Dropout, SpatialDropout
+from bdbnet.models.heads import BranchOutput, FeatureDroppingBranch, GlobalBranch
 from bdbnet.models.mgn import MGNNetwork
-from bdbnet.models.network import BDBNetwork, EmbeddingNetwork
-from bdbnet.models.osnet import OSNetTrunk
+from bdbnet.models.network import EmbeddingNetwork
 from bdbnet.models.pcb import PCBNetwork
-from bdbnet.models.trunks import ImageSizeError, TimmTrunk, TorchvisionTrunk
+from bdbnet.models.weights import CheckpointError, initialize_from, load_network, read_checkpoint, read_state_dict
 
 __all__ = [
     "BDBNetwork",
+    "Backbone",
     "BatchDropBlock",
     "BatchDropout",
     "BranchOutput",
@@ -23,12 +30,12 @@ __all__ = [
     "GlobalBranch",
     "ImageSizeError",
     "MGNNetwork",
-    "OSNetTrunk",
+    "OSNetBackbone",
     "PCBNetwork",
-    "ResNetTrunk",
+    "ResNetBackbone",
     "SpatialDropout",
-    "TimmTrunk",
-    "TorchvisionTrunk",
+    "TimmBackbone",
+    "TorchvisionBackbone",
     "initialize_from",
     "load_network",
     "read_checkpoint",

@@ -1,4 +1,4 @@
-"""MGN, the strongest rival of Table 1.
+"""MGN, the strongest method of Table 1.
 
 Wang, Yuan, Chen, Li, Zhou, "Learning Discriminative Features with Multiple Granularities for Person Re-Identification",
 ACM Multimedia 2018.
@@ -11,9 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bdbnet.models.backbone import ResNetTrunk, set_stride
-from bdbnet.models.branches import BranchOutput, PartHead, build_classifier, build_reduction, stripes
-from bdbnet.models.network import EmbeddingNetwork, build_trunk
+from bdbnet.models.backbones.resnet import ResNetBackbone, set_stride
+from bdbnet.models.heads import BranchOutput, PartHead, build_classifier, build_reduction, stripes
+from bdbnet.models.network import EmbeddingNetwork, build_backbone
 
 #: Branches and the number of stripes that each is cut into.
 GRANULARITIES = {"whole": 1, "halves": 2, "thirds": 3}
@@ -22,14 +22,14 @@ GRANULARITIES = {"whole": 1, "halves": 2, "thirds": 3}
 class MGNNetwork(EmbeddingNetwork):
     """Three branches that see a person as a whole, in two and in three stripes: 8 vectors under 11 losses.
 
-    The branches share the trunk up to the first block of stage 3 and go on through their own copies of the rest, the
+    The branches share the backbone up to the first block of stage 3 and go on through their own copies of the rest, the
     whole one at stride 2 in stage 4, the others at stride 1. Each pools its whole map, the latter two their stripes as
     well, by the maximum. The three vectors of whole maps have the softmax loss before their reduction and the triplet
     loss after it; the five of stripes have the softmax loss after it. Images are compared by all 8 reduced vectors.
 
     Args:
         num_classes: identities of the training set; 0 leaves the classifiers out.
-        backbone: a `ResNetTrunk`, or the name of one ("resnet50") for random weights. It is the whole branch's; the others
+        backbone: a `ResNetBackbone`, or the name of one ("resnet50") for random weights. It is the whole branch's; the others
             start with copies of its weights. Its `last_stride` has no effect.
         embedding_dim: length that each vector is reduced to.
 
@@ -39,25 +39,25 @@ class MGNNetwork(EmbeddingNetwork):
 
     def __init__(self, num_classes: int, backbone: str | nn.Module = "resnet50", *, embedding_dim: int = 256) -> None:
         super().__init__()
-        trunk = build_trunk(backbone)
-        if not isinstance(trunk, ResNetTrunk):
+        backbone = build_backbone(backbone)
+        if not isinstance(backbone, ResNetBackbone):
             raise ValueError(
-                f"MGN copies the last stages of a ResNet, which {type(trunk).__name__} does not have: choose a backbone "
+                f"MGN copies the last stages of a ResNet, which {type(backbone).__name__} does not have: choose a backbone "
                 "like resnet50"
             )
-        self.backbone: ResNetTrunk = trunk
+        self.backbone: ResNetBackbone = backbone
         self.copies = nn.ModuleDict()
         self.branches = nn.ModuleDict()
         for name, parts in GRANULARITIES.items():
-            self.branches[name] = GlobalHead(trunk.out_channels, num_classes, embedding_dim)
+            self.branches[name] = GlobalHead(backbone.out_channels, num_classes, embedding_dim)
             if parts == 1:
-                set_stride(trunk.layer4, 2)
+                set_stride(backbone.layer4, 2)
                 continue
-            stages = copy.deepcopy(_own_stages(trunk))
-            set_stride(stages[len(trunk.layer3) - 1 :], 1)
+            stages = copy.deepcopy(_own_stages(backbone))
+            set_stride(stages[len(backbone.layer3) - 1 :], 1)
             self.copies[name] = stages
             for part in range(1, parts + 1):
-                head = PartHead(trunk.out_channels, num_classes, embedding_dim, bias=False)
+                head = PartHead(backbone.out_channels, num_classes, embedding_dim, bias=False)
                 self.branches[f"{name}{part}"] = head
         self.branch_dims = (embedding_dim,) * len(self.branches)
 
@@ -69,23 +69,23 @@ class MGNNetwork(EmbeddingNetwork):
         pooled = self._pool(images)
         return torch.cat([cast(PartHead, self.branches[name]).embed(vector) for name, vector in pooled.items()], dim=1)
 
-    def trunk_parameters(self) -> list[nn.Parameter]:
-        """Those of the trunk and of the copies of its last stages."""
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """Those of the backbone and of the copies of its last stages."""
         return [*self.backbone.parameters(), *self.copies.parameters()]
 
-    def copy_trunk(self, names: Iterable[str]) -> None:
-        """Set the copies of these branches to the weights of the trunk's own last stages."""
+    def copy_backbone(self, names: Iterable[str]) -> None:
+        """Set the copies of these branches to the weights of the backbone's own last stages."""
         weights = _own_stages(self.backbone).state_dict()
         for name in names:
             self.copies[name].load_state_dict(weights)
 
     def _pool(self, images: Tensor) -> dict[str, Tensor]:
-        trunk = self.backbone
-        x = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(images))))
-        shared = trunk.layer3[0](trunk.layer2(trunk.layer1(x)))
+        backbone = self.backbone
+        x = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(images))))
+        shared = backbone.layer3[0](backbone.layer2(backbone.layer1(x)))
         pooled = {}
         for name, parts in GRANULARITIES.items():
-            features = (self.copies[name] if name in self.copies else _own_stages(trunk))(shared)
+            features = (self.copies[name] if name in self.copies else _own_stages(backbone))(shared)
             pooled[name] = features.amax((2, 3))
             if parts > 1:
                 for part, stripe in enumerate(stripes(features, parts), start=1):
@@ -111,6 +111,6 @@ class GlobalHead(nn.Module):
         return BranchOutput(self.embed(pooled), self.classifier(pooled) if self.classifier is not None else None)
 
 
-def _own_stages(trunk: ResNetTrunk) -> nn.Sequential:
+def _own_stages(backbone: ResNetBackbone) -> nn.Sequential:
     """What every branch has for itself: stage 3 from its second block on, and stage 4."""
-    return nn.Sequential(*trunk.layer3[1:], *trunk.layer4)
+    return nn.Sequential(*backbone.layer3[1:], *backbone.layer4)

@@ -1,29 +1,24 @@
-"""What every network offers, and the Batch DropBlock Network (paper, Figure 3)."""
+"""What training and evaluation ask of a network, whichever it is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from bdbnet.models.backbone import RESNETS, ResNetTrunk
-from bdbnet.models.branches import BranchOutput, FeatureDroppingBranch, GlobalBranch
-from bdbnet.models.osnet import WIDTHS, OSNetTrunk
+from bdbnet.models.backbones.osnet import WIDTHS, OSNetBackbone
+from bdbnet.models.backbones.resnet import RESNETS, ResNetBackbone
+from bdbnet.models.heads import BranchOutput
 
 _OSNETS = {f"osnet_x{width}".replace(".", "_"): width for width in WIDTHS}
 BACKBONES = (*RESNETS, *_OSNETS)
-Branch = GlobalBranch | FeatureDroppingBranch
-EMBEDDING_DIMS = {"global": 512, "dropping": 1024}
 
 
 class EmbeddingNetwork(nn.Module, ABC):
-    """What training and judging ask of a network, whichever it is.
+    """What training and evaluation ask of a network, whichever it is.
 
     A network whose training has phases also has `begin_epoch(epoch, max_epochs)`, called before every epoch (from 0).
 
     Attributes:
-        backbone: the trunk.
+        backbone: the backbone.
         branch_dims: lengths of the parts that the embedding is joined of.
     """
 
@@ -42,73 +37,15 @@ class EmbeddingNetwork(nn.Module, ABC):
     def embed(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to descriptors (N, embedding_dim), not normalised."""
 
-    def trunk_parameters(self) -> list[nn.Parameter]:
-        """The parameters that start from the trunk's weights, for learning rates of their own."""
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """The parameters that start from the backbone's weights, for learning rates of their own."""
         return [*self.backbone.parameters()]
 
 
-class BDBNetwork(EmbeddingNetwork):
-    """A trunk whose feature map T goes to a global branch and a feature dropping branch.
-
-    Args:
-        num_classes: identities of the training set; 0 leaves the classifiers out.
-        backbone: a trunk with `out_channels`, or a name ("resnet50", "osnet_x0_25") for one with random weights.
-        branches: any of "global" and "dropping", in the order of the embedding; ("global",) is the paper's baseline.
-        dropping: the drop layer; None is `BatchDropBlock(0.3, 1.0)`.
-        pooling: of the dropping branch, "max" (paper) or "avg" (Figure 7b).
-        embedding_dims: length of a branch's embedding where it is not 512 (global) or 1024 (dropping).
-
-    Raises:
-        ValueError: unknown backbone, branch or pooling; no branch or one named twice; a dropping branch on a trunk whose
-            channels are no multiple of 4.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        backbone: str | nn.Module = "resnet50",
-        branches: Sequence[str] = ("global", "dropping"),
-        dropping: nn.Module | None = None,
-        pooling: str = "max",
-        embedding_dims: Mapping[str, int] | None = None,
-    ) -> None:
-        super().__init__()
-        dims = {**EMBEDDING_DIMS, **(embedding_dims or {})}
-        if not branches or len({*branches}) < len(branches) or not {*branches, *dims} <= {*EMBEDDING_DIMS}:
-            raise ValueError(
-                f"branches {[*branches]} with embedding_dims {dims}: "
-                f"choose one or more of {', '.join(EMBEDDING_DIMS)}, each once"
-            )
-        self.backbone = build_trunk(backbone)
-        channels = cast(int, self.backbone.out_channels)
-        if "dropping" in branches and channels % 4:
-            raise ValueError(
-                f"the trunk's map has {channels} channels, which the dropping branch can't divide by 4 in its bottleneck: "
-                "choose another trunk, or the global branch alone (model=baseline)"
-            )
-        self.branches = nn.ModuleDict()
-        for name in branches:
-            if name == "global":
-                self.branches[name] = GlobalBranch(channels, num_classes, dims[name])
-            else:
-                self.branches[name] = FeatureDroppingBranch(channels, num_classes, dims[name], dropping, pooling)
-        self.branch_dims = tuple(dims[name] for name in branches)
-
-    def forward(self, images: Tensor) -> dict[str, BranchOutput]:
-        """Images (N, 3, H, W) to each branch's embedding and logits, for the losses."""
-        features = self.backbone(images)
-        return {name: branch(features) for name, branch in self.branches.items()}
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to descriptors (N, embedding_dim): the branches' embeddings joined, not normalised."""
-        features = self.backbone(images)
-        return torch.cat([cast(Branch, branch).embed(features) for branch in self.branches.values()], dim=1)
-
-
-def build_trunk(backbone: str | nn.Module) -> nn.Module:
-    """The trunk itself, or the one of this name with random weights.  Raises ValueError where there is none."""
+def build_backbone(backbone: str | nn.Module) -> nn.Module:
+    """The backbone itself, or the one of this name with random weights.  Raises ValueError where there is none."""
     if isinstance(backbone, nn.Module):
         return backbone
     if backbone not in BACKBONES:
         raise ValueError(f"unknown backbone {backbone!r}; choose from {', '.join(BACKBONES)}")
-    return OSNetTrunk(_OSNETS[backbone]) if backbone in _OSNETS else ResNetTrunk(backbone, weights="none")
+    return OSNetBackbone(_OSNETS[backbone]) if backbone in _OSNETS else ResNetBackbone(backbone, weights="none")

@@ -1,4 +1,4 @@
-"""PCB, the part-based rival of Table 1, with and without refined part pooling.
+"""PCB, the part-based method of Table 1, with and without refined part pooling.
 
 Sun, Zheng, Yang, Tian, Wang, "Beyond Part Models: Person Retrieval with Refined Part Pooling (and a Strong Convolutional
 Baseline)", ECCV 2018.
@@ -11,21 +11,21 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bdbnet.models.branches import BranchOutput, PartHead, stripes
-from bdbnet.models.network import EmbeddingNetwork, build_trunk
+from bdbnet.models.heads import BranchOutput, PartHead, stripes
+from bdbnet.models.network import EmbeddingNetwork, build_backbone
 
 DESCRIPTORS = ("pooled", "reduced")
 
 
 class PCBNetwork(EmbeddingNetwork):
-    """Horizontal stripes of the trunk's feature map, each with its own reduction and classifier; softmax alone.
+    """Horizontal stripes of the backbone's feature map, each with its own reduction and classifier; softmax alone.
 
     With `refined=True` one training goes through three phases: uniform stripes; then a part classifier, which says for
     every position of the map which part it belongs to, is trained while everything else is frozen; then all together.
 
     Args:
         num_classes: identities of the training set; 0 leaves the classifiers out.
-        backbone: a trunk with `out_channels`, or a name ("resnet50", "osnet_x0_25") for one with random weights.
+        backbone: a backbone with `out_channels`, or a name ("resnet50", "osnet_x0_25") for one with random weights.
         parts: number of stripes.
         embedding_dim: length that each part's vector is reduced to.
         descriptor: what images are compared by, the parts' vectors "pooled" (6 x 2048 with resnet50, which the publication
@@ -56,7 +56,7 @@ class PCBNetwork(EmbeddingNetwork):
             raise ValueError(f"unknown descriptor {descriptor!r}; choose from {', '.join(DESCRIPTORS)}")
         if len(phases) != 3 or phases[0] <= 0 or min(phases) < 0:
             raise ValueError(f"phases must be three shares of the epochs, the first above 0, got {[*phases]}")
-        self.backbone = build_trunk(backbone)
+        self.backbone = build_backbone(backbone)
         channels = cast(int, self.backbone.out_channels)
         self.parts, self.descriptor, self.phases = parts, descriptor, tuple(phases)
         self.branches = nn.ModuleDict(

@@ -1,7 +1,7 @@
 """Results -> something to read."""
 
-from bdbnet.reporting.dashboard import wandb_logger
-from bdbnet.reporting.html import write_report
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
+from bdbnet.reporting.run_page import write_report
+from bdbnet.reporting.wandb import wandb_logger
 
 __all__ = ["ReportError", "RunFolder", "read_run", "wandb_logger", "write_report"]

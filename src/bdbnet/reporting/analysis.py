@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from bdbnet.reporting.comparison import Grid, as_html, as_text
+from bdbnet.figures import label_of
 from bdbnet.reporting.pictures import themed_picture
+from bdbnet.reporting.table import Grid, as_html, as_text
 from bdbnet.reporting.wording import distance, percent
-from bdbnet.visualization import label_of
 
 _NONE = "-"
 
@@ -119,13 +119,13 @@ def _pairs(record: Mapping[str, Any], noun: str) -> Grid:
             rows.append([name, _NONE, _NONE, _NONE])
             notes.append(f"{name}: {of['reason']}.")
     notes.append(
-        f'"Other half": the threshold was chosen on pairs within one half of the {_plural(noun)} and judged on the other.'
+        f'"Other half": the threshold was chosen on pairs within one half of the {_plural(noun)} and evaluated on the other.'
     )
     return Grid(title, heads, rows, notes)
 
 
 def _pictures(record: Mapping[str, Any]) -> list[str]:
-    from bdbnet.visualization import analysis as vis
+    from bdbnet.figures import error_analysis as vis
 
     _, first = _words(record)
     pairs, cameras = record["pairs"], record["camera_pairs"]

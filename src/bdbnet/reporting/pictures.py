@@ -11,14 +11,14 @@ import pandas as pd
 
 from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.datasets.images import Box, ImageError, read_image
+from bdbnet.figures import label_of, read_thumbnail
 from bdbnet.reporting.run_folder import RunFolder, choose_queries, image_root
 from bdbnet.reporting.wording import distance, percent
-from bdbnet.visualization import label_of, read_thumbnail
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from bdbnet.visualization import Theme
+    from bdbnet.figures import Theme
 
 
 def curves(run: RunFolder) -> str:
@@ -26,7 +26,7 @@ def curves(run: RunFolder) -> str:
     history = run.history
     if history is None or history.empty:
         return ""
-    from bdbnet import visualization as vis
+    from bdbnet import figures as vis
 
     pictures = []
     if metrics := vis.metric_columns(history):
@@ -66,7 +66,7 @@ def themed_picture(draw: "Callable[[Theme], Figure]", title: str, words: str) ->
         title: short.
         words: what the figure shows, for those who can't see it.
     """
-    from bdbnet.visualization import DARK, LIGHT
+    from bdbnet.figures import DARK, LIGHT
 
     alt = escape(f"{title}: {words}")
     return (
@@ -96,9 +96,11 @@ def ranking_lists(run: RunFolder, queries: int, top: int, seed: int) -> str:
     root, remark = image_root(run)
     total, kept = ranking["query_index"].nunique(), int(ranking["rank"].max())
     remarks = [remark] if remark else []
-    judged = run.result.metrics.get("valid_queries", total)
-    if judged < total:
-        remarks.append(f"{total - judged:,.0f} queries have no correct image in the gallery. They count in no metric.")
+    evaluated = run.result.metrics.get("valid_queries", total)
+    if evaluated < total:
+        remarks.append(
+            f"{total - evaluated:,.0f} queries have no correct image in the gallery. They count in no metric."
+        )
     chosen = choose_queries(ranking, queries, seed)
     groups = (
         (f"{len(chosen.random)} at random", f"Drawn from all {total:,} queries, seed {seed}.", chosen.random),

@@ -87,7 +87,7 @@ def _read_history(path: Path) -> pd.DataFrame | None:
 def _read_ranking(path: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
-    advice = "Move it away to get a page without ranking lists, or judge again."
+    advice = "Move it away to get a page without ranking lists, or evaluate again."
     try:
         ranking = pd.read_parquet(path)
     except (ValueError, OSError) as error:  # pyarrow's errors are both
@@ -102,7 +102,7 @@ def read_analysis(path: Path) -> Mapping[str, Any] | None:
     """Read an `analysis.json`; None where there is none.  Raises ReportError."""
     if not path.is_file():
         return None
-    advice = "Move it away, or judge again with analysis=true."
+    advice = "Move it away, or evaluate again with analysis=true."
     try:
         record = json.loads(path.read_text())
     except (ValueError, OSError) as error:

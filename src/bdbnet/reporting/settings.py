@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from bdbnet.config import WITHOUT_EFFECT, flatten
 
-#: Seeds of a training, and of that which a judged checkpoint came from.
+#: Seeds of a training, and of that which an evaluated checkpoint came from.
 SEEDS = ("seed", "trained_with.seed")
 
 _TRAINED_WITH = "trained_with."
@@ -30,7 +30,7 @@ class Varying(NamedTuple):
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys and values of all settings that may change a number; classes without their module.
 
-    Of a judged checkpoint the file's name alone counts where the settings of its training are known.
+    Of an evaluated checkpoint the file's name alone counts where the settings of its training are known.
     """
     found = {}
     for key, value in flatten(config):

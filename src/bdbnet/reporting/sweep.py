@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bdbnet.reporting.comparison import Spread, spread
 from bdbnet.reporting.run_folder import ReportError
 from bdbnet.reporting.settings import key_of, settings_of, shown, sort_key, varying_settings
+from bdbnet.reporting.table import Spread, spread
 from bdbnet.reporting.wording import numbers
 from bdbnet.results import HISTORY, LAST, RESULT, Result, ResultError, read_result
 
@@ -40,7 +40,7 @@ class Configuration:
 
     @property
     def seconds(self) -> float | None:
-        """Mean time of the training, or of the judging where nothing was trained."""
+        """Mean time of the training, or of the evaluation where nothing was trained."""
         measured = [t for run in self.runs if (t := run.result.seconds.get(run.result.kind)) is not None]
         return spread(measured).mean if measured else None
 
@@ -67,7 +67,7 @@ class SweepTable:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics that any run was judged by, in their order."""
+        """Names of the metrics that any run was evaluated by, in their order."""
         names = dict.fromkeys(name for run in self.runs for name in run.result.metrics)
         return [name for name in names if name != "valid_queries"]
 
@@ -201,7 +201,7 @@ def _table(differs: str, runs: Sequence[Run]) -> SweepTable:
 
 
 def _seed(result: Result) -> int:
-    """Of the training, also where a checkpoint was judged."""
+    """Of the training, also where a checkpoint was evaluated."""
     trained = result.config.get("trained_with")
     return int(trained.get("seed", result.seed)) if isinstance(trained, Mapping) else result.seed
 

@@ -5,20 +5,20 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from bdbnet.reporting.comparison import Grid, as_csv, as_html, as_latex, as_markdown, as_text, percent_spread
-from bdbnet.reporting.html import html_row, html_table, page
-from bdbnet.reporting.pictures import themed_picture
-from bdbnet.reporting.settings import ABSENT, heads_of, is_numeric, shown, sort_key
-from bdbnet.reporting.sweep import Configuration, Sweep, SweepTable, read_sweep, seeds_of
-from bdbnet.reporting.wording import duration, protocol_line
-from bdbnet.results import REPORT, write_atomically
-from bdbnet.visualization import (
+from bdbnet.figures import (
     ConfigurationDot,
     ParameterCurve,
     configuration_dots,
     label_of,
     parameter_curves,
 )
+from bdbnet.reporting.page import html_row, html_table, page
+from bdbnet.reporting.pictures import themed_picture
+from bdbnet.reporting.settings import ABSENT, heads_of, is_numeric, shown, sort_key
+from bdbnet.reporting.sweep import Configuration, Sweep, SweepTable, read_sweep, seeds_of
+from bdbnet.reporting.table import Grid, as_csv, as_html, as_latex, as_markdown, as_text, percent_spread
+from bdbnet.reporting.wording import duration, protocol_line
+from bdbnet.results import REPORT, write_atomically
 
 #: More lines than these cannot be told apart in one plot.
 _MOST_LINES = 8
@@ -82,7 +82,7 @@ def _about_spread(table: SweepTable) -> str:
     several = any(len(configuration.runs) > 1 for configuration in table.configurations)
     mean = " Mean ± sample standard deviation over the seeds." if several else ""
     if any(run.result.checkpoint == "last" for run in table.runs):
-        mean += " Weights judged: the last epoch."
+        mean += " Weights evaluated: the last epoch."
     return mean
 
 

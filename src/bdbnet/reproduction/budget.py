@@ -88,7 +88,7 @@ def read_budget(name: str, settings: DictConfig) -> Budget:
 
 
 def _listed(tables: Iterable[Table]) -> tuple[str, str]:
-    """Every k of Rank-k and every K of Recall@K that any table shows: one judging serves them all."""
+    """Every k of Rank-k and every K of Recall@K that any table shows: one evaluation serves them all."""
     found = {"rank": {1, 5, 10}, "recall@": {1, 2, 4, 8}}
     for metric in (metric for table in tables for metrics in table.columns.values() for metric in metrics):
         for kind, numbers in found.items():

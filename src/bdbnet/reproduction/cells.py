@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import WITHOUT_EFFECT, ConfigError, config_dir, flatten, quote_paths, shown_path
+from bdbnet.renamed import TARGETS, first_name
 from bdbnet.results import LAST, RESULT, Result, ResultError, read_result
 
 CELL, FAILURE, LOCK = "cell.json", "failure.json", "running.lock"
@@ -32,7 +33,7 @@ _WITHOUT_EFFECT = (
     | {"dataset.drop_ratio", "dataset.erasing"}
 )
 #: Settings that came later, at the value by which everything was measured before.
-_BEFORE_THERE_WAS = {"evaluation.measure": "euclidean", "evaluation.single_shot": 100}
+_BEFORE_THERE_WAS = {"evaluation.distance": "euclidean", "evaluation.single_shot": 100}
 #: What only a dropping branch looks at.
 _OF_THE_DROPPING_BRANCH = ("dropping.", "model.pooling")
 _PATHS = ("dataset.manifest", "dataset.options.manifest", "backbone.weights")
@@ -87,13 +88,13 @@ class Cell:
     def inspect(self, seed: int) -> Run:
         """What the folder of ``seed`` says now."""
         folder = self.folder / f"seed={seed}"
-        judged = self.judge(folder, seed) if (folder / RESULT).is_file() else None
-        if judged is not None and judged.state is State.DONE:
-            return judged
+        checked = self.check(folder, seed) if (folder / RESULT).is_file() else None
+        if checked is not None and checked.state is State.DONE:
+            return checked
         if is_running(folder):
             return Run(folder, seed, State.RUNNING, remark="another process trains it")
-        if judged is not None:
-            return judged
+        if checked is not None:
+            return checked
         if (folder / FAILURE).is_file():
             return Run(folder, seed, State.FAILED, remark=_reason(folder / FAILURE))
         if (folder / LAST).is_file():
@@ -102,7 +103,7 @@ class Cell:
             return Run(folder, seed, State.ABSENT, remark=self.absent)
         return Run(folder, seed, State.OPEN)
 
-    def judge(self, folder: Path, seed: int) -> Run:
+    def check(self, folder: Path, seed: int) -> Run:
         """Whether the record in ``folder`` is this cell's, measured alike and to the end."""
         try:
             result = read_result(folder / RESULT)
@@ -166,7 +167,9 @@ def build_cell(overrides: Sequence[str], root: Path, *, code: str | None = None)
     config = compose_training(tuple(overrides))
     settings = settings_of(config)
     code = code or version("bdbnet")
-    content = json.dumps({"settings": settings, "bdbnet": code}, sort_keys=True, default=str)
+    # Under their first names, so that a renaming trains nothing again.
+    named = {key: first_name(value) if key.endswith("_target_") else value for key, value in settings.items()}
+    content = json.dumps({"settings": named, "bdbnet": code}, sort_keys=True, default=str)
     key = hashlib.sha256(content.encode()).hexdigest()[:10]
     return Cell(
         tuple(overrides), settings, root / str(config.dataset.name) / f"{_label(config)}-{key}", _absent(config), code
@@ -262,7 +265,10 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) and isinstance(record.get("settings"), dict) else {}
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        return {}
+    settings = record["settings"].items()
+    return record | {"settings": {key: TARGETS.get(str(value), value) for key, value in settings}}
 
 
 def _reason(path: Path) -> str:

@@ -3,10 +3,10 @@
 from typing import Any
 
 from bdbnet.config import instantiate
+from bdbnet.figures import drop_masks_figure
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reproduction.cells import compose_training
 from bdbnet.reproduction.measured import Measured
-from bdbnet.visualization import drop_masks_figure
 
 #: Images, channels, rows and columns that are drawn; the paper's feature map.
 _SHAPE = (2, 3, 24, 8)

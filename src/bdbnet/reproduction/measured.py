@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from bdbnet.config import shown_path
-from bdbnet.reporting.comparison import Spread, spread
+from bdbnet.reporting.table import Spread, spread
 from bdbnet.reproduction.budget import Budget
 from bdbnet.reproduction.cells import Cell, Run, State
 from bdbnet.reproduction.running import Job

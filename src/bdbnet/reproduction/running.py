@@ -40,7 +40,7 @@ def run_missing(
     device: int | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Run]:
-    """Train and judge every job that has no result yet.
+    """Train and evaluate every job that has no result yet.
 
     Several processes may do this at once with the same folder: each job is trained by the one that locks it first. A job
     whose data are absent, or that another process trains, is left out; a training that fails is recorded with its reason
@@ -85,7 +85,7 @@ def _run_locked(job: Job, heading: str, keep_checkpoints: bool, device: int | No
     try:
         with FileLock(folder / LOCK, timeout=2):
             # Another process may have finished it between the look and the lock; who only looks holds a lock for a moment.
-            if (folder / RESULT).is_file() and (run := job.cell.judge(folder, job.seed)).state is State.DONE:
+            if (folder / RESULT).is_file() and (run := job.cell.check(folder, job.seed)).state is State.DONE:
                 return run
             say(f"\n{heading}")
             (folder / FAILURE).unlink(missing_ok=True)

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from bdbnet.config import ConfigError
 from bdbnet.datasets import DatasetError, Manifest
-from bdbnet.reporting.comparison import MINUS, Grid
+from bdbnet.loading.from_config import read_manifest
+from bdbnet.reporting.table import MINUS, Grid
 from bdbnet.reproduction.budget import Budget
 from bdbnet.reproduction.cells import absent_data, compose_training
 from bdbnet.reproduction.spec import SpecError, Table
-from bdbnet.training.data import read_manifest
 
 Counts = Mapping[str, int] | str
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from bdbnet.reporting.comparison import MINUS, Grid, Spread, as_csv, as_html, as_latex, as_markdown, percent_spread
-from bdbnet.reporting.html import page
+from bdbnet.figures import ParameterCurve, label_of, parameter_curves
+from bdbnet.reporting.page import page
 from bdbnet.reporting.pictures import themed_picture
+from bdbnet.reporting.table import MINUS, Grid, Spread, as_csv, as_html, as_latex, as_markdown, percent_spread
 from bdbnet.reporting.wording import duration
 from bdbnet.reproduction.cells import State
 from bdbnet.reproduction.masks import drop_masks
@@ -14,7 +15,6 @@ from bdbnet.reproduction.measured import Entry, Measured
 from bdbnet.reproduction.spec import Axis
 from bdbnet.reproduction.statistics import statistics_grid
 from bdbnet.results import Result, write_atomically
-from bdbnet.visualization import ParameterCurve, label_of, parameter_curves
 
 _HEADS = [
     "table", "budget", "row", "x", "dataset", "measured_on", "metric", "paper", "ours", "std", "seeds", "difference",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DISTANCES = 2**20  # counted in one go, of whole queries, but of no more than
+COUNTED_AT_ONCE = 2**20  # counted in one go, of whole queries, but of no more than
 ROWS = 64
 
 _SEGMENT = 16384  # distances of a row and

@@ -57,18 +57,18 @@ def matching_matrices(query: Array, gallery: Array) -> tuple[Array, Array]:
     raise ValueError(f"query embeddings are on {places[0]}, gallery embeddings on {places[1]}: move them to one device")
 
 
-def distances_between(left: np.ndarray, right: np.ndarray, measure: str) -> np.ndarray:
+def distances_between(left: np.ndarray, right: np.ndarray, distance: str) -> np.ndarray:
     """Distances (N,) float64 of rows to rows, (N, D) or one row for all: Euclidean, or 1 minus the cosine similarity.
 
     They come from differences in float64, and so are accurate near zero, unlike those of a matrix product.
     """
     left, right = left.astype(np.float64), right.astype(np.float64)
-    if measure == "cosine":
+    if distance == "cosine":
         left, right = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (left, right))
     difference = left - right
     squared = np.einsum("ij,ij->i", difference, difference)
     # Between unit vectors 1 minus the cosine is half the squared distance.
-    return squared / 2 if measure == "cosine" else np.sqrt(squared)
+    return squared / 2 if distance == "cosine" else np.sqrt(squared)
 
 
 class Prepared(NamedTuple):
@@ -155,6 +155,6 @@ def refuse_zeros(norms: np.ndarray, name: str) -> None:
     zero = norms == 0
     if zero.any():
         raise ValueError(
-            f"{name} embedding {int(np.argmax(zero))} is all zeros and so has no direction for the cosine measure "
+            f"{name} embedding {int(np.argmax(zero))} is all zeros and so has no direction for the cosine distance "
             f"({int(zero.sum())} such rows of {len(norms)})"
         )

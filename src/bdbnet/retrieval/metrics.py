@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bdbnet.retrieval.distance_blocks import Block
+from bdbnet.retrieval.distances import Block
 from bdbnet.retrieval.matrices import Array
 from bdbnet.retrieval.per_query import average_precision, precision_at_r
 from bdbnet.retrieval.query_expansion import QueryExpansion
-from bdbnet.retrieval.ranking import Matches, PositiveRanks, label_array, positive_ranks
-from bdbnet.retrieval.searching import Reranking, Search
+from bdbnet.retrieval.ranks import Matches, PositiveRanks, label_array, positive_ranks
+from bdbnet.retrieval.search import Reranking, Search
 
 
 def reid_metrics(
@@ -22,7 +22,7 @@ def reid_metrics(
     *,
     ranks: Sequence[int] = (1, 5, 10),
     ap_at: int | None = None,
-    measure: str = "euclidean",
+    distance: str = "euclidean",
     query_expansion: QueryExpansion | None = None,
     rerank: Reranking = None,
     chunk_memory_mb: float | None = None,
@@ -43,7 +43,7 @@ def reid_metrics(
         ranks: the k of the CMC values.
         ap_at: count only matches within the first `ap_at` ranks in AP, but still divide by all matches. This is what
             the code released with the BDB paper does; it understates mAP. None: full AP.
-        measure: `euclidean` or `cosine`.
+        distance: `euclidean` or `cosine`.
         query_expansion: replace queries by a mean of themselves and their nearest gallery images, see `expand_queries`.
         rerank: k-reciprocal re-ranking, see `k_reciprocal_rerank`: a `KReciprocal`, a mapping with any of `k1`, `k2` and
             `lambda`, or True for the published values. No matrix of queries and gallery is held.
@@ -58,7 +58,7 @@ def reid_metrics(
         `valid_queries`: number of queries with a match.
 
     Raises:
-        ValueError: NaN or infinite embeddings, or with the cosine measure zeros (named by row), sets that are empty or do
+        ValueError: NaN or infinite embeddings, or with the cosine distance zeros (named by row), sets that are empty or do
             not fit together, `chunk_memory_mb` below one query's distances, or no query with a match.
 
     >>> gallery = np.array([[0.0], [1.0], [2.0], [3.0]])
@@ -68,7 +68,7 @@ def reid_metrics(
     cutoffs = _cutoffs(ranks, "ranks")
     if ap_at is not None and ap_at < 1:
         raise ValueError(f"ap_at must be at least 1 or None, got {ap_at}")
-    blocks = Search(measure, query_expansion, rerank, chunk_memory_mb, progress).blocks(query, gallery)
+    blocks = Search(distance, query_expansion, rerank, chunk_memory_mb, progress).blocks(query, gallery)
     matches = Matches(
         label_array(query_labels, len(query), "query labels"),
         label_array(gallery_labels, len(gallery), "gallery labels"),
@@ -106,7 +106,7 @@ def recall_at_k(
     *,
     gallery: Array | None = None,
     gallery_labels: Array | None = None,
-    measure: str = "euclidean",
+    distance: str = "euclidean",
     query_expansion: QueryExpansion | None = None,
     rerank: Reranking = None,
     chunk_memory_mb: float | None = None,
@@ -124,7 +124,7 @@ def recall_at_k(
         ks: the values of K.
         gallery: (G, D) embeddings of a separate gallery (as in In-Shop), or None.
         gallery_labels: integer classes (G,) of the separate gallery.
-        measure, query_expansion, rerank, chunk_memory_mb, progress: see `reid_metrics`.
+        distance, query_expansion, rerank, chunk_memory_mb, progress: see `reid_metrics`.
 
     Returns:
         `recall@{k}` for each of `ks`, and `valid_queries`, the number of queries that count.
@@ -137,7 +137,7 @@ def recall_at_k(
     {'recall@1': 0.5, 'recall@2': 0.75, 'valid_queries': 4}
     """
     cutoffs = _cutoffs(ks, "ks")
-    search = Search(measure, query_expansion, rerank, chunk_memory_mb, progress)
+    search = Search(distance, query_expansion, rerank, chunk_memory_mb, progress)
     blocks, matches = _compared(search, embeddings, labels, gallery, gallery_labels)
     nearest = positive_ranks(blocks, matches, nearest_only=True).ranks
     return _recall(_answerable(nearest, gallery), cutoffs)
@@ -150,7 +150,7 @@ def retrieval_metrics(
     *,
     gallery: Array | None = None,
     gallery_labels: Array | None = None,
-    measure: str = "euclidean",
+    distance: str = "euclidean",
     query_expansion: QueryExpansion | None = None,
     rerank: Reranking = None,
     chunk_memory_mb: float | None = None,
@@ -164,7 +164,7 @@ def retrieval_metrics(
 
     Args:
         embeddings, labels, ks, gallery, gallery_labels: see `recall_at_k`.
-        measure, query_expansion, rerank, chunk_memory_mb, progress: see `reid_metrics`.
+        distance, query_expansion, rerank, chunk_memory_mb, progress: see `reid_metrics`.
 
     Returns:
         `recall@{k}` for each of `ks`, `map@r`, `r_precision` and `valid_queries`.
@@ -176,7 +176,7 @@ def retrieval_metrics(
     {'recall@1': 0.3333333333333333, 'map@r': 0.3333333333333333, 'r_precision': 0.5, 'valid_queries': 3}
     """
     cutoffs = _cutoffs(ks, "ks")
-    search = Search(measure, query_expansion, rerank, chunk_memory_mb, progress)
+    search = Search(distance, query_expansion, rerank, chunk_memory_mb, progress)
     found = positive_ranks(*_compared(search, embeddings, labels, gallery, gallery_labels))
     _answerable(found.ranks, gallery)
     counts = np.diff(found.offsets)

@@ -3,10 +3,10 @@
 import numpy as np
 from torch import Tensor
 
+from bdbnet.retrieval.knn import smallest
 from bdbnet.retrieval.matrices import Array, distances_between, matching_matrices, rows_of
-from bdbnet.retrieval.nearest import smallest
-from bdbnet.retrieval.ranking import Matches, label_array
-from bdbnet.retrieval.searching import Search
+from bdbnet.retrieval.ranks import Matches, label_array
+from bdbnet.retrieval.search import Search
 
 
 def top_k(
@@ -31,7 +31,7 @@ def top_k(
         k: neighbours wanted, at least 1.
         query_labels, gallery_labels, query_cameras, gallery_cameras: integers (Q,) or (G,), all of them or none
             (with `gallery=None` those of the queries).
-        search: measure, query expansion and re-ranking that decide the order; None: Euclidean distance.
+        search: distance, query expansion and re-ranking that decide the order; None: Euclidean distance.
 
     Returns:
         Gallery indices int64 (Q, k) and the distances between the embeddings (Q, k), whatever decided the order: Euclidean,
@@ -77,5 +77,5 @@ def top_k(
             near = near[row[near] < np.inf]
             own = rows_of(query, slice(number, number + 1))
             indices[number, : len(near)] = near
-            distances[number, : len(near)] = distances_between(own, rows_of(gallery, near), search.measure)
+            distances[number, : len(near)] = distances_between(own, rows_of(gallery, near), search.distance)
     return indices, distances

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bdbnet.retrieval.ranking import PositiveRanks
+from bdbnet.retrieval.ranks import PositiveRanks
 
 
 def average_precision(found: PositiveRanks, ap_at: int | None = None) -> np.ndarray:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdbnet.retrieval.distance_blocks import distance_blocks
+from bdbnet.retrieval.distances import distance_blocks
+from bdbnet.retrieval.knn import smallest
 from bdbnet.retrieval.matrices import Array, matching_matrices, norms_and_duplicates, refuse_zeros, rows_of
-from bdbnet.retrieval.nearest import smallest
 
 _IMAGES_MB = 64  # nearest gallery images that are averaged at a time
 
@@ -42,19 +42,19 @@ def expand_queries(
     gallery: Array,
     settings: QueryExpansion,
     *,
-    measure: str = "euclidean",
+    distance: str = "euclidean",
     same_set: bool = False,
     chunk_memory_mb: float | None = None,
 ) -> Array:
     """Expanded queries (Q, D), a NumPy matrix for embeddings on the CPU, else a tensor on their device.
 
-    Labels are not used. With the cosine measure the mean is that of embeddings at unit length, as they are compared.
+    Labels are not used. With the cosine distance the mean is that of embeddings at unit length, as they are compared.
 
     Args:
         query: (Q, D) embeddings.
         gallery: (G, D) embeddings.
         settings: how many images count, and with which weights.
-        measure: `euclidean` or `cosine`: which images are nearest, ties in gallery order.
+        distance: `euclidean` or `cosine`: which images are nearest, ties in gallery order.
         same_set: query `i` is gallery image `i`, which then is none of its own neighbours.
         chunk_memory_mb: MiB for one block of distances, see `distance_blocks`.
 
@@ -72,12 +72,12 @@ def expand_queries(
             f"there are {count - same_set}: choose a smaller k"
         )
     near = np.empty((len(query), settings.k), np.int64)
-    for begin, block in distance_blocks(query, gallery, measure=measure, chunk_memory_mb=chunk_memory_mb):
+    for begin, block in distance_blocks(query, gallery, distance=distance, chunk_memory_mb=chunk_memory_mb):
         if same_set:
             rows = np.arange(len(block))
             block[rows, begin + rows] = np.inf
         near[begin : begin + len(block)] = smallest(block, settings.k)
-    expanded = _means(query, gallery, near, measure == "cosine", settings.alpha)
+    expanded = _means(query, gallery, near, distance == "cosine", settings.alpha)
     return torch.from_numpy(expanded).to(query.device) if isinstance(query, Tensor) else expanded
 
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from bdbnet.retrieval.distance_blocks import Block
+from bdbnet.retrieval.distances import Block
 from bdbnet.retrieval.matrices import Array, distances_between, matching_matrices, rows_of
 from bdbnet.retrieval.per_query import average_precision, precision_at_r
-from bdbnet.retrieval.ranking import Matches, positive_ranks
+from bdbnet.retrieval.ranks import Matches, positive_ranks
 
 _PAIRS_AT_ONCE = 1024  # whose embeddings are widened to float64
 
@@ -71,7 +71,7 @@ def query_facts(blocks: Iterable[tuple[int, Block]], matches: Matches, *, ap_at:
     )
 
 
-def with_distances(facts: QueryFacts, query: Array, gallery: Array, *, measure: str = "euclidean") -> QueryFacts:
+def with_distances(facts: QueryFacts, query: Array, gallery: Array, *, distance: str = "euclidean") -> QueryFacts:
     """The same facts with real distances: Euclidean, or 1 minus the cosine similarity.
 
     They are computed from the embeddings themselves in float64, and so are accurate near zero.
@@ -79,7 +79,7 @@ def with_distances(facts: QueryFacts, query: Array, gallery: Array, *, measure: 
     Args:
         facts: of these embeddings.
         query, gallery: (Q, D) and (G, D).
-        measure: `euclidean` or `cosine`.
+        distance: `euclidean` or `cosine`.
     """
     query, gallery = matching_matrices(query, gallery)
     distances = []
@@ -88,7 +88,7 @@ def with_distances(facts: QueryFacts, query: Array, gallery: Array, *, measure: 
         there = np.flatnonzero(index >= 0)
         for begin in range(0, len(there), _PAIRS_AT_ONCE):
             part = there[begin : begin + _PAIRS_AT_ONCE]
-            values[part] = distances_between(rows_of(query, part), rows_of(gallery, index[part]), measure)
+            values[part] = distances_between(rows_of(query, part), rows_of(gallery, index[part]), distance)
         distances.append(values)
     return facts._replace(match_distance=distances[0], negative_distance=distances[1])
 
@@ -110,7 +110,7 @@ class CameraPairs(NamedTuple):
 
 
 class CameraPairCounter:
-    """Judges each gallery camera's images alone while blocks pass by on their way to `query_facts`.
+    """Evaluates each gallery camera's images alone while blocks pass by on their way to `query_facts`.
 
     Args:
         query_labels, gallery_labels: int64 (Q,) and (G,).
@@ -135,7 +135,7 @@ class CameraPairCounter:
         self._sums = np.zeros((3, len(self._query_cameras), len(self._gallery_cameras)))
 
     def counted(self, blocks: Iterable[tuple[int, Block]]) -> Iterator[tuple[int, Block]]:
-        """Pass on every block as it is, once its distances have been judged."""
+        """Pass on every block as it is, once its distances have been evaluated."""
         for begin, block in blocks:
             here = _on_cpu(block)
             for column, (images, matches) in enumerate(zip(self._images, self._matches, strict=True)):

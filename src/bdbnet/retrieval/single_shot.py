@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bdbnet.retrieval.distance_blocks import distance_blocks
+from bdbnet.retrieval.distances import distance_blocks
 from bdbnet.retrieval.matrices import Array
-from bdbnet.retrieval.ranking import Matches, label_array
+from bdbnet.retrieval.ranks import Matches, label_array
 
 
 def single_shot_cmc(
@@ -20,7 +20,7 @@ def single_shot_cmc(
     ranks: Sequence[int] = (1, 5, 10),
     repeats: int = 100,
     seed: int = 0,
-    measure: str = "euclidean",
+    distance: str = "euclidean",
     chunk_memory_mb: float | None = None,
 ) -> dict[str, float | int]:
     """Rank-k with a single gallery shot (Li et al. 2014, CUHK03), the mean over random galleries.
@@ -30,7 +30,7 @@ def single_shot_cmc(
     identity. Queries without a match are left out. There is no average precision: each query has one match.
 
     Args:
-        query, gallery, query_labels, gallery_labels, query_cameras, gallery_cameras, ranks, measure, chunk_memory_mb:
+        query, gallery, query_labels, gallery_labels, query_cameras, gallery_cameras, ranks, distance, chunk_memory_mb:
             see `reid_metrics`. Distractors of one label are one identity.
         repeats: number of random galleries.
         seed: of the draws; the order of queries and the size of blocks do not change them.
@@ -63,7 +63,7 @@ def single_shot_cmc(
     shown = np.stack([_first_of_each(row, identity, len(identities)) for row in numbers])
     hits = dict.fromkeys(cutoffs, 0.0)
     valid = 0
-    for begin, block in distance_blocks(query, gallery, measure=measure, chunk_memory_mb=chunk_memory_mb):
+    for begin, block in distance_blocks(query, gallery, distance=distance, chunk_memory_mb=chunk_memory_mb):
         for number, row in enumerate(block, begin):
             positives = matches.of(number)[0]
             if len(positives) == 0:

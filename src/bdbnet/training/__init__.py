@@ -1,4 +1,4 @@
-"""Training and judging: where network, losses, data and metrics meet."""
+"""Training and evaluation: where network, losses, data and metrics meet."""
 
 from bdbnet.training.schedules import PaperSchedule
 

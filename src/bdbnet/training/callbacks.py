@@ -83,8 +83,8 @@ class _Step(NamedTuple):
     rows: Tensor
 
 
-class JudgeLastEpoch(Callback):
-    """Judges at the end of the last epoch, whatever the interval between judgings."""
+class EvaluateLastEpoch(Callback):
+    """Evaluates at the end of the last epoch, whatever the interval between evaluations."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
@@ -121,7 +121,7 @@ class InterruptionHint(Callback):
 
 
 class History(Callback):
-    """Writes ``history.csv``: one row per epoch with time, images/s, learning rate, mean losses and judged metrics.
+    """Writes ``history.csv``: one row per epoch with time, images/s, learning rate, mean losses and evaluated metrics.
 
     Where unreadable images are replaced, ``replaced_images`` counts them over all ranks.
     The rows are part of every checkpoint, so a resumed run continues its table where the checkpoint stands.
@@ -135,7 +135,7 @@ class History(Callback):
         self._resumed_here = resumed_here
         self.path = Path(folder) / HISTORY
         self.rows: list[dict[str, float]] = []
-        self.before: dict[str, float] | None = None  # metrics of the starting weights, if they were judged
+        self.before: dict[str, float] | None = None  # metrics of the starting weights, if they were evaluated
         self.epochs_elsewhere = 0  # epochs that another run's folder holds the checkpoints of
         self._began = self._waited = self._wait_began = 0.0
         self._rate = 0.0
@@ -178,8 +178,8 @@ class History(Callback):
         if trainer.is_global_zero:
             self._write()
 
-    def judge_last(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-        """Add the metrics of a judging after the last epoch to its row."""
+    def evaluate_last(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """Add the metrics of an evaluation after the last epoch to its row."""
         self.rows[-1] |= metrics
         if trainer.is_global_zero:
             self._write()
@@ -214,12 +214,12 @@ class History(Callback):
 
 
 def checkpoint_callbacks(folder: str | Path, monitor: str, every_n_epochs: int) -> list[Callback]:
-    """``last.ckpt``, to go on from and to judge, and ``best.ckpt`` by a metric of the test set, for those who ask for it."""
+    """``last.ckpt``, to go on from and to evaluate, and ``best.ckpt`` by a metric of the test set, for those who ask for it."""
     shared: dict[str, Any] = {
         "dirpath": Path(folder), "save_top_k": 1, "auto_insert_metric_name": False, "enable_version_counter": False
     }  # fmt: skip
     return [
-        # The best is chosen when the test set has been judged, before the epoch ends: last.ckpt then holds that choice.
+        # The best is chosen when the test set has been evaluated, before the epoch ends: last.ckpt then holds that choice.
         ModelCheckpoint(
             filename=Path(BEST).stem, monitor=monitor, mode="max", save_weights_only=True, save_on_train_epoch_end=False,
             **shared,

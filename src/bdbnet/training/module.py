@@ -1,4 +1,4 @@
-"""LightningModule: network + losses + optimiser while training, embeddings + metrics while judging."""
+"""LightningModule: network + losses + optimiser while training, embeddings + metrics in evaluation."""
 
 import math
 import time
@@ -27,24 +27,24 @@ class EvaluationError(RuntimeError):
 
 
 class ReIDModule(pl.LightningModule):
-    """Trains a network and judges its embeddings.
+    """Trains a network and evaluates its embeddings.
 
-    Training and judging share this one class, so that every number of every command comes through the same code.
+    Training and evaluation share this one class, so that every number of every command comes through the same code.
 
     Args:
         network: see ``EmbeddingNetwork``.
-        criterion: the losses; None where the module only judges.
+        criterion: the losses; None where the module only evaluates.
         optimizer: ``parameters or groups of them -> Optimizer``.
-        backbone_rate: learning rate of the trunk as a factor of the optimizer's; None: the same.
+        backbone_rate: learning rate of the backbone as a factor of the optimizer's; None: the same.
         schedule: ``epoch -> factor on the learning rate``.
         metric: torchmetrics class over the test set (``ReIDMetrics`` or ``RetrievalRecall``).
         config: the resolved configuration as plain data; goes into every checkpoint.
         num_classes: identities that the classifiers know; goes into every checkpoint.
         fingerprint: of the dataset that is trained on; goes into every checkpoint.
         normalize: one of ``NORMALIZATIONS``.
-        precision: arithmetic of the embedding when judging: ``32-true``, or ``bf16-mixed`` for speed.
-        flip: judge the mean of the embeddings of each image and its mirror image.
-        scales: judge the mean of the embeddings of each image resized by these factors; empty: the image as it is.
+        precision: arithmetic of the embedding in evaluation: ``32-true``, or ``bf16-mixed`` for speed.
+        flip: evaluate the mean of the embeddings of each image and its mirror image.
+        scales: evaluate the mean of the embeddings of each image resized by these factors; empty: the image as it is.
         compile: run the training step's forward pass through ``torch.compile``.
 
     Raises:
@@ -93,8 +93,10 @@ class ReIDModule(pl.LightningModule):
             None  # without re-ranking and query expansion, where there was either
         )
         self.metrics_epoch: int | None = None
-        self.judge_seconds = 0.0
-        self.judged: tuple[Tensor, Tensor | None] | None = None  # embeddings and which are queries, as last judged
+        self.evaluation_seconds = 0.0
+        self.evaluated: tuple[Tensor, Tensor | None] | None = (
+            None  # embeddings and which are queries, as last evaluated
+        )
         self._make_optimizer = optimizer
         self._backbone_rate = backbone_rate
         self._schedule = schedule
@@ -127,12 +129,12 @@ class ReIDModule(pl.LightningModule):
         own = [] if self.criterion is None else list(self.criterion.parameters())
         if self._backbone_rate is None and not own:
             return list(self.network.parameters())
-        trunk = self.network.trunk_parameters()
-        inside = {id(parameter) for parameter in trunk}
+        backbone = self.network.backbone_parameters()
+        inside = {id(parameter) for parameter in backbone}
         rest = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
         groups: list[dict[str, Any]] = [  # the rate of the first one is what histories show
             {"params": rest, "rate": 1.0},
-            {"params": trunk, "rate": self._backbone_rate or 1.0},
+            {"params": backbone, "rate": self._backbone_rate or 1.0},
         ]
         return groups + ([{"params": own, "rate": 1.0, "weight_decay": 0.0}] if own else [])
 
@@ -148,7 +150,7 @@ class ReIDModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.metric.reset()
-        self._judging_began = time.perf_counter()
+        self._evaluation_began = time.perf_counter()
         # Images that are query and gallery at once have no role to tell apart.
         self._one_set = bool((self.trainer.datamodule.test_table["split"] == "test").all())  # type: ignore[attr-defined]
 
@@ -161,11 +163,11 @@ class ReIDModule(pl.LightningModule):
         try:
             metrics, plain = self.metric.compute(), self.metric.compute_plain()  # type: ignore[operator]
         except ValueError as error:
-            raise EvaluationError(f"the embeddings can't be judged: {error}") from error
+            raise EvaluationError(f"the embeddings can't be evaluated: {error}") from error
         # Kept now, while the ranks are still together and on their devices: afterwards nothing can be gathered.
         embeddings, _, _, is_query = self.metric.collected()  # type: ignore[operator]
-        self.judged = (embeddings.cpu(), None if is_query is None else is_query.cpu())
-        zeros = (self.judged[0] == 0).all(1)
+        self.evaluated = (embeddings.cpu(), None if is_query is None else is_query.cpu())
+        zeros = (self.evaluated[0] == 0).all(1)
         if zeros.any():
             rank_zero_warn(
                 f"{int(zeros.sum())} of {len(embeddings)} test images have an embedding of zeros, which says nothing about them; "
@@ -174,13 +176,13 @@ class ReIDModule(pl.LightningModule):
         self.metrics = {name: float(value) for name, value in metrics.items()}
         self.plain_metrics = None if plain is None else {name: float(value) for name, value in plain.items()}
         self.metrics_epoch = self.current_epoch
-        self.judge_seconds = time.perf_counter() - self._judging_began
+        self.evaluation_seconds = time.perf_counter() - self._evaluation_began
         # The same on every rank, which Lightning cannot know.
         self.log_dict(self.metrics, sync_dist=self.trainer.world_size > 1)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """Embeddings that are judged: (N, 3, H, W) -> (N, D) float32, in ``precision``, scaled as ``normalize`` says.
+        """Embeddings that are evaluated: (N, 3, H, W) -> (N, D) float32, in ``precision``, scaled as ``normalize`` says.
 
         With ``flip`` or ``scales`` raw embeddings of all views are averaged first.
         """
@@ -203,7 +205,7 @@ class ReIDModule(pl.LightningModule):
         }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Judged metrics belong to the epoch that was judged, not to the one that a run resumes at.
+        # Evaluated metrics belong to the epoch that was evaluated, not to the one that a run resumes at.
         self.metrics, self.plain_metrics, self.metrics_epoch = {}, None, None
 
 

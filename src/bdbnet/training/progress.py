@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 class TrainingProgress(ProgressBar):
-    """One bar for all epochs, so that the time left is that of the run; a bar of its own for each judging.
+    """One bar for all epochs, so that the time left is that of the run; a bar of its own for each evaluation.
 
     Where the output is not a terminal (a log file, a CI run), a line per epoch is printed instead.
 
@@ -24,7 +24,7 @@ class TrainingProgress(ProgressBar):
         self.seconds_between = seconds_between
         self._enabled = True
         self._bar: tqdm | None = None
-        self._judging: tqdm | None = None
+        self._evaluation: tqdm | None = None
         self._refreshed = self._epoch_began = self._run_began = self._rate = 0.0
         self._images = self._first_epoch = 0
 
@@ -78,10 +78,10 @@ class TrainingProgress(ProgressBar):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         epoch, epochs = trainer.current_epoch + 1, cast(int, trainer.max_epochs)
         parts = "  ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in values.items() if k.startswith("loss/"))
-        judged = (
+        evaluated = (
             getattr(module, "metrics", {}) if getattr(module, "metrics_epoch", None) == trainer.current_epoch else {}
         )
-        scores = "  ".join(f"{k} {100 * v:.1f}" for k, v in judged.items() if k in ("rank1", "mAP", "recall@1"))
+        scores = "  ".join(f"{k} {100 * v:.1f}" for k, v in evaluated.items() if k in ("rank1", "mAP", "recall@1"))
         seconds = time.perf_counter() - self._run_began
         left = seconds / (epoch - self._first_epoch) * (epochs - epoch)
         if scores or not self.live:
@@ -95,26 +95,26 @@ class TrainingProgress(ProgressBar):
 
     def on_exception(self, *_: Any) -> None:
         self.on_train_end()
-        self._close_judging()
+        self._close_evaluation()
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.live and not trainer.sanity_checking:
             total = sum(int(n) for n in trainer.num_val_batches)
-            self._judging = tqdm(
+            self._evaluation = tqdm(
                 total=total, desc="embedding the test set", unit="batch", leave=False, dynamic_ncols=True
             )
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
-        if self._judging is not None:
-            self._judging.update(1)
+        if self._evaluation is not None:
+            self._evaluation.update(1)
 
     def on_validation_end(self, *_: Any) -> None:
-        self._close_judging()
+        self._close_evaluation()
 
-    def _close_judging(self) -> None:
-        if self._judging is not None:
-            self._judging.close()
-            self._judging = None
+    def _close_evaluation(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.close()
+            self._evaluation = None
 
 
 def _clock(seconds: float) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from bdbnet.config import ConfigError, flatten
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
+from bdbnet.renamed import with_todays_names
 from bdbnet.results import BEST, HISTORY, LAST, REPORT, RESULT, TOP_K
 from bdbnet.training.module import ReIDModule
 
@@ -12,7 +13,7 @@ _SHAPING = ("augmentation", "dataset", "dropping", "loss", "model", "optimizer",
 _SHAPING_KEYS = (
     "backbone_rate",
     "trainer.max_epochs",
-    # What history.csv holds of earlier epochs must have been judged alike.
+    # What history.csv holds of earlier epochs must have been evaluated alike.
     *(f"evaluation.{key}" for key in ("ap_at", "normalize", "precision", "ranks", "recall_at")),
 )
 
@@ -83,7 +84,7 @@ def check_resumable(module: ReIDModule, path: Path) -> None:
             f"with backbone.weights={path}"
         )
     then, now = ({key: value for key, value in flatten(config) if _shapes_training(key)}
-                 for config in (checkpoint["bdbnet"]["config"], module.config))  # fmt: skip
+                 for config in (with_todays_names(checkpoint["bdbnet"]["config"]), module.config))  # fmt: skip
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     if changed:
         shown = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:6])

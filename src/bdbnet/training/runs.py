@@ -1,4 +1,4 @@
-"""A training run from configuration to ``result.json``, and the judging of a checkpoint."""
+"""A training run from configuration to ``result.json``, and the evaluation of a checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +11,21 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bdbnet.config import ConfigError, instantiate
 from bdbnet.datasets import Manifest
+from bdbnet.evaluation.error_analysis import analyse, clear_analysis
+from bdbnet.evaluation.ranking_lists import write_ranking_lists
 from bdbnet.loading import ReIDDataModule
+from bdbnet.loading.from_config import build_data, build_manifest, build_protocol
 from bdbnet.models import load_network, read_checkpoint
+from bdbnet.renamed import with_todays_names
 from bdbnet.results import BEST, LAST, RESULT, Result
-from bdbnet.training.analysis import analyse, clear_analysis
 from bdbnet.training.callbacks import (
+    EvaluateLastEpoch,
     FiniteLossGuard,
     History,
     InterruptionHint,
-    JudgeLastEpoch,
     TrainingError,
     checkpoint_callbacks,
 )
-from bdbnet.training.data import build_data, build_manifest, build_protocol
 from bdbnet.training.module import ReIDModule
 from bdbnet.training.progress import TrainingProgress
 from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
@@ -39,11 +41,10 @@ from bdbnet.training.setup import (
     resolve_precision,
     seed_everything,
 )
-from bdbnet.training.topk import write_ranking_lists
 
 
 def train(config: DictConfig, folder: Path) -> Result:
-    """Train, judge and record one run in ``folder``.
+    """Train, evaluate and record one run in ``folder``.
 
     Raises:
         ConfigError: settings that do not go together, or a folder that holds an earlier run.
@@ -65,7 +66,13 @@ def train(config: DictConfig, folder: Path) -> Result:
     if resume is not None:
         check_resumable(module, resume)
     history = History(folder, resumed_here=resume is None or resume.parent.resolve() == folder.resolve())
-    callbacks = [FiniteLossGuard(), JudgeLastEpoch(), history, InterruptionHint(), *instantiate(config.callbacks.extra)]
+    callbacks = [
+        FiniteLossGuard(),
+        EvaluateLastEpoch(),
+        history,
+        InterruptionHint(),
+        *instantiate(config.callbacks.extra),
+    ]
     if config.callbacks.progress:
         callbacks.append(TrainingProgress())
     callbacks += checkpoint_callbacks(folder, main_metric(config), config.callbacks.checkpoint_every_n_epochs)
@@ -93,7 +100,7 @@ def train(config: DictConfig, folder: Path) -> Result:
             print(f"stopped after epoch {trainer.current_epoch} of {config.trainer.max_epochs}; ckpt_path=last goes on")
         if module.metrics_epoch != trainer.current_epoch - 1:  # stopped by time, or resumed at its end
             trainer.validate(module, data, verbose=False)
-            history.judge_last(trainer, module.metrics)
+            history.evaluate_last(trainer, module.metrics)
         return _record_training(config, folder, trainer, module, manifest, history)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer, callbacks or logger: {error}") from error
@@ -104,7 +111,7 @@ def train(config: DictConfig, folder: Path) -> Result:
 
 
 def evaluate(config: DictConfig, folder: Path) -> Result:
-    """Judge ``config.checkpoint`` on ``config.dataset`` and record it in ``folder``.
+    """Evaluate ``config.checkpoint`` on ``config.dataset`` and record it in ``folder``.
 
     Raises:
         ConfigError: the checkpoint does not say what network it is for and the configuration does not either.
@@ -138,8 +145,8 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         seed=config.seed,
         parameters=_count_parameters(network),
         embedding_dim=network.embedding_dim,
-        seconds={"evaluate": round(module.judge_seconds, 2)},
-        images_per_second={"evaluate": round(len(data.test_table) / module.judge_seconds, 2)},
+        seconds={"evaluate": round(module.evaluation_seconds, 2)},
+        images_per_second={"evaluate": round(len(data.test_table) / module.evaluation_seconds, 2)},
     )
     if trainer.is_global_zero:
         clear_analysis(folder)
@@ -196,10 +203,11 @@ def architecture_of(config: DictConfig, path: Path) -> Origin:
         return Origin(bare, None, None)
     if given:
         raise ConfigError(f"{' and '.join(f'{name}=' for name in given)}: leave out, {path} knows its own network")
-    trained = OmegaConf.create(saved["config"])
+    settings = with_todays_names(saved["config"])
+    trained = OmegaConf.create(settings)
     trained.backbone.weights = "none"
     size = trained.dataset.get("test_size") or trained.dataset.image_size
-    return Origin(trained, list(size), saved["config"])
+    return Origin(trained, list(size), settings)
 
 
 def _record_training(
@@ -214,8 +222,8 @@ def _record_training(
     monitor = main_metric(config)
     trainer.save_checkpoint(folder / LAST)
     # Epochs of another run, whose checkpoint this one went on from, have their best.ckpt elsewhere.
-    judged = [row for row in history.rows if monitor in row and row["epoch"] > history.epochs_elsewhere]
-    best = max(judged or history.rows[-1:], key=lambda row: row[monitor])
+    evaluated = [row for row in history.rows if monitor in row and row["epoch"] > history.epochs_elsewhere]
+    best = max(evaluated or history.rows[-1:], key=lambda row: row[monitor])
     if best is history.rows[-1]:
         trainer.save_checkpoint(folder / BEST, weights_only=True)
     result = Result(
@@ -236,10 +244,10 @@ def _record_training(
         epochs=trainer.current_epoch,
         parameters=_count_parameters(module.network),
         embedding_dim=module.network.embedding_dim,
-        seconds={"train": round(history.train_seconds, 2), "evaluate": round(module.judge_seconds, 2)},
+        seconds={"train": round(history.train_seconds, 2), "evaluate": round(module.evaluation_seconds, 2)},
         images_per_second={
             "train": round(history.images_per_second, 2),
-            "evaluate": round(len(data.test_table) / module.judge_seconds, 2),
+            "evaluate": round(len(data.test_table) / module.evaluation_seconds, 2),
         },
     )
     _write(result, module, data, folder, config.evaluation.top_k)
@@ -271,8 +279,8 @@ def _announce(
     part = "" if train.prepared_size == train.image_size else f", a random part of {_size(train.image_size)}"
     print(f"images: train {_size(train.prepared_size)}{part}; test {_size(test.image_size)}")
     if not data.manifest.has_cameras:
-        judged = "Recall@K" if config.dataset.protocol == "retrieval" else "Rank-k and mAP over all other images"
-        print(f"no cameras: judged by the {config.dataset.protocol} protocol ({judged})")
+        evaluated = "Recall@K" if config.dataset.protocol == "retrieval" else "Rank-k and mAP over all other images"
+        print(f"no cameras: evaluated by the {config.dataset.protocol} protocol ({evaluated})")
     weights = config.backbone.get("weights") or "none"
     start = (
         f"{', '.join(loaded)} from {weights}"

@@ -17,17 +17,17 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torchmetrics import Metric
 
 from bdbnet.config import ConfigError, instantiate, is_ours
+from bdbnet.loading.from_config import is_reid, query_expansion, query_pooling, reranking, single_shot
 from bdbnet.models import EmbeddingNetwork, initialize_from
 from bdbnet.retrieval import POOLINGS, ReIDMetrics, RetrievalRecall
 from bdbnet.training.callbacks import EpochTimer
 from bdbnet.training.criterion import BranchLosses
-from bdbnet.training.data import is_reid, query_expansion, query_pooling, reranking, single_shot
 from bdbnet.training.module import ParameterGroups, ReIDModule
 
 #: Keys of the trainer group that are ours, not Lightning's.
 _OWN_TRAINER_KEYS = frozenset({"channels_last", "compile"})
 
-#: Keys of Lightning's that would judge a part of the test set under the name of the whole.
+#: Keys of Lightning's that would evaluate a part of the test set under the name of the whole.
 _PARTIAL = ("fast_dev_run", "limit_val_batches", "overfit_batches")
 
 # Parameters of glibc's mallopt, from malloc.h.
@@ -100,11 +100,11 @@ def build_network(config: DictConfig, num_classes: int) -> tuple[EmbeddingNetwor
 
 
 def build_metric(config: DictConfig, *, progress: bool = False) -> Metric:
-    """What the dataset's protocol is judged by; with ``progress`` re-ranking shows a bar."""
+    """What the dataset's protocol is evaluated by; with ``progress`` re-ranking shows a bar."""
     evaluation = config.evaluation
     try:
         search: dict[str, Any] = {
-            "measure": evaluation.measure,
+            "distance": evaluation.distance,
             "query_expansion": query_expansion(config),
             "rerank": reranking(config),
             "chunk_memory_mb": evaluation.chunk_memory_mb,
@@ -152,7 +152,7 @@ def check_views(settings: DictConfig) -> None:
 
 
 def check_evaluation(config: DictConfig) -> None:
-    """Refuse settings of the judging that would fail only when the first epochs have been trained.
+    """Refuse settings of the evaluation that would fail only when the first epochs have been trained.
 
     Raises:
         ConfigError: names the key.
@@ -186,7 +186,7 @@ def main_metric(config: DictConfig) -> str:
 def build_module(
     config: DictConfig, network: EmbeddingNetwork, num_classes: int, *, train: bool, fingerprint: str | None = None
 ) -> ReIDModule:
-    """The LightningModule; without ``train`` it can only judge."""
+    """The LightningModule; without ``train`` it can only evaluate."""
     settings: dict[str, Any] = {}
     if train:
         loss = config.loss

@@ -1,0 +1,1 @@
+"""Rendered data sets, for the demo, the tests and pictures that may be published."""

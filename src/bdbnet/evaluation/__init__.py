@@ -1,0 +1,1 @@
+"""Network and images -> embeddings -> metrics, ranking lists and an analysis of the errors."""

@@ -1,0 +1,42 @@
+"""Arrays and tables -> matplotlib figures. Matplotlib itself is imported when the first figure is drawn."""
+
+from bdbnet.figures.curves import (
+    DARK,
+    LIGHT,
+    Theme,
+    label_of,
+    learning_rate_curve,
+    loss_columns,
+    loss_curves,
+    metric_columns,
+    metric_curves,
+)
+from bdbnet.figures.drop_masks import drop_masks_figure
+from bdbnet.figures.parameter_curves import (
+    ConfigurationDot,
+    ParameterCurve,
+    configuration_dots,
+    parameter_curves,
+)
+from bdbnet.figures.ranking_lists import RankedImage, RankingList, ranking_lists_figure, read_thumbnail
+
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "ConfigurationDot",
+    "ParameterCurve",
+    "RankedImage",
+    "RankingList",
+    "Theme",
+    "configuration_dots",
+    "drop_masks_figure",
+    "label_of",
+    "learning_rate_curve",
+    "loss_columns",
+    "loss_curves",
+    "metric_columns",
+    "metric_curves",
+    "parameter_curves",
+    "ranking_lists_figure",
+    "read_thumbnail",
+]

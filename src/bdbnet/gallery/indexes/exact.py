@@ -1,0 +1,239 @@
+"""Searching a gallery: what every index has in common, and the exact one, which compares with every image."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from bdbnet.retrieval.distances import DISTANCES, distance_blocks
+from bdbnet.retrieval.knn import smallest
+from bdbnet.retrieval.matrices import Array, Prepared, as_matrix, distances_between, prepared
+from bdbnet.retrieval.ranks import label_array
+
+_ROWS_PER_PASS = 8192  # rows that are widened or scaled at a time, so that a memory-mapped gallery stays on disk
+
+
+class GalleryIndexError(ValueError):
+    """An index that cannot be built or searched this way; the message says why."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which gallery images a search may find; by default all.
+
+    Attributes:
+        not_cameras: integers (Q,): query `i` finds no image of camera `not_cameras[i]`; -1 for a query that may find all.
+        after, before: finds images with `after <= time < before`, in the unit of the gallery's times. Where one of them
+            is set, images without a time are not found.
+    """
+
+    not_cameras: np.ndarray | None = None
+    after: float | None = None
+    before: float | None = None
+
+
+class Allowed(NamedTuple):
+    """What queries with the same filter may find: the rows (bool (G,), None for all), and the filter itself."""
+
+    rows: np.ndarray | None
+    not_camera: int | None
+    after: float | None
+    before: float | None
+
+    @property
+    def share(self) -> float:
+        """Share of the gallery that may be found."""
+        return 1.0 if self.rows is None else float(self.rows.mean())
+
+
+class GalleryIndex(ABC):
+    """Gallery embeddings that can be searched for the images nearest to a query.
+
+    Args:
+        embeddings: (G, D) floating point, NumPy or torch; a memory-mapped matrix is never copied as a whole.
+        cameras: integers (G,), needed by `Filter.not_cameras`; -1 for an image without one.
+        times: numbers (G,), needed by `Filter.after` and `before`; NaN for an image without one.
+        distance: `euclidean` or `cosine`.
+        fingerprint: of embeddings, cameras and times, where it is known; None: it is taken from them.
+
+    Attributes:
+        build_seconds: time that building took; None where there was nothing to build.
+
+    Raises:
+        GalleryIndexError: an unknown distance, times of another length, a row with NaN or infinity, or one of zeros,
+            which has no cosine.
+        ValueError: no matrix of floating-point numbers, or cameras that are not one integer for each image.
+    """
+
+    def __init__(
+        self,
+        embeddings: Array,
+        *,
+        cameras: Array | None = None,
+        times: Array | None = None,
+        distance: str = "euclidean",
+        fingerprint: str | None = None,
+    ) -> None:
+        if distance not in DISTANCES:
+            raise GalleryIndexError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
+        self.distance, self._known_fingerprint = distance, fingerprint
+        self.build_seconds: float | None = None
+        self.embeddings = _checked(embeddings, "gallery", distance)
+        count = len(self.embeddings)
+        self.cameras = None if cameras is None else label_array(cameras, count, "gallery cameras")
+        self.times = None if times is None else np.asarray(times, np.float64)
+        if self.times is not None and self.times.shape != (count,):
+            raise GalleryIndexError(
+                f"gallery times must have shape ({count},), one for each embedding, got {self.times.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @property
+    def dimensions(self) -> int:
+        return self.embeddings.shape[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of embeddings, cameras and times, or the one that was given."""
+        if self._known_fingerprint is not None:
+            return self._known_fingerprint
+        digest = hashlib.sha256(f"{self.embeddings.dtype} {self.embeddings.shape}".encode())
+        for name, values in (("embeddings", self.embeddings), ("cameras", self.cameras), ("times", self.times)):
+            if values is not None:
+                digest.update(name.encode())
+                for begin in range(0, len(values), _ROWS_PER_PASS):
+                    digest.update(values[begin : begin + _ROWS_PER_PASS].tobytes())
+        return digest.hexdigest()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its recall depends on: the content and how it is searched."""
+        return {"measure": self.distance, "fingerprint": self.fingerprint}
+
+    def search(self, queries: Array, k: int, *, allowed: Filter | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` nearest gallery images of every query, nearest first, ties in gallery order.
+
+        An approximate index may miss some of them, but it finds as many as there are, and the distances are exact: they
+        come from the embeddings themselves.
+
+        Args:
+            queries: (Q, D) embeddings.
+            k: images wanted, at least 1.
+            allowed: what may be found.
+
+        Returns:
+            Gallery indices int64 (Q, k) and distances float32 (Q, k): Euclidean, or 1 minus the cosine similarity; -1
+            and infinity where fewer than `k` images may be found.
+
+        Raises:
+            GalleryIndexError: `k` below 1, bad queries, or a filter on a column that the gallery does not have.
+            ValueError: queries that are no matrix of floating-point numbers.
+        """
+        if k < 1:
+            raise GalleryIndexError(f"k must be at least 1, got {k}")
+        # In the gallery's precision: another one would have the whole gallery copied.
+        vectors = _checked(queries, "query", self.distance).astype(self.embeddings.dtype, copy=False)
+        if vectors.shape[1] != self.dimensions:
+            raise GalleryIndexError(
+                f"query embeddings have {vectors.shape[1]} dimensions, gallery embeddings {self.dimensions}"
+            )
+        indices = np.full((len(vectors), k), -1, np.int64)
+        distances = np.full((len(vectors), k), np.inf, np.float32)
+        for members, part in self._groups(len(vectors), allowed or Filter()):
+            there = min(k, len(self) if part.rows is None else int(part.rows.sum()))
+            if there == 0:
+                continue
+            group = vectors[members]
+            found = self._nearest(group, there, part)
+            short = (found < 0).any(axis=1)  # an approximate index looks into a part of the gallery
+            if short.any():
+                found[short] = self._exactly(group[short], there, part.rows)
+            away = np.empty(found.shape, np.float32)
+            for number, near in enumerate(found):
+                away[number] = distances_between(group[number, None], self.embeddings[near], self.distance)
+            order = np.lexsort((found, away))
+            indices[members, :there] = np.take_along_axis(found, order, 1)
+            distances[members, :there] = np.take_along_axis(away, order, 1)
+        return indices, distances
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        return prepared(self.embeddings)
+
+    def _exactly(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> np.ndarray:
+        """Indices (Q, k) of the nearest gallery images among `rows`, of which there are at least `k`."""
+        found = np.empty((len(queries), k), np.int64)
+        left_out = None if rows is None else ~rows
+        for begin, block in distance_blocks(queries, self._prepared, distance=self.distance):
+            if left_out is not None:
+                block[:, left_out] = np.inf
+            found[begin : begin + len(block)] = smallest(block, k)
+        return found
+
+    @abstractmethod
+    def _nearest(self, queries: np.ndarray, k: int, allowed: Allowed) -> np.ndarray:
+        """Gallery indices int64 (Q, k) in any order, -1 for what was not found; at least `k` images may be found."""
+
+    def _comparable(self, vectors: np.ndarray) -> np.ndarray:
+        """float32 vectors whose Euclidean distances have the order of the distance."""
+        if self.distance == "cosine":
+            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.ascontiguousarray(vectors, np.float32)
+
+    def _comparable_parts(self, rows: int = _ROWS_PER_PASS) -> Iterator[tuple[int, np.ndarray]]:
+        """`(first row, comparable vectors)` of the gallery, so many rows at a time."""
+        for begin in range(0, len(self), rows):
+            yield begin, self._comparable(self.embeddings[begin : begin + rows])
+
+    def _groups(self, count: int, allowed: Filter) -> Iterator[tuple[np.ndarray, Allowed]]:
+        """Query numbers that may find the same images, and what they may find."""
+        window = None
+        if allowed.after is not None or allowed.before is not None:
+            if self.times is None:
+                raise GalleryIndexError("the gallery has no times: leave out after and before")
+            window = ~np.isnan(self.times)
+            window &= True if allowed.after is None else self.times >= allowed.after
+            window &= True if allowed.before is None else self.times < allowed.before
+        if allowed.not_cameras is None:
+            yield np.arange(count), Allowed(window, None, allowed.after, allowed.before)
+            return
+        if self.cameras is None:
+            raise GalleryIndexError("the gallery has no cameras: leave out not_cameras")
+        left_out = label_array(allowed.not_cameras, count, "not_cameras")
+        for camera in np.unique(left_out):
+            other = None if camera < 0 else self.cameras != camera
+            rows = other if window is None else window if other is None else window & other
+            name = None if camera < 0 else int(camera)
+            yield np.flatnonzero(left_out == camera), Allowed(rows, name, allowed.after, allowed.before)
+
+
+class ExactIndex(GalleryIndex):
+    """Compares each query with every image of the gallery; there is nothing to build and nothing it can miss."""
+
+    def _nearest(self, queries: np.ndarray, k: int, allowed: Allowed) -> np.ndarray:
+        return self._exactly(queries, k, allowed.rows)
+
+
+def _checked(embeddings: Array, name: str, distance: str) -> np.ndarray:
+    """A NumPy matrix whose rows can all be compared."""
+    matrix = as_matrix(embeddings, name)
+    if isinstance(matrix, Tensor):
+        matrix = matrix.cpu().numpy()
+    for begin in range(0, len(matrix), _ROWS_PER_PASS):
+        rows = matrix[begin : begin + _ROWS_PER_PASS]
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite.all():
+            raise GalleryIndexError(f"{name} embedding {begin + int(finite.argmin())} contains NaN or infinity")
+        if distance == "cosine" and not (pointing := rows.any(axis=1)).all():
+            row = begin + int(pointing.argmin())
+            raise GalleryIndexError(
+                f"{name} embedding {row} is all zeros and so has no direction for the cosine distance"
+            )
+    return matrix

@@ -1,0 +1,181 @@
+"""From a configuration to the dataset, its protocol and its batches."""
+
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bdbnet.config import ConfigError, instantiate, is_ours
+from bdbnet.datasets import Manifest, load_manifest
+from bdbnet.loading import PROTOCOLS, ReIDDataModule, transforms_for
+from bdbnet.results import Protocol
+from bdbnet.retrieval import KReciprocal, QueryExpansion, as_reranking
+
+# What `dataset=table` leaves open follows from its protocol: the settings of section 4.1 and of section 4.2.1.
+_REID: dict[str, Any] = {
+    "image_size": [384, 128], "resize": None, "pad_train": False, "pad_test": False, "drop_ratio": [0.3, 1.0],
+    "erasing": [],
+}  # fmt: skip
+_RETRIEVAL: dict[str, Any] = {
+    "image_size": [224, 224], "resize": [256, 256], "pad_train": True, "pad_test": True, "drop_ratio": [0.5, 0.5],
+    "erasing": [{"_target_": "bdbnet.loading.RandomErasing"}],
+}  # fmt: skip
+
+
+def read_manifest(dataset: DictConfig) -> Manifest:
+    """The dataset that a `dataset` group names.  Raises DatasetError."""
+    options: Any = OmegaConf.to_container(dataset.options, resolve=True)
+    return load_manifest(dataset.name, dataset.root, **options)
+
+
+def build_manifest(config: DictConfig) -> Manifest:
+    """The dataset that ``config.dataset`` names, with its protocol settled in ``config.dataset``.
+
+    Warns of queries that can never be answered.  Raises DatasetError, or ConfigError where nothing could be evaluated.
+    """
+    manifest = read_manifest(config.dataset)
+    manifest.require("query", "gallery")
+    settle_protocol(config.dataset, manifest)
+    queries, gallery = len(manifest.subset("query").table), manifest.subset("gallery").table["split"]
+    if (gallery == "test").any() and not (gallery == "test").all():
+        raise ConfigError(
+            f"{manifest.name}: some gallery images have split test (query and gallery at once) and some gallery. Give either "
+            "query and gallery, or test alone."
+        )
+    by_camera = is_reid(config) and manifest.has_cameras
+    if (unmatched := manifest.unmatched_queries(by_camera=by_camera)) == queries:
+        raise ConfigError(
+            f"{manifest.name}: none of the {queries} queries has a true match in the gallery (the same identity, in another "
+            f"image{' and under another camera' if by_camera else ''}), so nothing can be evaluated. Check labels and cameras."
+        )
+    if unmatched:
+        warnings.warn(
+            f"{manifest.name}: {unmatched} queries have no true match in the gallery; they are left out of every metric",
+            stacklevel=2,
+        )
+    return manifest
+
+
+def settle_protocol(dataset: DictConfig, manifest: Manifest) -> None:
+    """Replace ``protocol: auto`` by the one that the images allow, and settings left open by those of the protocol.
+
+    Raises:
+        ConfigError: an unknown protocol, or one that needs cameras for images without.
+    """
+    if dataset.protocol == "auto":
+        dataset.protocol = "reid" if manifest.has_cameras else "retrieval"
+    if dataset.protocol not in PROTOCOLS:
+        raise ConfigError(f"dataset.protocol={dataset.protocol}: choose one of {', '.join(PROTOCOLS)}")
+    if dataset.protocol == "reid_multi_query" and not manifest.has_cameras:
+        raise ConfigError("dataset.protocol=reid_multi_query: the images have no cameras to group queries by")
+    apart = ("reid_multi_query", "reid_single_shot")
+    if dataset.protocol in apart and (manifest.table["split"] == "test").any():
+        raise ConfigError(
+            f"dataset.protocol={dataset.protocol}: images of split test are queries and gallery at once; give both"
+        )
+    preset = _RETRIEVAL if dataset.protocol == "retrieval" else _REID
+    own_size = dataset.get("image_size") is not None
+    for key, value in preset.items():
+        # A size of the user's own is not cut out of the preset's larger one.
+        if dataset.get(key) in (None, [None, None]) and not (key == "resize" and own_size):
+            dataset[key] = value
+    if dataset.get("test_size") is None:
+        dataset.test_size = dataset.resize or dataset.image_size
+
+
+def is_reid(config: DictConfig) -> bool:
+    """Whether the dataset is evaluated by Rank-k and mAP (re-ID) rather than by Recall@K."""
+    return str(config.dataset.protocol).startswith("reid")
+
+
+def query_pooling(config: DictConfig) -> str | None:
+    """How the images of one query are pooled; None for single queries."""
+    return str(config.evaluation.query_pooling) if config.dataset.protocol == "reid_multi_query" else None
+
+
+def single_shot(config: DictConfig) -> int | None:
+    """How many random galleries show each identity by one image; None where all images are searched."""
+    return int(config.evaluation.single_shot) if config.dataset.protocol == "reid_single_shot" else None
+
+
+def reranking(config: DictConfig) -> KReciprocal | None:
+    """Settings of k-reciprocal re-ranking.  Raises ConfigError that names the key."""
+    value = _plain(config.evaluation.rerank)
+    try:
+        return as_reranking(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"evaluation.rerank={value}: {error}. true is {{k1: 20, k2: 6, lambda: 0.3}}") from error
+
+
+def query_expansion(config: DictConfig) -> QueryExpansion | None:
+    """Settings of query expansion.  Raises ConfigError that names the key."""
+    value = _plain(config.evaluation.query_expansion)
+    if value is None or value is False:
+        return None
+    try:
+        return QueryExpansion() if value is True else QueryExpansion(**value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"evaluation.query_expansion={value}: {error}. Give some of {{k: 5, alpha: 0}}") from error
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def build_data(
+    config: DictConfig, manifest: Manifest, *, test_size: Any = None, channels_last: bool = False
+) -> ReIDDataModule:
+    """Data module for ``manifest`` with the transforms of its protocol.
+
+    ``test_size`` (evaluation alone) is the size of a checkpoint's test images, to which the training settings need not fit.
+    """
+    dataset = config.dataset
+    evaluation = test_size is not None
+    augmentation = config.get("augmentation") or OmegaConf.create({"flip": 0.0, "erasing": []})
+    sizes = {
+        "image_size": test_size if evaluation else dataset.image_size,
+        "resize": None if evaluation else dataset.resize,
+        "test_size": test_size if evaluation else dataset.test_size,
+    }
+    for key, size in sizes.items():
+        if size is not None and (not (OmegaConf.is_list(size) or isinstance(size, list)) or len(size) != 2):
+            raise ConfigError(f"{key}={size}: give [height,width] in pixels")
+    sampler: dict[str, Any] = dict(config.get("sampler") or {})
+    settings: dict[str, Any] = {**sampler, **config.loading}
+    try:
+        train, test = transforms_for(
+            dataset.protocol,
+            **{key: None if size is None else list(size) for key, size in sizes.items()},  # type: ignore[arg-type]
+            flip=augmentation.flip,
+            erasing=instantiate(augmentation.erasing),
+            pad_train=dataset.pad_train,
+            pad_test=dataset.pad_test,
+        )
+        return ReIDDataModule(manifest, train, test, **settings, seed=config.seed, channels_last=channels_last)
+    except (TypeError, ValueError) as error:
+        if is_ours(error):
+            raise
+        raise ConfigError(f"dataset, augmentation, sampler or loading: {error}") from error
+
+
+def build_protocol(config: DictConfig, data: ReIDDataModule) -> Protocol:
+    """What has to be equal before two numbers may be compared."""
+    expanded, reranked = query_expansion(config), reranking(config)
+    return Protocol(
+        task=config.dataset.protocol,
+        dataset=data.manifest.name,
+        image_size=data.test_transform.image_size,
+        precision=config.evaluation.precision,
+        normalize=config.evaluation.normalize,
+        ap_at=config.evaluation.ap_at if is_reid(config) and single_shot(config) is None else None,
+        pad_to_square=data.test_transform.pad_to_square,
+        decode_margin=data.decode_margin,
+        query_pooling=query_pooling(config),
+        measure=config.evaluation.distance,
+        flip=bool(config.evaluation.flip),
+        scales=tuple(config.evaluation.scales or ()),
+        query_expansion=None if expanded is None else asdict(expanded),
+        rerank=None if reranked is None else {"k1": reranked.k1, "k2": reranked.k2, "lambda": reranked.lambda_value},
+        single_shot=single_shot(config),
+    )

@@ -1,0 +1,122 @@
+"""OSNet, the light backbone: Zhou et al., "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
+
+Module names follow the files of torchreid, the authors' library, so that those load by key.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from bdbnet.models.weights import load_backbone
+
+WIDTHS = (1.0, 0.75, 0.5, 0.25)
+_CHANNELS = (64, 256, 384, 512)  # of conv1 .. conv4 at width 1
+
+
+class ConvNormReLU(nn.Module):
+    """Convolution without bias, batch normalisation and, unless `relu=False`, a ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, *, relu: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU() if relu else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.relu(self.bn(self.conv(features)))
+
+
+class LightConv3x3(nn.Module):
+    """A 3x3 convolution in two cheap factors: pointwise (no activation), then one 3x3 filter per channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.relu(self.bn(self.conv2(self.conv1(features))))
+
+
+class ChannelGate(nn.Module):
+    """Weights each channel of each image by a number in 0..1 that a small network finds from the channel means."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // reduction, 1)
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Conv2d(channels // reduction, channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * self.fc2(self.relu(self.fc1(features.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+class OmniScaleBlock(nn.Module):
+    """Residual block of four streams of 1 to 4 light convolutions (receptive fields 3, 5, 7, 9) that share one gate."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        middle = outputs // 4
+        self.conv1 = ConvNormReLU(inputs, middle)
+        self.conv2a = LightConv3x3(middle)
+        self.conv2b = nn.Sequential(*(LightConv3x3(middle) for _ in range(2)))
+        self.conv2c = nn.Sequential(*(LightConv3x3(middle) for _ in range(3)))
+        self.conv2d = nn.Sequential(*(LightConv3x3(middle) for _ in range(4)))
+        self.gate = ChannelGate(middle)
+        self.conv3 = ConvNormReLU(middle, outputs, relu=False)
+        self.downsample = nn.Identity() if inputs == outputs else ConvNormReLU(inputs, outputs, relu=False)
+        self.relu = nn.ReLU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.conv1(features)
+        gate = self.gate
+        x = gate(self.conv2a(x)) + gate(self.conv2b(x)) + gate(self.conv2c(x)) + gate(self.conv2d(x))
+        return self.relu(self.conv3(x) + self.downsample(features))
+
+
+class OSNetBackbone(nn.Module):
+    """OSNet up to the output of conv5: images (N, 3, H, W) to features (N, 512 * width, H / 16, W / 16).
+
+    Args:
+        width: 1.0, 0.75, 0.5 or 0.25.
+        weights: "none", or a file: torchreid's OSNet of the same width or a checkpoint of a `BDBNetwork` on this
+            backbone. The backbone takes its own part of the file; `initialize_from` also starts the branches from it.
+
+    Raises:
+        ValueError: unknown width.
+        CheckpointError: the file can't be read safely or holds another architecture.
+    """
+
+    def __init__(self, width: float = 1.0, weights: str | Path | None = "none") -> None:
+        super().__init__()
+        if width not in WIDTHS:
+            raise ValueError(f"unknown width {width!r} of OSNet; choose from {', '.join(map(str, WIDTHS))}")
+        first, second, third, fourth = (int(channels * width) for channels in _CHANNELS)
+        self.out_channels = fourth
+        self.conv1 = ConvNormReLU(3, first, kernel=7, stride=2)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.conv2 = _stage(first, second, (ConvNormReLU(second, second), nn.AvgPool2d(2)))
+        self.conv3 = _stage(second, third, (ConvNormReLU(third, third), nn.AvgPool2d(2)))
+        self.conv4 = _stage(third, fourth)
+        self.conv5 = ConvNormReLU(fourth, fourth)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if weights not in (None, "none"):
+            load_backbone(self, str(weights))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.conv1(images))
+        return self.conv5(self.conv4(self.conv3(self.conv2(x))))
+
+
+def _stage(inputs: int, outputs: int, transition: Sequence[nn.Module] = ()) -> nn.Sequential:
+    stage = nn.Sequential(OmniScaleBlock(inputs, outputs), OmniScaleBlock(outputs, outputs))
+    if transition:
+        stage.append(nn.Sequential(*transition))
+    return stage

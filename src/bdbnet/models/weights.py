@@ -1,0 +1,213 @@
+"""Weights from files: safe reading, and loading that never leaves a weight behind unsaid.
+
+A file may hold this project's checkpoint (written by Lightning, or a plain `state_dict` of a `BDBNetwork`),
+torchreid's OSNet or a model of torchvision. `load_network` restores a whole network. Starting weights come in two
+steps: a backbone's own `weights` argument fills the backbone alone; for a file, `initialize_from` then fills what the file
+holds of the branches too (torchreid's `fc` is our global branch).
+"""
+
+import pickle
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+import torchvision.models
+from torch import Tensor, nn
+
+_CLASSIFIER, _COUNTER = ".classifier.", ".drop.step"
+_SHOWN = 4  # keys that an error message lists of each kind
+# torchvision's files of DenseNet still say norm.1 where the modules have long been called norm1.
+_OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.")
+
+
+@runtime_checkable
+class _HasCopies(Protocol):
+    """A network whose `copies` start as the last stages of its backbone."""
+
+    copies: nn.ModuleDict
+
+    def copy_backbone(self, names: Iterable[str]) -> None: ...
+
+
+class CheckpointError(ValueError):
+    """A file of weights that is missing, unreadable, unsafe to read or of another architecture."""
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by key, on the CPU, without running code from the file.
+
+    Takes a plain `state_dict`, one under the key "state_dict" (Lightning, torchreid), and both formats of
+    `torch.save`. Of a Lightning checkpoint only the network is returned, without its "network." prefix; "module."
+    (DataParallel) and "_orig_mod." (torch.compile) are taken off.
+
+    Raises:
+        CheckpointError: missing, empty, truncated or no checkpoint; objects in it that only code could rebuild.
+    """
+    return _tensors(read_checkpoint(path), Path(path))
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Everything in a file that `torch.save` wrote, on the CPU, if it is tensors and plain values alone.
+
+    Raises:
+        CheckpointError: as `read_state_dict`.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file of weights")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty; copy or download it again")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path}: refused, because it holds more than tensors and plain values ({found[1]}), which only "
+                "running code from the file could rebuild; if you trust where it comes from, open it in an isolated "
+                "environment with torch.load(path, weights_only=False) and save its tensors alone with "
+                "torch.save(model.state_dict(), new_path)"
+            ) from error
+        raise CheckpointError(f"{path}: not a checkpoint that torch.save wrote, or a damaged one") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: could not be read ({error})") from error
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise CheckpointError(f"{path}: truncated, damaged or not a checkpoint; copy or download it again") from error
+    return content
+
+
+def load_network(network: nn.Module, path: str | Path, *, classifiers: Literal["keep", "drop"] = "keep") -> None:
+    """Restore a whole network from `path`, strictly. torchreid's OSNet is a network with `branches=["global"]`.
+
+    With `classifiers="drop"` the classifiers of the file are left out and those of the network, if any, stay as they
+    are: for evaluation, where the number of training identities does not matter.
+
+    Raises:
+        CheckpointError: as `read_state_dict`, and when a key is missing, left over or of another shape.
+    """
+    if classifiers not in ("keep", "drop"):
+        raise ValueError(f"classifiers must be 'keep' or 'drop', got {classifiers!r}")
+    state, own = _network_keys(read_state_dict(path)), network.state_dict()
+    # The drop layer's counter is no weight: the network may have another drop layer, or none, than the file's.
+    exempt = {key for key in {*state} ^ {*own} if key.endswith(_COUNTER)}
+    if classifiers == "drop":
+        exempt |= {key for key in {*state, *own} if _CLASSIFIER in key}
+    chosen = {key: tensor for key, tensor in state.items() if key not in exempt}
+    load_strictly(network, chosen | {key: own[key] for key in exempt & {*own}}, str(path))
+
+
+def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
+    """Starting weights for a network: the backbone, and every branch that the file holds too, each loaded strictly.
+
+    Classifiers, drop layers and branches that the file does not have stay as initialised; branches of the file that the
+    network does not have are left out. Copies of the backbone's last stages (MGN) that the file does not have are filled from
+    the backbone.
+
+    Returns:
+        Names of the modules that were loaded, such as ["backbone", "branches.global"].
+
+    Raises:
+        CheckpointError: as `read_state_dict`, and when the file lacks the backbone or a part has other keys or shapes.
+    """
+
+    def is_weight(key: str) -> bool:
+        return _CLASSIFIER not in key and not key.endswith(_COUNTER)
+
+    state, own = _network_keys(read_state_dict(path)), network.state_dict()
+    branches = {".".join(key.split(".")[:2]): None for key in own if key.startswith(("branches.", "copies."))}
+    parts = ["backbone", *(name for name in branches if any(key.startswith(f"{name}.") for key in state))]
+    chosen = tuple(f"{name}." for name in parts)
+    weights = {key: tensor for key, tensor in state.items() if key.startswith(chosen) and is_weight(key)}
+    rest = {key: tensor for key, tensor in own.items() if not (key.startswith(chosen) and is_weight(key))}
+    load_strictly(network, rest | weights, str(path))
+    if isinstance(network, _HasCopies):
+        network.copy_backbone([name for name in network.copies if f"copies.{name}" not in parts])
+    return parts
+
+
+def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+    """Fill a backbone from the backbone's part of the file, strictly."""
+    load_strictly(backbone, _below("backbone.", _network_keys(read_state_dict(path))), str(path))
+
+
+def load_imagenet(backbone: nn.Module, name: str) -> None:
+    """Fill a backbone from the weights of torchvision's model `name`, strictly; they are downloaded once.
+
+    IMAGENET1K_V1 where there is one, so that results stay comparable, else torchvision's default.
+
+    Raises:
+        CheckpointError: the download failed, or the weights have other keys or shapes than the backbone.
+    """
+    choices = torchvision.models.get_model_weights(name)
+    weights = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network, refused, folder not writable; a hash that differs
+        raise CheckpointError(
+            f"the ImageNet weights of {name} could not be downloaded from {weights.url} ({error}); "
+            "use backbone.weights=none to start from random weights, or backbone.weights=<file> with a local copy"
+        ) from error
+    load_strictly(backbone, _below("backbone.", _network_keys(state)), f"torchvision's ImageNet weights of {name}")
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """`load_state_dict` that first compares all keys and shapes, so that a refused file changes nothing.
+
+    Raises:
+        CheckpointError: names `source` and the first keys that are missing, left over or of another shape, with both
+            shapes.
+    """
+    own = module.state_dict()
+    # Files from before PyTorch 0.4.1 lack this counter, which no weight depends on.
+    state = {key: tensor for key, tensor in own.items() if key.endswith("num_batches_tracked")} | state
+    missing = [f"{key} {tuple(own[key].shape)}" for key in own if key not in state]
+    left_over = [f"{key} {tuple(state[key].shape)}" for key in state if key not in own]
+    reshaped = [
+        f"{key} {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    kinds = {"missing in the file": missing, "only in the file": left_over, "of another shape": reshaped}
+    faults = [
+        f"  {len(keys)} {kind}: {'; '.join(keys[:_SHOWN])}{'; ...' if len(keys) > _SHOWN else ''}"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    if faults:
+        raise CheckpointError(
+            "\n".join([f"{source}: checkpoint of another architecture than {type(module).__name__} here", *faults])
+            + "\nChoose the backbone, width and branches that the file was trained with. Where classifiers alone "
+            "differ, the number of training identities does: load without classifiers."
+        )
+    module.load_state_dict(state)
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if isinstance(state, dict):
+        state = {str(key).replace("_orig_mod.", ""): value for key, value in state.items()}
+        state = _below("network.", state) or state
+        if all(key.startswith("module.") for key in state):
+            state = _below("module.", state)
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: no file of weights, for it holds no state_dict (tensors by key)")
+    return state
+
+
+def _network_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keys of torchreid's OSNet or torchvision's models as the keys that `BDBNetwork` uses; its own stay."""
+    if any(key.startswith("backbone.") for key in state):
+        return state
+    if "conv1.conv.weight" in state:
+        roots = {"fc": "branches.global.reduction", "classifier": "branches.global.classifier"}
+        parts = ((*key.partition("."), tensor) for key, tensor in state.items())
+        return {f"{roots.get(root, f'backbone.{root}')}.{rest}": tensor for root, _, rest, tensor in parts}
+    if any(key.startswith("features.") for key in state):  # Swin's norm stands outside of its features
+        kept = [key for key in state if key.startswith(("features.", "norm."))]
+        return {"backbone." + _OLD_DENSENET.sub(r"\1", key): state[key] for key in kept}
+    return {f"backbone.{key}": tensor for key, tensor in state.items() if not key.startswith("fc.")}
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}

@@ -1,0 +1,231 @@
+"""Is one run better than another?  A paired test over the queries that both answered."""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bdbnet.evaluation.significance import PairedDifference, paired_difference
+from bdbnet.figures import label_of
+from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
+from bdbnet.reporting.table import MINUS, Grid, as_text
+from bdbnet.results import PER_QUERY, write_atomically
+
+_COLUMNS = ("query_index", "path", "label", "ap", "inp", "map_at_r", "r_precision", "matches", "first_match_rank")
+_VALUES = {"mAP": "ap", "mINP": "inp", "map@r": "map_at_r", "r_precision": "r_precision"}
+_SURE = 0.05  # p-value from which on no difference is claimed
+_LISTED = 10
+
+
+class _Analysed(NamedTuple):
+    run: RunFolder
+    record: Mapping[str, Any]
+    queries: pd.DataFrame
+
+
+def compare_runs(folder: str | Path, other: str | Path, *, seed: int = 0) -> tuple[str, Path]:
+    """Compare two analysed evaluations on the same queries and write `compare-<name of the other>.json` into the first.
+
+    Args:
+        folder, other: of `bdbnet.evaluate` with `analysis=true`.
+        seed: of the bootstrap and of the test.
+
+    Returns:
+        Tables and a verdict for the terminal, and the file.
+
+    Raises:
+        ReportError: a folder without an analysis, another dataset, or other queries.
+    """
+    a, b = _read(folder, "run"), _read(other, "compare")
+    _check_comparable(a, b)
+    _check_common_metrics(a, b)
+    names = a.run.path.resolve().name, b.run.path.resolve().name
+    if names[0] == names[1]:
+        names = str(folder), str(other)
+    differences = _differences(a, b, seed)
+    means = {name: (_mean(a, b, name), _mean(b, a, name)) for name in differences}
+    changed = _changed_settings(a.record["protocol"], b.record["protocol"])
+    apart = _most_different(a.queries, b.queries)
+    record = {
+        "a": str(a.run.path),
+        "b": str(b.run.path),
+        "fingerprint": a.record["data"]["fingerprint"],
+        "protocol_differs_in": changed,
+        "metrics": {
+            name: {
+                "a": means[name][0], "b": means[name][1], "difference": of.difference, "interval": list(of.interval),
+                "p_value": of.p_value, "queries": of.queries, "identities": of.identities,
+            }
+            for name, of in differences.items()
+        },
+        "queries_that_differ_most": apart,
+    }  # fmt: skip
+    path = _record_path(a.run.path, b.run.path)
+    write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    main = [name for name in differences if name in ("rank1", "recall@1", "mAP", "map@r")]
+    verdicts = [verdict(label_of(name), differences[name], *names) for name in main]
+    return "\n\n".join([_table(differences, means, names, changed), "\n".join(verdicts), _list(apart)]), path
+
+
+def _record_path(folder: Path, other: Path) -> Path:
+    """Of the comparison; with a number where a comparison with another run of the same name lies there."""
+    path = folder / f"compare-{other.resolve().name}.json"
+    try:
+        mine = json.loads(path.read_text())["b"] == str(other)
+    except (OSError, ValueError, KeyError, TypeError):
+        mine = True  # nothing worth keeping
+    return path if mine else path.with_stem(f"{path.stem}-{sha256(str(other.resolve()).encode()).hexdigest()[:6]}")
+
+
+def verdict(metric: str, found: PairedDifference, a: str, b: str) -> str:
+    """What a comparison shows, in a sentence.
+
+    >>> from bdbnet.evaluation.significance import Interval
+    >>> verdict("mAP", PairedDifference(-0.012, Interval(-0.02, -0.004), 0.001, 90, 30), "bdb", "mgn")
+    'mgn is better in mAP by 1.2 points (0.4 to 2.0), p = 0.001'
+    """
+    low, high = found.interval
+    if found.p_value >= _SURE or found.difference == 0:
+        ends = " to ".join(_signed(end) for end in found.interval)
+        return f"no difference in {metric} can be shown: {_signed(found.difference)} points ({ends}), p = {found.p_value:.2g}"
+    better, size = (a, found.difference) if found.difference > 0 else (b, -found.difference)
+    low, high = (low, high) if found.difference > 0 else (-high, -low)
+    points = " to ".join(f"{100 * end:.1f}".replace("-", MINUS) for end in (low, high))
+    return f"{better} is better in {metric} by {100 * size:.1f} points ({points}), p = {found.p_value:.2g}"
+
+
+def _read(folder: str | Path, key: str) -> _Analysed:
+    run = read_run(folder, key=key)
+    path = run.path / PER_QUERY
+    if run.analysis is None or not path.is_file():
+        checkpoint = run.path / "last.ckpt" if run.result.kind == "train" else run.result.checkpoint
+        raise ReportError(
+            f"{key}={folder}: no analysis there. Run python -m bdbnet.evaluate checkpoint={checkpoint} "
+            f"dataset={run.result.protocol.dataset} analysis=true and give the folder that it names"
+        )
+    try:
+        queries = pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise ReportError(f"{path}: not a readable Parquet file ({error}). Analyse again") from error
+    if missing := [column for column in _COLUMNS if column not in queries]:
+        raise ReportError(f"{path}: lacks the column(s) {', '.join(missing)}. Analyse again")
+    return _Analysed(run, run.analysis, queries)
+
+
+def _check_comparable(a: _Analysed, b: _Analysed) -> None:
+    if a.run.path.resolve() == b.run.path.resolve():
+        raise ReportError(f"compare={b.run.path}: the same folder as run=; give another one")
+    here, there = a.record["data"], b.record["data"]
+    if here["fingerprint"] != there["fingerprint"]:
+        raise ReportError(
+            f"run={a.run.path} was evaluated on {here['name']}, compare={b.run.path} on {there['name']} with other content: "
+            "only results of the same images can be paired"
+        )
+    columns = ["query_index", "path", "label"]
+    if not a.queries[columns].equals(b.queries[columns]):
+        raise ReportError(
+            f"run={a.run.path} has {len(a.queries):,} queries, compare={b.run.path} {len(b.queries):,}, and they are not the "
+            f"same ones (protocols {a.record['protocol']['task']} and {b.record['protocol']['task']})"
+        )
+
+
+def _check_common_metrics(a: _Analysed, b: _Analysed) -> None:
+    if not a.record["metrics"].keys() & b.record["metrics"].keys():
+        raise ReportError(
+            f"run={a.run.path} and compare={b.run.path} have no metric in common ({', '.join(a.record['metrics'])}; "
+            f"{', '.join(b.record['metrics'])}): evaluate both by the same dataset.protocol"
+        )
+
+
+def _value(queries: pd.DataFrame, name: str) -> np.ndarray:
+    """A metric's value per query, NaN without a match."""
+    if name in _VALUES:
+        return queries[_VALUES[name]].to_numpy(np.float64)
+    k = int(name.removeprefix("rank").removeprefix("recall@"))
+    return np.where(queries["matches"] > 0, queries["first_match_rank"] <= k, np.nan)
+
+
+def _differences(a: _Analysed, b: _Analysed, seed: int) -> dict[str, PairedDifference]:
+    names = [name for name in a.record["metrics"] if name in b.record["metrics"]]
+    identities = a.queries["label"].to_numpy()
+    try:
+        return {
+            name: paired_difference(_value(a.queries, name), _value(b.queries, name), identities, seed=seed)
+            for name in names
+        }
+    except ValueError as error:
+        raise ReportError(f"run={a.run.path} compare={b.run.path}: {error}") from error
+
+
+def _mean(of: _Analysed, other: _Analysed, name: str) -> float:
+    """Over the queries that count in both."""
+    values = _value(of.queries, name)
+    return float(values[~np.isnan(values) & ~np.isnan(_value(other.queries, name))].mean())
+
+
+def _changed_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {key: [a.get(key), b.get(key)] for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)}
+
+
+def _most_different(a: pd.DataFrame, b: pd.DataFrame) -> list[dict[str, Any]]:
+    change = (a["ap"] - b["ap"]).abs()
+    order = change[change > 0].sort_values(ascending=False, kind="stable").index[:_LISTED]
+    return [
+        {
+            "path": str(a["path"][row]), "label": int(a["label"][row]), "ap": [float(a["ap"][row]), float(b["ap"][row])],
+            "first_match_rank": [int(a["first_match_rank"][row]), int(b["first_match_rank"][row])],
+        }
+        for row in order
+    ]  # fmt: skip
+
+
+def _table(
+    differences: Mapping[str, PairedDifference],
+    means: Mapping[str, tuple[float, float]],
+    names: tuple[str, str],
+    changed: Mapping[str, list[Any]],
+) -> str:
+    rows = [
+        [label_of(name), *(f"{100 * mean:.1f}" for mean in means[name]), _signed(of.difference),
+         " to ".join(_signed(end) for end in of.interval), f"{of.p_value:.2g}"]
+        for name, of in differences.items()
+    ]  # fmt: skip
+    some = next(iter(differences.values()))
+    notes = [
+        f"{some.queries:,} queries of {some.identities:,} identities; sign-flip test and bootstrap over identities."
+    ]
+    if changed:
+        settings = ", ".join(f"{key} {one} and {other}" for key, (one, other) in changed.items())
+        notes.append(f"Measured under different protocols: {settings}.")
+    heads = ["%", "A", "B", "A \N{MINUS SIGN} B, points", "95 % interval", "p"]
+    return as_text(Grid(f"A: {names[0]}; B: {names[1]}", heads, rows, notes))
+
+
+def _list(queries: list[dict[str, Any]]) -> str:
+    rows = [
+        [
+            of["path"],
+            str(of["label"]),
+            *(f"{100 * ap:.1f}" for ap in of["ap"]),
+            *(f"{r:,}" for r in of["first_match_rank"]),
+        ]
+        for of in queries
+    ]
+    heads = ["query", "identity", "AP of A, %", "AP of B, %", "first match of A", "of B"]
+    return (
+        as_text(Grid("Queries that differ most", heads, rows, [])) if rows else "Every query has the same AP in both."
+    )
+
+
+def _signed(fraction: float) -> str:
+    """A difference in points with its sign.
+
+    >>> _signed(0.0123), _signed(-0.0004)
+    ('+1.2', '0.0')
+    """
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", MINUS)

@@ -1,0 +1,50 @@
+"""A self-contained HTML page, and its tables."""
+
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+
+
+def page(
+    heading: str, kind: str, subtitle: str, sections: Sequence[str], *, name: str = "", footer: str = "Made by bdbnet."
+) -> str:
+    """The HTML text of a page that needs no other file.
+
+    Args:
+        heading, kind, subtitle: plain texts at its top; the kind of page stands above the heading.
+        sections: HTML already.
+        name: of the folder that the page is about.
+        footer: plain text.
+    """
+    style = resources.files("bdbnet.reporting").joinpath("report.css").read_text(encoding="utf-8")
+    title = f"{heading}: {name}" if name else heading
+    code = f"<p><code>{escape(name)}</code></p>\n" if name else ""
+    return "\n".join(
+        (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            # The browser itself then refuses whatever is not in this file.
+            '<meta http-equiv="Content-Security-Policy" '
+            "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>",
+            f'<header>\n<p class="kind">{escape(kind)}</p>\n<h1>{escape(heading)}</h1>',
+            f'{code}<p class="soft">{escape(subtitle)}</p>\n</header>',
+            "<main>",
+            *sections,
+            "</main>",
+            f"<footer>{escape(footer)}</footer>\n</body>\n</html>\n",
+        )
+    )
+
+
+def html_table(heads: Sequence[str], rows: Sequence[str], name: str = "plain") -> str:
+    """A table that scrolls by itself where it is too wide; the rows are HTML already."""
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    body = "\n".join(rows)
+    table = f'<table class="{name}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+    return f'<div class="scroll">\n{table}\n</div>'
+
+
+def html_row(head: str, cells: Sequence[str]) -> str:
+    """A row with its name; name and cells are HTML already."""
+    return f'<tr><th scope="row">{head}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

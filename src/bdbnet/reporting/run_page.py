@@ -1,0 +1,155 @@
+"""A run folder as one self-contained page: metrics, curves, ranking lists, data, settings."""
+
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+from bdbnet.config import flatten
+from bdbnet.figures import label_of
+from bdbnet.reporting.analysis import analysis_section
+from bdbnet.reporting.page import html_row, html_table, page
+from bdbnet.reporting.pictures import curves, ranking_lists
+from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
+from bdbnet.reporting.wording import duration, percent, protocol_line
+from bdbnet.results import REPORT, Result, write_atomically
+
+
+def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, seed: int = 0) -> Path:
+    """Write `report.html` into a run's folder and return its path.
+
+    The page needs no other file, no network and no JavaScript. The same folder and arguments give the same page.
+
+    Args:
+        run_folder: of a training run or an evaluation, with `result.json` and, where there are, `history.csv`,
+            `topk.parquet` and `analysis.json`.
+        queries: number of ranking lists; half of them are drawn at random, the others are among the worst. 0 for none.
+        top: gallery images shown per query, at least 1; no more than `topk.parquet` holds.
+        seed: of the random choice of queries.
+
+    Raises:
+        ReportError: a bad argument, not a run folder, or an unreadable table in it.
+        ResultError: an unfinished or foreign `result.json`.
+    """
+    for name, value, least in (("queries", queries, 0), ("top", top, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ReportError(f"{name}={value}: give {least} or more")
+    run = read_run(run_folder)
+    text = render(run, queries=queries, top=top, seed=seed)
+    return write_atomically(run.path / REPORT, text.encode("utf-8", "xmlcharrefreplace"))
+
+
+def render(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
+    """The HTML text of a run's page."""
+    result = run.result
+    kind = {"train": "Training run", "evaluate": "Evaluation"}.get(result.kind, result.kind)
+    sections = (
+        _metrics(result),
+        curves(run),
+        analysis_section(run.analysis),
+        ranking_lists(run, queries, top, seed),
+        _data(result),
+        _machine(result),
+        _settings(result),
+    )
+    footer = f"Made by bdbnet from the run of {result.created}."
+    return page(result.protocol.dataset, kind, _summary(result), sections, name=run.path.resolve().name, footer=footer)
+
+
+def _summary(result: Result) -> str:
+    facts = [f"seed {result.seed}"]
+    if result.epochs is not None:
+        facts.insert(0, f"{result.epochs} epoch{'s' * (result.epochs != 1)}")
+    if result.parameters is not None:
+        facts.append(f"{result.parameters / 1e6:.2f} M parameters")
+    if result.embedding_dim is not None:
+        facts.append(f"embedding of {result.embedding_dim} numbers")
+    return " · ".join(facts)
+
+
+def _metrics(result: Result) -> str:
+    before, best, plain = result.before, result.best, result.plain
+    heads = ["Metric"]
+    if plain is not None:
+        heads += ["As embedded"]
+    if before is not None:
+        heads += ["Before training"]
+    heads += ["After training" if result.kind == "train" else "Result"]
+    if before is not None:
+        heads += ["Change, points"]
+    if best is not None:
+        heads += [f"Best checkpoint, epoch {best['epoch']}, chosen on the test set"]
+    rows = []
+    for name, value in result.metrics.items():
+        if name == "valid_queries":
+            continue
+        cells = [f'<th scope="row">{escape(label_of(name))}</th>']
+        if plain is not None:
+            cells.append(f"<td>{percent(plain.get(name))}</td>")
+        if before is not None:
+            cells.append(f"<td>{percent(before.get(name))}</td>")
+        cells.append(f'<td class="main">{percent(value)}</td>')
+        if before is not None:
+            change = 100 * (value - before[name]) if name in before else None
+            up = ' class="up"' if change is not None and change > 0 else ""
+            shown = "-" if change is None else f"{change:+.1f}".replace("-", "&minus;")
+            cells.append(f"<td{up}>{shown}</td>")
+        if best is not None:
+            cells.append(f"<td>{percent(best['metrics'].get(name))}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    checkpoint = "the last epoch" if result.checkpoint == "last" else result.checkpoint
+    lines = [f"{protocol_line(result.protocol)}."]
+    if "valid_queries" in result.metrics:
+        lines.append(f"{result.metrics['valid_queries']:,.0f} valid queries. Weights evaluated: {checkpoint}.")
+    else:
+        lines.append(f"Weights evaluated: {checkpoint}.")
+    if plain is not None:
+        lines.append('"As embedded" is without re-ranking and query expansion.')
+    if best is not None:
+        lines.append(
+            "The best checkpoint was picked by its score on the test set, so its column flatters; quote the other."
+        )
+    body = "".join(f'<p class="soft">{escape(line)}</p>\n' for line in lines)
+    return f"<section>\n<h2>Results</h2>\n{html_table(heads, rows, 'metrics')}\n{body}</section>"
+
+
+def _data(result: Result) -> str:
+    data = result.data
+    parts = []
+    counts = data.get("counts")
+    if isinstance(counts, Mapping) and counts:
+        columns = list(next(iter(counts.values())))
+        rows = [
+            html_row(escape(str(role)), [f"{row.get(column, 0):,}" for column in columns])
+            for role, row in counts.items()
+        ]
+        parts.append(html_table(["", *(str(column).capitalize() for column in columns)], rows))
+    facts = {"Fingerprint": f"<code>{escape(str(data.get('fingerprint', 'unknown')))}</code>"}
+    return f"<section>\n<h2>Data</h2>\n{''.join(parts)}\n{_facts(facts)}</section>"
+
+
+def _machine(result: Result) -> str:
+    phases = list(dict.fromkeys([*result.seconds, *result.images_per_second]))
+    rows = []
+    for phase in phases:
+        seconds, rate = result.seconds.get(phase), result.images_per_second.get(phase)
+        cells = ("-" if seconds is None else duration(seconds), "-" if rate is None else f"{rate:,.1f}")
+        rows.append(html_row(escape(phase), cells))
+    hardware = {k: ", ".join(map(str, v)) or "none" if isinstance(v, list) else v for k, v in result.hardware.items()}
+    facts = {str(k).capitalize().replace("Gpus", "GPUs"): escape(str(v)) for k, v in hardware.items()}
+    facts["Versions"] = escape(", ".join(f"{k} {v}" for k, v in result.versions.items()))
+    table = html_table(["Phase", "Time", "Images/s"], rows) if rows else ""
+    return f"<section>\n<h2>Speed and machine</h2>\n{table}\n{_facts(facts)}</section>"
+
+
+def _settings(result: Result) -> str:
+    lines = "\n".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flatten(result.config))
+    return (
+        "<section>\n<h2>Settings</h2>\n<details>\n<summary>All settings of this run</summary>\n"
+        f"<pre>{escape(lines)}</pre>\n</details>\n</section>"
+    )
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    """A list of terms; the values are HTML already."""
+    return "<dl>\n" + "\n".join(f"<dt>{escape(key)}</dt><dd>{value}</dd>" for key, value in facts.items()) + "\n</dl>\n"

@@ -1,0 +1,61 @@
+"""A result as a table for the terminal."""
+
+from collections.abc import Mapping
+
+from bdbnet.reporting.wording import extras
+from bdbnet.results import Result
+
+_TASKS = {
+    "reid": "re-ID protocol, single query",
+    "reid_multi_query": "re-ID protocol, multi-query",
+    "reid_single_shot": "re-ID protocol, single gallery shot",
+    "retrieval": "retrieval protocol, cameras not used",
+}
+_TITLES = {"rank": "Rank-", "recall@": "Recall@", "map@r": "MAP@R", "r_precision": "R-precision"}
+
+
+def metrics_table(result: Result) -> str:
+    """Percentages of a result, one line per moment at which the network was evaluated.
+
+    "As embedded" is without re-ranking and query expansion. The best checkpoint's line says that it was chosen on the test set.
+    """
+    names = [name for name in result.metrics if name != "valid_queries"]
+    lines = [["", *(_title(name) for name in names), "valid queries"]]
+    if result.before is not None:
+        lines.append(["before training", *_row(result.before, names)])
+    if result.plain is not None:
+        lines.append(["as embedded", *_row(result.plain, names)])
+    label = "after training" if result.kind == "train" else result.protocol.dataset
+    lines.append([label, *_row(result.metrics, names)])
+    if result.best is not None:
+        lines.append([f"best: epoch {result.best['epoch']}*", *_row(result.best["metrics"], names)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rows = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+        for line in lines
+    ]
+    rows.insert(1, "-" * len(rows[0]))
+    note = [] if result.best is None else [f"* {result.best['note']}"]
+    protocol = result.protocol
+    height, width = protocol.image_size
+    size = f"{height} x {width}" + (" padded" if protocol.pad_to_square else "")
+    facts = [
+        protocol.dataset,
+        _TASKS.get(protocol.task, protocol.task),
+        size,
+        protocol.precision,
+        f"normalize {protocol.normalize}",
+        *extras(protocol),
+    ]
+    return "\n".join(["", *rows, *note, ", ".join(facts)])
+
+
+def _title(name: str) -> str:
+    for key, title in _TITLES.items():
+        if name.startswith(key):
+            return title + name.removeprefix(key)
+    return name
+
+
+def _row(metrics: Mapping[str, float], names: list[str]) -> list[str]:
+    return [*(f"{100 * metrics[name]:.1f}" for name in names), f"{metrics['valid_queries']:.0f}"]

@@ -1,0 +1,164 @@
+"""Switches of the evaluation: each changes the numbers as it says, and stands in the result."""
+
+import pandas as pd
+import pytest
+import torch
+
+from bdbnet.config import ConfigError
+from bdbnet.results import read_result
+from bdbnet.retrieval import reid_metrics
+from bdbnet.training.module import ReIDModule, scale_embeddings
+from bdbnet.training.runs import evaluate as run_evaluation
+from bdbnet.training.setup import build_metric, build_module, build_network
+
+
+@pytest.fixture
+def evaluate(tiny_config, finished_run, tmp_path):
+    """``evaluate("evaluation.flip=true")``: the result of evaluating a small trained network."""
+    options = {"checkpoint": f"checkpoint={finished_run}/last.ckpt", "dataset": "dataset=synthetic_reid"}
+    data = [f"dataset.options.{key}={value}".replace(" ", "") for key, value in TINY.items()]
+    return lambda *overrides: run_evaluation(
+        tiny_config(*options.values(), *data, *overrides, command="evaluate"), tmp_path
+    )
+
+
+TINY = {
+    "train_identities": 4, "test_identities": 4, "images_per_camera": 2, "cameras": 2, "distractors": 2,
+    "image_size": [32, 16], "workers": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def module(tiny_config) -> ReIDModule:
+    config = tiny_config("evaluation.normalize=per_branch")
+    network, _ = build_network(config, 3)
+    return build_module(config, network, 3, train=False).eval()
+
+
+def test_flip_averages_an_image_and_its_mirror_image(module):
+    images = torch.rand(3, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    module.flip = True
+    with torch.no_grad():
+        raw = (module.network.embed(images) + module.network.embed(images.flip(3))) / 2
+    expected = scale_embeddings(raw, module.network.branch_dims, "per_branch")
+    torch.testing.assert_close(module.embed(images), expected)
+    torch.testing.assert_close(module.embed(images), module.embed(images.flip(3)))
+
+
+def test_the_switches_reach_the_module(tiny_config):
+    config = tiny_config("evaluation.flip=true", "evaluation.scales=[1,2]")
+    built = build_module(config, build_network(config, 3)[0], 3, train=False)
+    assert (built.flip, built.scales) == (True, (1, 2))
+
+
+def test_scales_average_sizes(module):
+    images = torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    module.scales, module.normalize = (1.0, 1.5), "none"
+    larger = torch.nn.functional.interpolate(images, (96, 48), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = (module.network.embed(images) + module.network.embed(larger)) / 2
+    torch.testing.assert_close(module.embed(images), expected)
+
+
+def test_without_a_switch_the_embedding_is_the_network_s_bit_for_bit(module):
+    images = torch.rand(3, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    module.normalize = "none"
+    with torch.no_grad():
+        assert torch.equal(module.embed(images), module.network.embed(images))
+
+
+SWITCHES = {
+    "evaluation.flip=true": ("flip", True),
+    "evaluation.scales=[1,1.5]": ("scales", (1, 1.5)),
+    "evaluation.distance=cosine": ("measure", "cosine"),
+    "evaluation.query_expansion={k:2,alpha:3}": ("query_expansion", {"k": 2, "alpha": 3}),
+    "evaluation.rerank={k1:4,k2:2}": ("rerank", {"k1": 4, "k2": 2, "lambda": 0.3}),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_changes_the_evaluation_and_is_stamped_into_the_result(evaluate, switch, tmp_path):
+    name, value = SWITCHES[switch]
+    evaluate(switch)
+    result = read_result(tmp_path / "result.json")
+    assert getattr(result.protocol, name) == value
+    reordering = name in ("query_expansion", "rerank")
+    assert (result.plain is not None) is reordering
+    lists = pd.read_parquet(tmp_path / "topk.parquet")
+    plain = evaluate()
+    plain_lists = pd.read_parquet(tmp_path / "topk.parquet")
+    if reordering:
+        assert result.plain == plain.metrics
+        assert not lists["gallery_index"].equals(plain_lists["gallery_index"])
+    else:
+        assert not lists["distance"].equals(plain_lists["distance"])
+
+
+def test_metrics_and_lists_are_those_of_the_re_ranked_order(evaluate, tmp_path):
+    result = evaluate("evaluation.rerank={k1:4,k2:2}", "evaluation.top_k=3")
+    lists = pd.read_parquet(tmp_path / "topk.parquet")
+    valid = lists.groupby("query_index")["correct"]
+    assert result.metrics["rank1"] == pytest.approx(lists[lists["rank"] == 1]["correct"].mean())
+    assert result.metrics["rank1"] != result.metrics["mAP"]
+    assert valid.size().eq(3).all()
+
+
+def test_single_gallery_shot_is_a_protocol_of_its_own(evaluate):
+    result = evaluate("dataset.protocol=reid_single_shot", "evaluation.single_shot=7")
+    assert set(result.metrics) == {"rank1", "rank5", "rank10", "valid_queries"}
+    assert (result.protocol.task, result.protocol.single_shot) == ("reid_single_shot", 7)
+    assert 0 < result.metrics["rank1"] <= result.metrics["rank5"] <= 1
+
+
+BAD = {
+    "evaluation.distance=manhattan": "distance must be one of euclidean, cosine",
+    "evaluation.rerank={k3:4}": "rerank has no setting k3",
+    "evaluation.rerank={k1:0}": "k1",
+    "evaluation.rerank=yes_please": "evaluation.rerank=yes_please: rerank must be true",
+    "evaluation.query_expansion={neighbours:3}": "evaluation.query_expansion",
+    "evaluation.scales=[0]": r"evaluation.scales=\[0\]",
+    "evaluation.scales=1.5": "evaluation.scales=1.5: give a list",
+    "evaluation.scales=[true]": "evaluation.scales",
+    "evaluation.flip=both": "evaluation.flip=both: give true or false",
+    "evaluation.single_shot=0": "evaluation.single_shot=0",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_a_bad_setting_is_named_before_anything_is_loaded(evaluate, override):
+    with pytest.raises(ConfigError, match=BAD[override]):
+        evaluate(override)
+
+
+def test_k1_larger_than_the_test_set_says_so(evaluate):
+    with pytest.raises(RuntimeError, match="k1"):
+        evaluate("evaluation.rerank={k1:400}")
+
+
+def test_the_evaluator_searches_as_the_function_does(tiny_config):
+    metric = build_metric(tiny_config("evaluation.rerank={k1:4,k2:2,lambda:0.5}", "evaluation.query_expansion={k:2}"))
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    labels, cameras = torch.arange(40) % 6, torch.arange(40) // 6 % 3
+    is_query = torch.arange(40) < 12
+    metric.update(embeddings, labels, cameras, is_query, torch.arange(40))
+    sides = [part for values in (embeddings, labels, cameras) for part in (values[is_query], values[~is_query])]
+    assert metric.compute() == reid_metrics(
+        *sides, rerank=metric.search.rerank, query_expansion=metric.search.query_expansion
+    )
+    assert metric.compute_plain() == reid_metrics(*sides)
+
+
+def test_an_embedding_of_zeros_is_named(evaluate, monkeypatch):
+    whole = ReIDModule.embed
+
+    def without_first(self, images):
+        embeddings = whole(self, images)
+        embeddings[0] = 0
+        return embeddings
+
+    monkeypatch.setattr(ReIDModule, "embed", without_first)
+    with pytest.warns(
+        UserWarning, match=r"of 18 test images have an embedding of zeros.*the first is row \d+ \(gallery"
+    ):
+        evaluate()

@@ -1,0 +1,258 @@
+"""Weights from files: what is read, what is refused, and what a refusal says."""
+
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torchvision.models
+from torch import Tensor, nn
+
+from bdbnet.models import (
+    BatchDropout,
+    BDBNetwork,
+    CheckpointError,
+    OSNetBackbone,
+    ResNetBackbone,
+    TorchvisionBackbone,
+    initialize_from,
+    load_network,
+    read_state_dict,
+)
+
+
+def osnet_network(
+    num_classes: int = 5, branches: tuple[str, ...] = ("global", "dropping"), **options: Any
+) -> BDBNetwork:
+    return BDBNetwork(num_classes, "osnet_x0_25", branches, **options)
+
+
+def torchreid_state(num_classes: int = 7) -> dict[str, Tensor]:
+    """An OSNet x0.25 with torchreid's key names and random values."""
+    roots = {"branches.global.reduction": "fc", "branches.global.classifier": "classifier", "backbone.": ""}
+    state = {}
+    for key, tensor in osnet_network(num_classes, ("global",)).state_dict().items():
+        root = next(root for root in roots if key.startswith(root))
+        state[roots[root] + key.removeprefix(root)] = tensor
+    return state
+
+
+def equal(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(tensor, other[key]) for key, tensor in state.items())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "weights.pth"
+
+
+class TestReading:
+    state: ClassVar = {"a.weight": torch.arange(4.0), "b": torch.tensor(3)}
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda state: state,
+            lambda state: {"state_dict": state, "epoch": 3},
+            lambda state: {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}},
+            lambda state: {f"_orig_mod.{key}": tensor for key, tensor in state.items()},
+            lambda state: {
+                "state_dict": {f"network._orig_mod.{key}": tensor for key, tensor in state.items()}
+                | {"losses.beta": torch.ones(1)},
+                "hyper_parameters": {"model": {"branches": ["global"]}},
+            },
+        ],
+        ids=["plain", "torchreid", "DataParallel", "compiled", "Lightning"],
+    )
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_layouts(self, path: Path, wrap: Callable[[dict[str, Tensor]], Any], zipped: bool) -> None:
+        torch.save(wrap(self.state), path, _use_new_zipfile_serialization=zipped)
+        assert equal(read_state_dict(path), self.state)
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+    def test_truncated(self, path: Path, zipped: bool, share: float) -> None:
+        torch.save({"a": torch.randn(300)}, path, _use_new_zipfile_serialization=zipped)
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+        with pytest.raises(CheckpointError, match=rf"{path.name}: .*damaged"):
+            read_state_dict(path)
+
+    def test_empty_missing_and_folder(self, path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"weights\.pth: no such file"):
+            read_state_dict(path)
+        path.touch()
+        with pytest.raises(CheckpointError, match=r"weights\.pth: the file is empty"):
+            read_state_dict(path)
+        with pytest.raises(CheckpointError, match="no such file"):
+            read_state_dict(path.parent)
+
+    @pytest.mark.parametrize("content", [b"just text\n" * 50, b"\x89PNG\r\n" + bytes(200), b"PK\x03\x04" + bytes(200)])
+    def test_another_kind_of_file(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"weights\.pth: .*not a checkpoint"):
+            read_state_dict(path)
+
+    @pytest.mark.parametrize("content", [{}, [1, 2], {"a": 3}, {"state_dict": {"a": "b"}}, torch.ones(3)])
+    def test_no_state_dict(self, path: Path, content: object) -> None:
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"weights\.pth: .*no state_dict"):
+            read_state_dict(path)
+
+    @pytest.mark.parametrize("zipped", [True, False, None])
+    def test_code_is_refused_and_not_run(self, path: Path, zipped: bool | None) -> None:
+        witness = path.parent / "ran"
+
+        class Code:
+            def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+                return os.system, (f"touch {witness}",)
+
+        if zipped is None:
+            path.write_bytes(pickle.dumps({"state_dict": Code()}, protocol=2))
+        else:
+            torch.save({"state_dict": Code()}, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(CheckpointError, match=r"weights\.pth: refused.*system.*weights_only=False.*state_dict\(\)"):
+            read_state_dict(path)
+        assert not witness.exists()
+
+    def test_whole_module_is_refused(self, path: Path) -> None:
+        torch.save(nn.Linear(2, 2), path)
+        with pytest.raises(CheckpointError, match=r"refused.*torch\.nn\.modules\.linear\.Linear"):
+            read_state_dict(path)
+
+
+class TestWholeNetworks:
+    def test_own_checkpoint_restores_everything(self, path: Path) -> None:
+        trained, network = osnet_network(), osnet_network()
+        trained(torch.randn(2, 3, 32, 16))
+        torch.save({"state_dict": {f"network.{key}": t for key, t in trained.state_dict().items()}}, path)
+        load_network(network, path)
+        assert equal(network.state_dict(), trained.state_dict())
+        assert network.branches["dropping"].drop.step == 1
+
+    def test_torchreid_osnet_is_the_global_branch(self, path: Path) -> None:
+        state = torchreid_state(7)
+        torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}, path)
+        network = osnet_network(7, ("global",))
+        load_network(network, path)
+        assert torch.equal(network.branches["global"].reduction[1].weight, state["fc.1.weight"])
+        assert torch.equal(network.branches["global"].classifier.bias, state["classifier.bias"])
+        assert torch.equal(network.backbone.conv5.conv.weight, state["conv5.conv.weight"])
+
+    @pytest.mark.parametrize("num_classes", [0, 3])
+    def test_classifiers_can_be_left_out(self, path: Path, num_classes: int) -> None:
+        trained, network = osnet_network(5), osnet_network(num_classes)
+        before = {key: t.clone() for key, t in network.state_dict().items() if ".classifier." in key}
+        torch.save(trained.state_dict(), path)
+        with pytest.raises(CheckpointError, match="load without classifiers"):
+            load_network(network, path)
+        load_network(network, path, classifiers="drop")
+        images = torch.randn(2, 3, 32, 16)
+        assert torch.equal(network.eval().embed(images), trained.eval().embed(images))
+        assert all(torch.equal(network.state_dict()[key], tensor) for key, tensor in before.items())
+        with pytest.raises(ValueError, match="'keep' or 'drop'"):
+            load_network(network, path, classifiers="some")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(("saved", "asked"), [(None, nn.Identity()), (nn.Identity(), BatchDropout(0.3, 1.0))])
+    def test_another_drop_layer_does_not_matter(self, path: Path, saved: nn.Module, asked: nn.Module) -> None:
+        torch.save(osnet_network(dropping=saved).state_dict(), path)
+        load_network(osnet_network(dropping=asked), path)
+
+    def test_other_architecture_lists_keys_and_shapes_and_changes_nothing(self, path: Path) -> None:
+        torch.save(osnet_network().state_dict(), path)
+        network = BDBNetwork(5, OSNetBackbone(0.5))
+        before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+        with pytest.raises(CheckpointError) as caught:
+            load_network(network, path)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: checkpoint of another architecture")
+        assert "backbone.conv1.conv.weight (16, 3, 7, 7) in the file, (32, 3, 7, 7) in the network" in message
+        assert "Choose the backbone" in message
+        assert len(message) < 1500
+        assert equal(before, network.state_dict())
+
+    def test_missing_and_left_over_branches(self, path: Path) -> None:
+        torch.save(osnet_network(5, ("global",)).state_dict(), path)
+        with pytest.raises(
+            CheckpointError, match=r"missing in the file: branches\.dropping\.bottleneck\.conv1\.weight"
+        ):
+            load_network(osnet_network(), path)
+        torch.save(osnet_network().state_dict(), path)
+        with pytest.raises(CheckpointError, match=r"only in the file: branches\.dropping"):
+            load_network(osnet_network(5, ("global",)), path)
+
+
+class TestStartingWeights:
+    def test_torchreid_fills_backbone_and_global_branch(self, path: Path) -> None:
+        state, network = torchreid_state(), osnet_network()
+        torch.save(state, path)
+        before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+        assert initialize_from(network, path) == ["backbone", "branches.global"]
+        after = network.state_dict()
+        assert torch.equal(after["backbone.conv2.0.gate.fc1.weight"], state["conv2.0.gate.fc1.weight"])
+        assert torch.equal(after["branches.global.reduction.0.weight"], state["fc.0.weight"])
+        untouched = [key for key in before if "classifier" in key or key.startswith("branches.dropping")]
+        assert all(torch.equal(after[key], before[key]) for key in untouched)
+
+    def test_branch_that_the_network_lacks_is_left_out(self, path: Path) -> None:
+        torch.save(torchreid_state(), path)
+        assert initialize_from(osnet_network(5, ("dropping",)), path) == ["backbone"]
+
+    def test_torchvision_fills_the_backbone(self, path: Path) -> None:
+        resnet = torchvision.models.resnet18(weights=None)
+        # Older files lack this counter.
+        torch.save({k: t for k, t in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}, path)
+        network = BDBNetwork(5, ResNetBackbone("resnet18", "none"))
+        assert initialize_from(network, path) == ["backbone"]
+        assert torch.equal(network.backbone.layer4[0].conv1.weight, resnet.layer4[0].conv1.weight)
+
+    def test_torchvision_features_fill_the_backbone_and_the_head_is_left_out(self, path: Path) -> None:
+        for name in ("squeezenet1_1", "mobilenet_v3_small"):
+            model = torchvision.models.get_model(name, weights=None)
+            torch.save(model.state_dict(), path)
+            network = BDBNetwork(5, TorchvisionBackbone(name, "none"))
+            before = {key: tensor.clone() for key, tensor in network.branches.state_dict().items()}
+            assert initialize_from(network, path) == ["backbone"]
+            assert equal(network.backbone.features.state_dict(), model.features.state_dict())
+            assert equal(network.branches.state_dict(), before)
+
+    def test_old_names_in_torchvisions_files_of_densenet(self, path: Path) -> None:
+        model = torchvision.models.densenet121(weights=None)
+        state = {
+            re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): tensor
+            for key, tensor in model.state_dict().items()
+            if not key.endswith("num_batches_tracked")
+        }
+        assert "features.denseblock1.denselayer1.norm.1.weight" in state
+        torch.save(state, path)
+        backbone = TorchvisionBackbone("densenet121", path)
+        assert equal(backbone.features.state_dict(), model.features.state_dict())
+
+    def test_features_of_another_model_are_refused(self, path: Path) -> None:
+        torch.save(torchvision.models.squeezenet1_0(weights=None).state_dict(), path)
+        with pytest.raises(CheckpointError, match=r"another architecture than TorchvisionBackbone[\s\S]*another shape"):
+            TorchvisionBackbone("squeezenet1_1", path)
+        with pytest.raises(CheckpointError, match=r"another architecture than ResNetBackbone[\s\S]*features\.0"):
+            ResNetBackbone("resnet18", path)
+
+    def test_own_checkpoint_fills_backbone_and_branches_but_no_counter(self, path: Path) -> None:
+        trained, network = osnet_network(5), osnet_network(9)
+        trained(torch.randn(2, 3, 32, 16))
+        torch.save(trained.state_dict(), path)
+        assert initialize_from(network, path) == ["backbone", "branches.global", "branches.dropping"]
+        images = torch.randn(2, 3, 32, 16)
+        assert torch.equal(network.eval().embed(images), trained.eval().embed(images))
+        assert network.branches["dropping"].drop.step == 0
+        backbone = OSNetBackbone(0.25, path)
+        assert torch.equal(backbone.conv5.conv.weight, trained.backbone.conv5.conv.weight)
+
+    def test_other_architecture_changes_nothing(self, path: Path) -> None:
+        torch.save(torchreid_state(), path)
+        for network in (BDBNetwork(5, OSNetBackbone(0.5)), osnet_network(embedding_dims={"global": 64})):
+            before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+            with pytest.raises(CheckpointError, match="another architecture"):
+                initialize_from(network, path)
+            assert equal(before, network.state_dict())
