@@ -20,11 +20,12 @@ from hydra import compose, initialize_config_dir
 
 from bdbnet.config import config_dir
 from bdbnet.datasets import load_manifest
-from bdbnet.gallery.embedding import Embedder, build_embedder
+from bdbnet.evaluation.embedder import Embedder
+from bdbnet.evaluation.trainer import keep_freed_memory
+from bdbnet.gallery.embedding import build_embedder
 from bdbnet.gallery.shards import embed_into
-from bdbnet.gallery.sources import find_images
+from bdbnet.loading.sources import find_images
 from bdbnet.models import BDBNetwork, OSNetBackbone
-from bdbnet.training.setup import keep_freed_memory
 
 BATCH = 128
 SIZE = (256, 128)
@@ -71,7 +72,7 @@ def random_embedder(folder: Path) -> Embedder:
 @torch.inference_mode()
 def bare_pass(embedder: Embedder, count: int) -> None:
     """The network alone for as many images, of which the last batch is as small as ours."""
-    network, device = embedder.module.network, embedder.device
+    network, device = embedder.network, embedder.device
     batch = torch.randn(BATCH, 3, *SIZE, device=device).to(memory_format=torch.channels_last)
     for first in range(0, count, BATCH):
         embeddings = network.embed(batch[: count - first])

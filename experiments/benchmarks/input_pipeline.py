@@ -29,8 +29,8 @@ from PIL import Image
 from bdbnet.datasets import Manifest, load_manifest
 from bdbnet.datasets.images import read_file
 from bdbnet.datasets.synthetic.objects import render_object
+from bdbnet.evaluation.trainer import keep_freed_memory
 from bdbnet.loading import IdentityBatchSampler, ImageDataset, RandomErasing, normalize, open_or_pack, transforms_for
-from bdbnet.training.setup import keep_freed_memory
 
 BATCH = 128
 

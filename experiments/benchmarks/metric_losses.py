@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import bdbnet.losses
-from bdbnet.training.setup import keep_freed_memory
+from bdbnet.evaluation.trainer import keep_freed_memory
 
 # Peers that list all triplets, or all pairs of pairs: tens of gigabytes beyond this batch.
 LARGEST_BATCH = {"HistogramLoss": 256, "LiftedStructureLoss": 256}

@@ -14,11 +14,11 @@ import time
 FLOOR = "import torch, torchvision, pytorch_lightning, torchmetrics, hydra, pandas"
 TO_FIRST_STEP = """
 import os, sys
-from bdbnet.training.module import ReIDModule
+from bdbnet.training.module import TrainingModule
 def stop(self, batch, index):
     os.write(1, b"first step\\n")
     os._exit(0)
-ReIDModule.on_train_batch_start = stop
+TrainingModule.on_train_batch_start = stop
 sys.argv = ["bdbnet.train", *sys.argv[1:]]
 from bdbnet.train import main
 main()

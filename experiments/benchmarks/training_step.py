@@ -14,11 +14,11 @@ import time
 
 import torch
 
+from bdbnet.evaluation.trainer import keep_freed_memory
 from bdbnet.loading import normalize
 from bdbnet.losses import BatchHardTripletLoss
 from bdbnet.models import BatchDropBlock, BDBNetwork
 from bdbnet.training.criterion import BranchLosses
-from bdbnet.training.setup import keep_freed_memory
 
 
 def main() -> None:

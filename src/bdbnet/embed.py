@@ -23,11 +23,11 @@ def main(config: DictConfig) -> None:
         raise ConfigError("split= is a part of a dataset: leave it out with images=, or give dataset= instead")
     if config.on_error not in ("raise", "skip"):
         raise ConfigError(f"on_error={config.on_error}: choose raise or skip")
+    from bdbnet.evaluation.trainer import keep_freed_memory, quiet_libraries
     from bdbnet.gallery.embedding import build_embedder
     from bdbnet.gallery.shards import embed_into, ranks_of_environment
-    from bdbnet.gallery.sources import dataset_images, find_images
     from bdbnet.gallery.store import SKIPPED, EmbeddingStore
-    from bdbnet.training.setup import keep_freed_memory, quiet_libraries
+    from bdbnet.loading.sources import dataset_images, find_images
 
     quiet_libraries()
     keep_freed_memory()

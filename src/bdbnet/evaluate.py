@@ -1,7 +1,7 @@
 """``python -m bdbnet.evaluate``: evaluate a checkpoint on the dataset it was trained for, or on another."""
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, command, shown_path
 
@@ -12,18 +12,14 @@ def main(config: DictConfig) -> float:
         raise ConfigError(
             "checkpoint= is missing: which file should be evaluated? outputs/train/<run>/last.ckpt, for example"
         )
-    if config.get("dataset") is None:
-        raise ConfigError(
-            "dataset= is missing: on which dataset should the checkpoint be evaluated? dataset=market1501, for example"
-        )
     from pytorch_lightning.utilities import rank_zero_only
 
+    from bdbnet.evaluation.evaluate import evaluate
+    from bdbnet.evaluation.protocol import main_metric
     from bdbnet.reporting.analysis import analysis_text
     from bdbnet.reporting.run_folder import read_analysis
     from bdbnet.reporting.terminal import metrics_table
     from bdbnet.results import ANALYSIS, PER_QUERY
-    from bdbnet.training.runs import evaluate
-    from bdbnet.training.setup import main_metric
 
     folder = shown_path(HydraConfig.get().runtime.output_dir)
     result = evaluate(config, folder)
@@ -33,7 +29,7 @@ def main(config: DictConfig) -> float:
     if config.analysis and (analysis := read_analysis(folder / ANALYSIS)) is not None:
         say(f"\n{analysis_text(analysis)}\n\nanalysis: {folder / ANALYSIS}\nevery query: {folder / PER_QUERY}")
         say(f"with pictures: python -m bdbnet.report run={folder}")
-    return result.metrics[main_metric(config)]
+    return result.metrics[main_metric(OmegaConf.create(dict(result.config)))]
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from bdbnet.config import command, shown_path
 def main(config: DictConfig) -> float:
     from pytorch_lightning.utilities import rank_zero_only
 
+    from bdbnet.evaluation.protocol import main_metric
     from bdbnet.reporting.terminal import metrics_table
     from bdbnet.training.runs import train
-    from bdbnet.training.setup import main_metric
 
     folder = shown_path(HydraConfig.get().runtime.output_dir)
     result = train(config, folder)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from bdbnet.config import ConfigError
 from bdbnet.datasets import Manifest, load_manifest
+from bdbnet.evaluation.evaluate import evaluate
 from bdbnet.results import read_result
-from bdbnet.training.runs import evaluate
 
 
 @pytest.fixture

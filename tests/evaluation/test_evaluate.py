@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from bdbnet.config import ConfigError
+from bdbnet.evaluation.embedder import Embedder
+from bdbnet.evaluation.evaluate import evaluate as run_evaluation
+from bdbnet.evaluation.protocol import build_metric
 from bdbnet.results import read_result
 from bdbnet.retrieval import reid_metrics
-from bdbnet.training.module import ReIDModule, scale_embeddings
-from bdbnet.training.runs import evaluate as run_evaluation
-from bdbnet.training.setup import build_metric, build_module, build_network
 
 
 @pytest.fixture
@@ -26,45 +26,6 @@ TINY = {
     "train_identities": 4, "test_identities": 4, "images_per_camera": 2, "cameras": 2, "distractors": 2,
     "image_size": [32, 16], "workers": 1,
 }  # fmt: skip
-
-
-@pytest.fixture
-def module(tiny_config) -> ReIDModule:
-    config = tiny_config("evaluation.normalize=per_branch")
-    network, _ = build_network(config, 3)
-    return build_module(config, network, 3, train=False).eval()
-
-
-def test_flip_averages_an_image_and_its_mirror_image(module):
-    images = torch.rand(3, 3, 64, 32, generator=torch.Generator().manual_seed(0))
-    module.flip = True
-    with torch.no_grad():
-        raw = (module.network.embed(images) + module.network.embed(images.flip(3))) / 2
-    expected = scale_embeddings(raw, module.network.branch_dims, "per_branch")
-    torch.testing.assert_close(module.embed(images), expected)
-    torch.testing.assert_close(module.embed(images), module.embed(images.flip(3)))
-
-
-def test_the_switches_reach_the_module(tiny_config):
-    config = tiny_config("evaluation.flip=true", "evaluation.scales=[1,2]")
-    built = build_module(config, build_network(config, 3)[0], 3, train=False)
-    assert (built.flip, built.scales) == (True, (1, 2))
-
-
-def test_scales_average_sizes(module):
-    images = torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(0))
-    module.scales, module.normalize = (1.0, 1.5), "none"
-    larger = torch.nn.functional.interpolate(images, (96, 48), mode="bilinear", antialias=True)
-    with torch.no_grad():
-        expected = (module.network.embed(images) + module.network.embed(larger)) / 2
-    torch.testing.assert_close(module.embed(images), expected)
-
-
-def test_without_a_switch_the_embedding_is_the_network_s_bit_for_bit(module):
-    images = torch.rand(3, 3, 64, 32, generator=torch.Generator().manual_seed(0))
-    module.normalize = "none"
-    with torch.no_grad():
-        assert torch.equal(module.embed(images), module.network.embed(images))
 
 
 SWITCHES = {
@@ -150,14 +111,14 @@ def test_the_evaluator_searches_as_the_function_does(tiny_config):
 
 
 def test_an_embedding_of_zeros_is_named(evaluate, monkeypatch):
-    whole = ReIDModule.embed
+    whole = Embedder.embed_prepared
 
     def without_first(self, images):
         embeddings = whole(self, images)
         embeddings[0] = 0
         return embeddings
 
-    monkeypatch.setattr(ReIDModule, "embed", without_first)
+    monkeypatch.setattr(Embedder, "embed_prepared", without_first)
     with pytest.warns(
         UserWarning, match=r"of 18 test images have an embedding of zeros.*the first is row \d+ \(gallery"
     ):

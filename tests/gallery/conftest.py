@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 
 from bdbnet.config import config_dir
 from bdbnet.datasets import Manifest, load_manifest
+from bdbnet.evaluation.embedder import Embedder
 from bdbnet.gallery import EmbeddingStore
-from bdbnet.gallery.embedding import Embedder, build_embedder
+from bdbnet.gallery.embedding import build_embedder
 from bdbnet.gallery.shards import embed_into
-from bdbnet.gallery.sources import find_images
+from bdbnet.loading.sources import find_images
 from bdbnet.models import BDBNetwork, OSNetBackbone
 
 OPTIONS = {

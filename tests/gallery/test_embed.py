@@ -14,7 +14,7 @@ from bdbnet.embed import main
 from bdbnet.gallery import EmbeddingStore
 from bdbnet.gallery.embedding import build_embedder
 from bdbnet.gallery.shards import embed_into
-from bdbnet.gallery.sources import find_images
+from bdbnet.loading.sources import find_images
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SIZES = ["image_size=[128,64]", "shard_size=8", "loading.test_batch_size=8", "loading.num_workers=0", "accelerator=cpu"]

@@ -25,7 +25,7 @@ from bdbnet.gallery.indexes.exact import GalleryIndexError
 from bdbnet.gallery.indexes.faiss import FaissIndex
 from bdbnet.gallery.searching import ENGINES, FOUND, PAGE, results_text, search
 from bdbnet.gallery.shards import embed_into
-from bdbnet.gallery.sources import find_images
+from bdbnet.loading.sources import find_images
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ import pytest
 import safetensors.numpy
 
 from bdbnet.config import ConfigError
+from bdbnet.evaluation.embedder import EmbeddingError
 from bdbnet.gallery import EmbeddingStore, StoreError
-from bdbnet.gallery.embedding import EmbeddingError, build_embedder
+from bdbnet.gallery.embedding import build_embedder, stamp_of
 from bdbnet.gallery.shards import Outcome, Ranks, embed_into, ranks_of_environment
-from bdbnet.gallery.sources import find_images
+from bdbnet.loading.sources import find_images
 from small_files import touch
 
 
@@ -46,14 +47,14 @@ def test_hidden_files_of_others_stay(embedder, photos, tmp_path):
 def test_the_store_knows_where_its_images_and_network_are(photo_store, photos, embedder):
     assert photo_store.root == photos
     assert photo_store.source == str(photos)
-    assert photo_store.model == embedder.stamp
+    assert photo_store.model == stamp_of(embedder)
     assert photo_store.table["path"].tolist() == sorted(photo_store.table["path"])
     assert photo_store.embeddings.shape == (51, 512)
 
 
 def test_a_run_that_stopped_goes_on_with_the_first_missing_shard(embedder, photos, photo_store, tmp_path, monkeypatch):
     images, folder, calls = find_images(photos), tmp_path / "store", []
-    whole = type(embedder).embed
+    whole = type(embedder).embed_files
 
     def fail_later(self, images, batches, **options):
         calls.append(batches)
@@ -62,7 +63,7 @@ def test_a_run_that_stopped_goes_on_with_the_first_missing_shard(embedder, photo
                 raise KeyboardInterrupt
             yield part
 
-    monkeypatch.setattr(type(embedder), "embed", fail_later)
+    monkeypatch.setattr(type(embedder), "embed_files", fail_later)
     with pytest.raises(KeyboardInterrupt):
         embed(folder, embedder, images)
     assert sorted(path.name for path in (folder / "shards").iterdir()) == ["000000.safetensors", "000001.safetensors"]

@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from bdbnet.config import ConfigError
-from bdbnet.loading.from_config import build_data, build_manifest, build_protocol, settle_protocol
+from bdbnet.evaluation.evaluate import evaluate
+from bdbnet.evaluation.protocol import build_protocol
+from bdbnet.loading.from_config import build_data, build_manifest, settle_protocol
 from bdbnet.reporting.pictures import box_of, picture
 from bdbnet.reporting.run_folder import image_root, read_run
-from bdbnet.training.runs import evaluate, train
+from bdbnet.training.runs import train
 
 TABLE = [
     "dataset=table", "dataset.image_size=[32,32]", "backbone=osnet_x0_25", "sampler.batch_size=4",

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from bdbnet.config import ConfigError
+from bdbnet.evaluation.evaluate import evaluate
+from bdbnet.evaluation.network import build_network
 from bdbnet.models import PCBNetwork
 from bdbnet.results import read_result
 from bdbnet.training.callbacks import History
-from bdbnet.training.runs import evaluate, train
-from bdbnet.training.setup import build_module, build_network
+from bdbnet.training.runs import train
+from modules import training_module
 
 SETTINGS = {
     "pcb": ["model=pcb", "loss=none", "trainer.max_epochs=1"],
@@ -93,8 +95,8 @@ def test_the_second_phase_trains_the_part_classifier_alone(tiny_config, tmp_path
 @pytest.mark.parametrize("model", ["pcb", "mgn", "bdb"])
 def test_the_backbone_has_a_rate_of_its_own(model, tiny_config):
     config = tiny_config(*TRUNK, f"model={model}", "optimizer=sgd", "optimizer.lr=0.1", "backbone_rate=0.1")
-    network, _ = build_network(config, 4)
-    made = build_module(config, network, 4, train=True).configure_optimizers()
+    module = training_module(config)
+    network, made = module.network, module.configure_optimizers()
     schedule = made["lr_scheduler"]["scheduler"]
     rates = {id(p): group["initial_lr"] for group in made["optimizer"].param_groups for p in group["params"]}
     for name, parameter in network.named_parameters():
@@ -106,17 +108,16 @@ def test_the_backbone_has_a_rate_of_its_own(model, tiny_config):
 
 def test_without_a_rate_of_the_backbone_there_is_one_group(tiny_config):
     config = tiny_config(*TRUNK, "model=baseline")
-    network, _ = build_network(config, 4)
-    (group,) = build_module(config, network, 4, train=True).configure_optimizers()["optimizer"].param_groups
-    assert [id(p) for p in group["params"]] == [id(p) for p in network.parameters()]
+    module = training_module(config)
+    (group,) = module.configure_optimizers()["optimizer"].param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in module.network.parameters()]
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "fast"])
 def test_a_rate_of_the_backbone_that_is_none_is_refused(rate, tiny_config):
     config = tiny_config("model=baseline", f"backbone_rate={rate}")
-    network, _ = build_network(config, 4)
     with pytest.raises(ConfigError, match="backbone_rate"):
-        build_module(config, network, 4, train=True)
+        training_module(config)
 
 
 def test_a_run_does_not_go_on_at_another_rate_of_the_backbone(tiny_config, tmp_path):

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from bdbnet.config import ConfigError, config_dir
+from bdbnet.evaluation.evaluate import evaluate
 from bdbnet.models import read_checkpoint
-from bdbnet.training.module import ReIDModule
-from bdbnet.training.runs import evaluate, train
-from bdbnet.training.setup import build_module, build_network
+from bdbnet.training.module import TrainingModule
+from bdbnet.training.runs import train
+from modules import training_module
 
 LOSSES = sorted(path.stem for path in (config_dir() / "loss").glob("*.yaml"))
 
@@ -22,9 +23,8 @@ def test_batches_without_a_positive_pair_train_by_the_softmax_alone(loss, tiny_c
     assert math.isfinite(train(config, tmp_path / "run").metrics["mAP"])
 
 
-def module_of(config) -> ReIDModule:
-    network, _ = build_network(config, 4)
-    return build_module(config, network, 4, train=True)
+def module_of(config) -> TrainingModule:
+    return training_module(config)
 
 
 def test_a_learnt_boundary_is_optimised_without_decay_and_kept(tiny_config, tmp_path):

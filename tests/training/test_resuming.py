@@ -9,14 +9,15 @@ import torch
 
 from bdbnet.config import ConfigError
 from bdbnet.datasets import Manifest
+from bdbnet.evaluation.evaluate import evaluate
 from bdbnet.loading.from_config import read_manifest
 from bdbnet.models import CheckpointError
 from bdbnet.results import read_result
 from bdbnet.training.callbacks import History, TrainingError
 from bdbnet.training.criterion import BranchLosses
-from bdbnet.training.module import ReIDModule
+from bdbnet.training.module import TrainingModule
 from bdbnet.training.resuming import clear_folder, prepare_folder
-from bdbnet.training.runs import evaluate, train
+from bdbnet.training.runs import train
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -104,7 +105,7 @@ def test_time_that_is_over_before_the_first_epoch_is_said(tiny_config, tmp_path)
 def test_the_best_checkpoint_survives_an_interruption(tiny_config, tmp_path, monkeypatch):
     """Scores .1, .9, .5, .2 with a stop after the second epoch: result and file both name the second."""
     scores = {0: 0.1, 1: 0.9, 2: 0.5, 3: 0.2}
-    evaluate, begin_epoch = ReIDModule.on_validation_epoch_end, History.on_train_epoch_start
+    evaluate, begin_epoch = TrainingModule.on_validation_epoch_end, History.on_train_epoch_start
 
     def scored(self):
         evaluate(self)
@@ -117,7 +118,7 @@ def test_the_best_checkpoint_survives_an_interruption(tiny_config, tmp_path, mon
             raise KeyboardInterrupt
 
     overrides = ["trainer.max_epochs=4", "evaluation.every_n_epochs=1"]
-    monkeypatch.setattr(ReIDModule, "on_validation_epoch_end", scored)
+    monkeypatch.setattr(TrainingModule, "on_validation_epoch_end", scored)
     with monkeypatch.context() as patch:
         patch.setattr(History, "on_train_epoch_start", stop_in_third_epoch)
         with pytest.raises(SystemExit):

@@ -10,13 +10,14 @@ import torch
 
 from bdbnet.config import ConfigError
 from bdbnet.datasets import Manifest
+from bdbnet.evaluation.evaluate import evaluate
+from bdbnet.evaluation.test_set import EvaluationError
+from bdbnet.evaluation.trainer import build_trainer
 from bdbnet.loading import ImageError, SamplerError
 from bdbnet.loading.from_config import build_manifest
 from bdbnet.models import CheckpointError
 from bdbnet.results import read_result
-from bdbnet.training.module import EvaluationError
-from bdbnet.training.runs import evaluate, train
-from bdbnet.training.setup import build_trainer
+from bdbnet.training.runs import train
 
 
 def test_a_run_leaves_everything_that_was_measured(finished_run):

@@ -5,7 +5,8 @@ import ctypes
 import pytest
 import torch
 
-from bdbnet.training.setup import has_native_bfloat16, keep_freed_memory, resolve_precision
+from bdbnet.evaluation.trainer import keep_freed_memory
+from bdbnet.training.setup import has_native_bfloat16, resolve_precision
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,15 @@ def _decode_any(data: bytes, path: str | Path) -> np.ndarray:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise _bomb(path, f"{width} x {height}")
-        return np.array(_to_rgb(_upright(image)))
+        return np.array(upright_rgb(image))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as 8-bit RGB, turned as its EXIF orientation says; see `read_image`.
+
+    Raises ValueError for pixels that have no 8-bit meaning, OSError for a damaged file behind the image.
+    """
+    return _to_rgb(_upright(image))
 
 
 def _unreadable(path: str | Path, error: Exception) -> ImageError:

@@ -6,7 +6,7 @@ printed or drawn.
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
 from torch import Tensor
 
-from bdbnet.evaluation.searched import Searched, by_camera, searched
+from bdbnet.evaluation.searched import Searched, searched
 from bdbnet.evaluation.significance import bootstrap_interval
+from bdbnet.evaluation.test_set import TestSet
 from bdbnet.evaluation.verification import (
     OperatingPoint,
     PairCounts,
@@ -29,20 +29,19 @@ from bdbnet.evaluation.verification import (
     pair_distances,
     roc_points,
 )
-from bdbnet.loading import ReIDDataModule
-from bdbnet.loading.from_config import build_protocol
-from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, CAMERA_PAIRS, PER_QUERY, write_atomically
+from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, CAMERA_PAIRS, PER_QUERY, Protocol, write_atomically
 from bdbnet.retrieval import Matches, ReIDMetrics, Search, distance_blocks, expand_queries
 from bdbnet.retrieval.query_facts import CameraPairCounter, CameraPairs, QueryFacts, query_facts, with_distances
-from bdbnet.training.module import ReIDModule
 
 _GALLERY_IMAGES = (1, 2, 4, 8, 16, 32)  # lower ends of the bins of a query's number of matches
 _FALSE_POSITIVE_RATES = (1e-3, 1e-4)
 _LISTED = 10
 
 
-def analyse(module: ReIDModule, data: ReIDDataModule, folder: Path, config: DictConfig) -> Path:
-    """Analyse the embeddings that ``module`` evaluated last and write the files into ``folder``.  For rank 0 alone.
+def analyse(
+    test: TestSet, folder: Path, *, protocol: Protocol, data: Mapping[str, Any], checkpoint: str, seed: int
+) -> Path:
+    """Analyse the embeddings of ``test`` as evaluated last and write the files into ``folder``.  For rank 0 alone.
 
     Columns of ``per_query.parquet``: ``query_index`` (row of the test set), ``path``, ``label``, ``camera``, ``matches`` (in
     the gallery), ``first_match_rank``, ``last_match_rank``, ``ap``, ``inp``, ``map_at_r``, ``r_precision``; ``match_`` (nearest
@@ -57,13 +56,13 @@ def analyse(module: ReIDModule, data: ReIDDataModule, folder: Path, config: Dict
     Returns:
         ``analysis.json``.
     """
-    search: Search = module.metric.search  # type: ignore[assignment]
-    table = data.test_table
+    search: Search = test.metric.search  # type: ignore[assignment]
+    table = test.table
     labels, cameras = table["label"].to_numpy(), table["camera"].to_numpy()
-    sides = searched(module, data)
+    sides = searched(test)
     same_set = sides.query is sides.gallery
     query_labels, gallery_labels = labels[sides.query_rows], labels[sides.gallery_rows]
-    views = (cameras[sides.query_rows], cameras[sides.gallery_rows]) if by_camera(module, data) else (None, None)
+    views = (cameras[sides.query_rows], cameras[sides.gallery_rows]) if test.by_camera else (None, None)
     matches = Matches(query_labels, gallery_labels, *views, same_set=same_set)
 
     query: np.ndarray | Tensor = sides.query
@@ -77,25 +76,25 @@ def analyse(module: ReIDModule, data: ReIDDataModule, folder: Path, config: Dict
     if views[0] is not None and views[1] is not None:
         counter = CameraPairCounter(query_labels, gallery_labels, *views)
         blocks = counter.counted(blocks)
-    facts = query_facts(blocks, matches, ap_at=getattr(module.metric, "ap_at", None))
+    facts = query_facts(blocks, matches, ap_at=getattr(test.metric, "ap_at", None))
     if not search.rerank:
         facts = with_distances(facts, query, sides.gallery, distance=search.distance)
     plain = distance_blocks(
         sides.query, sides.gallery, distance=search.distance, absolute=True, chunk_memory_mb=search.chunk_memory_mb
     )
-    pairs = pair_distances(plain, matches, query_labels, gallery_labels, seed=config.seed)
+    pairs = pair_distances(plain, matches, query_labels, gallery_labels, seed=seed)
 
     queries = _query_table(table, sides, facts)
     record = {
         "schema": ANALYSIS_SCHEMA,
-        "data": {"name": data.manifest.name, "fingerprint": data.manifest.fingerprint},
-        "protocol": asdict(build_protocol(config, data)),
-        "checkpoint": str(config.get("checkpoint") or "last"),
-        "seed": config.seed,
+        "data": {"name": data["name"], "fingerprint": data["fingerprint"]},
+        "protocol": asdict(protocol),
+        "checkpoint": checkpoint,
+        "seed": seed,
         "distance": "re-ranked" if search.rerank else search.distance,
         "queries": len(queries),
         "valid_queries": int((facts.matches > 0).sum()),
-        "metrics": _intervals(_values(module, facts), query_labels, config.seed),
+        "metrics": _intervals(_values(test, facts), query_labels, seed),
         "camera_pairs": None if counter is None else _camera_record(counter.result()),
         "by_gallery_images": _by_gallery_images(facts),
         "worst_queries": _worst(queries),
@@ -143,12 +142,12 @@ def _query_table(table: pd.DataFrame, sides: Searched, facts: QueryFacts) -> pd.
     return pd.DataFrame({**columns, "margin": facts.margin})
 
 
-def _values(module: ReIDModule, facts: QueryFacts) -> dict[str, np.ndarray]:
+def _values(test: TestSet, facts: QueryFacts) -> dict[str, np.ndarray]:
     """Each metric's value per query, NaN without a match."""
-    if isinstance(module.metric, ReIDMetrics):
-        hits, means = {f"rank{k}": k for k in module.metric.ranks}, {"mAP": facts.ap, "mINP": facts.inp}
+    if isinstance(test.metric, ReIDMetrics):
+        hits, means = {f"rank{k}": k for k in test.metric.ranks}, {"mAP": facts.ap, "mINP": facts.inp}
     else:
-        hits = {f"recall@{k}": k for k in module.metric.ks}  # type: ignore[union-attr]
+        hits = {f"recall@{k}": k for k in test.metric.ks}  # type: ignore[union-attr]
         means = {"map@r": facts.map_at_r, "r_precision": facts.r_precision}
     found = {name: np.where(facts.matches > 0, facts.first_rank <= k, np.nan) for name, k in hits.items()}
     return {**found, **means}

@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 
 from bdbnet.datasets import BOX_COLUMNS
-from bdbnet.evaluation.searched import by_camera, searched
-from bdbnet.loading import ReIDDataModule
+from bdbnet.evaluation.searched import searched
+from bdbnet.evaluation.test_set import TestSet
 from bdbnet.results import TOP_K, write_atomically
 from bdbnet.retrieval import top_k
-from bdbnet.training.module import ReIDModule
 
 
-def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, *, k: int) -> Path | None:
+def write_ranking_lists(test: TestSet, folder: Path, *, k: int) -> Path | None:
     """Write each query's k nearest gallery images, in the order and under the rule by which the metrics were computed; of a
     single gallery shot from the whole gallery.
 
@@ -27,13 +26,13 @@ def write_ranking_lists(module: ReIDModule, data: ReIDDataModule, folder: Path, 
     Returns:
         The file, or None for k = 0.
     """
-    if k == 0 or module.evaluated is None:
+    if k == 0 or test.outcome is None:
         return None
-    table = data.test_table
+    table = test.table
     labels, cameras = table["label"].to_numpy(), table["camera"].to_numpy()
-    query, gallery_embeddings, queries, gallery = searched(module, data)
-    options: dict[str, Any] = {"search": module.metric.search}
-    if by_camera(module, data):
+    query, gallery_embeddings, queries, gallery = searched(test)
+    options: dict[str, Any] = {"search": test.metric.search}
+    if test.by_camera:
         options |= {"query_labels": labels[queries], "query_cameras": cameras[queries]}
         options |= {"gallery_labels": labels[gallery], "gallery_cameras": cameras[gallery]}
     same_set = query is gallery_embeddings

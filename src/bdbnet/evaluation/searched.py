@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdbnet.loading import ReIDDataModule
+from bdbnet.evaluation.test_set import TestSet
 from bdbnet.retrieval import ReIDMetrics, pool_queries
-from bdbnet.training.module import ReIDModule
 
 
 class Searched(NamedTuple):
@@ -23,23 +22,18 @@ class Searched(NamedTuple):
     gallery_rows: np.ndarray
 
 
-def by_camera(module: ReIDModule, data: ReIDDataModule) -> bool:
-    """Whether images of a query's own identity and camera are left out."""
-    return isinstance(module.metric, ReIDMetrics) and data.manifest.has_cameras
-
-
-def searched(module: ReIDModule, data: ReIDDataModule) -> Searched:
-    """Queries and gallery as the metric of ``module`` compared them."""
-    assert module.evaluated is not None
-    embeddings, is_query = module.evaluated
-    split = data.test_table["split"].to_numpy()
+def searched(test: TestSet) -> Searched:
+    """Queries and gallery as the metric of ``test`` compared them."""
+    assert test.outcome is not None
+    embeddings, is_query = test.outcome.embeddings, test.outcome.is_query
+    split = test.table["split"].to_numpy()
     queries, gallery = np.flatnonzero(split != "gallery"), np.flatnonzero(split != "query")
     if is_query is None:
         return Searched(embeddings, embeddings, queries, gallery)
     asked = embeddings[is_query]
-    pooling = module.metric.query_pooling if isinstance(module.metric, ReIDMetrics) else None
+    pooling = test.metric.query_pooling if isinstance(test.metric, ReIDMetrics) else None
     if pooling is not None:
-        labels, cameras = (torch.from_numpy(data.test_table[name].to_numpy()[queries]) for name in ("label", "camera"))
+        labels, cameras = (torch.from_numpy(test.table[name].to_numpy()[queries]) for name in ("label", "camera"))
         pooled = pool_queries(asked, labels, cameras, pooling)
         asked, queries = pooled.embeddings, queries[pooled.first.numpy()]
     return Searched(asked, embeddings[~is_query], queries, gallery)

@@ -20,8 +20,8 @@ from bdbnet.gallery.indexes.faiss import FaissIndex
 from bdbnet.gallery.indexes.milvus import MilvusIndex
 from bdbnet.gallery.indexes.quality import IndexQuality, measure_index
 from bdbnet.gallery.pages import search_page
-from bdbnet.gallery.sources import find_images
 from bdbnet.gallery.store import EmbeddingStore, check_same_model
+from bdbnet.loading.sources import find_images
 from bdbnet.results import write_atomically
 
 # Files of a search.
@@ -120,19 +120,13 @@ def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
         return Queries(store.embeddings, store.table, store.root)
     images = find_images(config.images, root=config.root)
     checkpoint = gallery.model.checkpoint if config.checkpoint is None else config.checkpoint
-    if not Path(checkpoint).expanduser().is_file():
+    if not Path(checkpoint).expanduser().exists() and ":" not in checkpoint:
         raise ConfigError(
             f"{checkpoint}: no such file, but the network in it made the embeddings of {config.index} and has to make those "
             "of the queries. Say where it is now: checkpoint=FILE"
         )
     embedder = embedder_of(gallery.model, checkpoint=checkpoint, accelerator=config.accelerator)
-    size = config.batch_size
-    batches = [list(range(begin, min(begin + size, len(images)))) for begin in range(0, len(images), size)]
-    embeddings = np.empty((len(images), gallery.dimensions), np.float32)
-    with tqdm(total=len(images), unit=" images", desc="embedding", leave=False, disable=None) as bar:
-        for part in embedder.embed(images, batches, num_workers=config.num_workers):
-            embeddings[part.rows] = part.embeddings
-            bar.update(len(part.rows))
+    embeddings = embedder.embed(images.manifest, batch_size=config.batch_size, num_workers=config.num_workers)
     return Queries(embeddings, images.table, images.root)
 
 

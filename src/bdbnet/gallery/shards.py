@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from bdbnet.config import ConfigError
-from bdbnet.gallery.embedding import Embedded, Embedder, EmbeddingError
-from bdbnet.gallery.sources import Images
+from bdbnet.evaluation.embedder import Embedded, Embedder, EmbeddingError
+from bdbnet.gallery.embedding import stamp_of
 from bdbnet.gallery.store import (
     FORMATS,
     META,
@@ -37,6 +37,7 @@ from bdbnet.gallery.store import (
     check_same_model,
     write_store,
 )
+from bdbnet.loading.sources import Images
 from bdbnet.results import write_atomically
 
 _LOCK = ".lock"
@@ -120,7 +121,7 @@ def embed_into(
     Raises:
         ConfigError: an unknown format or a size below 1.
         StoreError: the folder holds embeddings of other images or settings.
-        ImageError, EmbeddingError: see `Embedder.embed`.
+        ImageError, EmbeddingError: see `Embedder.embed_files`.
     """
     if format not in FORMATS:
         raise ConfigError(f"format={format}: choose one of {', '.join(FORMATS)}")
@@ -132,7 +133,7 @@ def embed_into(
         raise ConfigError(
             "overwrite=true: several processes can't throw a folder away together; delete it before they start"
         )
-    run = _Run(folder, embedder, images, shard_size, batch_size, format)
+    run = _Run(folder, stamp_of(embedder), images, shard_size, batch_size, format)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / _LOCK):
         if overwrite:
@@ -144,7 +145,7 @@ def embed_into(
     embedded = 0
     if own:
         options: dict[str, Any] = {"num_workers": num_workers, "local_ranks": ranks.local_size}
-        stream = embedder.embed(images, batches, skip_unreadable=skip_unreadable, **options)
+        stream = embedder.embed_files(images.manifest, batches, skip_unreadable=skip_unreadable, **options)
         with tqdm(
             total=sum(map(len, batches)), desc="embedding", unit=" images", disable=None if progress else True
         ) as bar:
@@ -171,7 +172,7 @@ class _Run:
     """Images on their way into a folder. `begin` and `finish` need the folder's lock."""
 
     folder: Path
-    embedder: Embedder
+    stamp: ModelStamp
     images: Images
     shard_size: int
     batch_size: int
@@ -198,7 +199,7 @@ class _Run:
             "images": _fingerprint(self.images),
             "shard_size": self.shard_size,
             "format": self.format,
-            "model": asdict(self.embedder.stamp),
+            "model": asdict(self.stamp),
         }
         path = self.folder / PLAN
         if not path.exists():
@@ -259,7 +260,7 @@ class _Run:
             (self._embeddings(shard) for shard in range(self.shards)),
             table,
             root=self.images.root,
-            model=self.embedder.stamp,
+            model=self.stamp,
             source=self.images.source,
             skipped=len(unreadable),
             format=self.format,
@@ -286,7 +287,7 @@ class _Run:
 
     def _check_same(self, there: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
         """Raise StoreError that says what differs."""
-        check_same_model(ModelStamp.from_json(there["model"]), self.embedder.stamp)
+        check_same_model(ModelStamp.from_json(there["model"]), self.stamp)
         if there["images"] != plan["images"]:
             images = [f"{record['count']:,} of {record['source']}" for record in (there, plan)]
             raise StoreError(f"it has the images {images[0]}, not the {images[1]} as they are now.")

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class ModelStamp:
         normalize: `none`, `joint` or `per_branch`.
         flip: embeddings of an image and its mirror image are averaged.
         scales: sizes of the input, relative to `image_size`, whose embeddings are averaged.
+        preprocessing: other attributes of `Preprocessing`, where they are not those that `bdbnet` trains with.
     """
 
     fingerprint: str
@@ -71,6 +72,7 @@ class ModelStamp:
     normalize: str = "none"
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "ModelStamp":
@@ -84,7 +86,7 @@ def check_same_model(a: ModelStamp, b: ModelStamp) -> None:
     """Raise StoreError, which names what differs, unless embeddings of the two may be compared."""
     if a.fingerprint == b.fingerprint:
         return
-    names = [field.name for field in fields(ModelStamp) if field.name not in ("fingerprint", "checkpoint")]
+    names = [entry.name for entry in fields(ModelStamp) if entry.name not in ("fingerprint", "checkpoint")]
     different = [name for name in names if getattr(a, name) != getattr(b, name)]
     what = "; ".join(f"{name} {getattr(a, name)} and {getattr(b, name)}" for name in different)
     raise StoreError(

@@ -3,6 +3,7 @@
 from bdbnet.datasets.images import ImageError, read_image
 from bdbnet.loading.datamodule import ReIDDataModule, default_workers
 from bdbnet.loading.packed import CacheError, PackedImages, open_or_pack
+from bdbnet.loading.preprocessing import Preprocessing
 from bdbnet.loading.sampler import IdentityBatchSampler, SamplerError
 from bdbnet.loading.samples import Draw, ImageDataset, show_on_device
 from bdbnet.loading.transforms import (
@@ -26,6 +27,7 @@ __all__ = [
     "ImageDataset",
     "ImageError",
     "PackedImages",
+    "Preprocessing",
     "RandomErasing",
     "ReIDDataModule",
     "SamplerError",

@@ -27,11 +27,11 @@ _MOST_WORKERS = 8
 class ReIDDataModule(pl.LightningDataModule):
     """P x K training batches and every test image once.
 
-    After the transfer to the device, a batch holds `image` float32 (N, 3, H, W), normalised, and int64 (N,) `label`,
-    `camera`, `index`, `position`.  Training labels are 0..C-1, `index` is the row among the train rows
-    (`train_paths`).  Test batches have the dataset's own labels, `is_query` bool (N,), and `index`
-    is the row in `test_table`: queries (and images that are both) first, then the rest of the gallery, each in
-    manifest order.
+    After the transfer to the device, a training batch holds `image` float32 (N, 3, H, W), normalised, and int64 (N,)
+    `label`, `camera`, `index`, `position`.  Training labels are 0..C-1, `index` is the row among the train rows
+    (`train_paths`).  Test batches have the images as they are prepared, uint8, the dataset's own labels, `is_query` bool
+    (N,), and `index` is the row in `test_table`: queries (and images that are both) first, then the rest of the gallery,
+    each in manifest order.
 
     `batch_size` counts images over all ranks, `test_batch_size` those of one rank.  Every rank reads its part of the
     test images, none twice: the parts may differ by one image.  `num_workers` processes per rank decode images
@@ -42,6 +42,8 @@ class ReIDDataModule(pl.LightningDataModule):
     device and crops, flips and erases there.  All three give the same batches.  `decode_margin` reduces large JPEGs
     while they are decoded (`read_image`; None: never).  `on_error="replace"` trains with another image of the same
     identity where a file can't be read, and counts it in `replaced`; test images must all be readable.
+
+    `further_tests` are evaluated after the manifest's own test images: their batches come from further loaders.
 
     The trainer needs `use_distributed_sampler=False`; with several ranks Lightning refuses the sampler otherwise.
     """
@@ -63,6 +65,7 @@ class ReIDDataModule(pl.LightningDataModule):
         cache_root: str | Path = "data/cache",
         decode_margin: float | None = 2.0,
         on_error: str = "raise",
+        further_tests: Sequence[tuple[Manifest, EvaluationTransform]] = (),
     ) -> None:
         super().__init__()
         if cache not in CACHES:
@@ -77,7 +80,8 @@ class ReIDDataModule(pl.LightningDataModule):
             raise ValueError(f"loading.num_workers is {num_workers}: give 0 or more")
         self.manifest = manifest
         self.train_manifest = manifest.subset("train")
-        self.test_table = _test_table(manifest)
+        self.test_table = test_rows(manifest)
+        self.further_tests = tuple(further_tests)
         self.train_transform = train_transform
         self.test_transform = test_transform
         self.batch_size = batch_size
@@ -94,7 +98,7 @@ class ReIDDataModule(pl.LightningDataModule):
         self.replaced = 0
         """Training images of this rank, since the start, that were replaced by another of their identity."""
         self._train_images: PackedImages | None = None
-        self._test_dataset: ImageDataset | None = None
+        self._test_datasets: dict[int, ImageDataset] = {}
         self._on_device: Tensor | None = None
 
     @property
@@ -148,15 +152,19 @@ class ReIDDataModule(pl.LightningDataModule):
             **self._worker_settings(),
         )
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """The same as `test_dataloader`: the datasets have no validation part."""
-        return self.test_dataloader()
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """The same as `test_dataloader`, for the datasets have no validation part; with `further_tests` a list."""
+        further = [self.test_dataloader(number) for number in range(1, len(self.further_tests) + 1)]
+        return [self.test_dataloader(), *further] if further else self.test_dataloader()
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """This rank's test images in order of `test_table`.  Raises DatasetError without queries or gallery."""
-        self.manifest.require("query", "gallery")
+    def test_dataloader(self, number: int = 0) -> DataLoader[Batch]:
+        """This rank's test images in order of `test_table`, or those of the further test with this number, from 1.
+
+        Raises DatasetError without queries or gallery.
+        """
+        self._test_set(number)[0].require("query", "gallery")
         rank, world_size = self._rank()
-        dataset = self._test_images()
+        dataset = self._test_images(number)
         return DataLoader(
             dataset,
             batch_size=self.test_batch_size,
@@ -172,29 +180,36 @@ class ReIDDataModule(pl.LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Cut out where the images are on the device, normalise and erase."""
-        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        """Training images: cut out where they are on the device, normalise and erase.  Test images stay as they are."""
         batch = dict(batch)
+        if "is_query" in batch:  # of a test set
+            batch.pop("erased")
+            return batch
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
         if (view := batch.pop("view", None)) is not None:
             batch["image"] = show_on_device(self._device_images(view.device), view, self.train_transform.image_size)
         # Reordered while it is 8-bit: a quarter of the bytes.
         batch["image"] = normalize(batch["image"].contiguous(memory_format=order), batch.pop("erased"))
         return batch
 
-    def _test_images(self) -> ImageDataset:
-        """The test images, with their cache; made at the first call."""
-        if self._test_dataset is not None:
-            return self._test_dataset
-        manifest = self.manifest.with_rows(self.test_table)
+    def _test_set(self, number: int) -> tuple[Manifest, EvaluationTransform]:
+        return (self.manifest, self.test_transform) if number == 0 else self.further_tests[number - 1]
+
+    def _test_images(self, number: int = 0) -> ImageDataset:
+        """The images of a test set, with their cache; made at the first call."""
+        if number in self._test_datasets:
+            return self._test_datasets[number]
+        whole, transform = self._test_set(number)
+        manifest = whole.with_rows(test_rows(whole))
         dataset = ImageDataset(
             manifest,
-            self.test_transform,
+            transform,
             seed=self.seed,
-            columns={"is_query": self.test_table["split"].isin(("query", "test")).to_numpy()},
+            columns={"is_query": manifest.table["split"].isin(("query", "test")).to_numpy()},
             decode_margin=self.decode_margin,
         )
         dataset.packed = self._packed(dataset, manifest, "test")
-        self._test_dataset = dataset
+        self._test_datasets[number] = dataset
         return dataset
 
     def _packed(self, dataset: ImageDataset, manifest: Manifest, part: str) -> PackedImages | None:
@@ -285,7 +300,8 @@ def default_workers(local_ranks: int = 1) -> int:
     return min(max(usable_cores() // (2 * local_ranks), 1), _MOST_WORKERS)
 
 
-def _test_table(manifest: Manifest) -> pd.DataFrame:
+def test_rows(manifest: Manifest) -> pd.DataFrame:
+    """The test images of a manifest in the order in which they are evaluated: queries, then the rest of the gallery."""
     split = manifest.table["split"]
     query, gallery = manifest.table[split.isin(("query", "test"))], manifest.table[split == "gallery"]
     return pd.concat([query, gallery], ignore_index=True)

@@ -1,7 +1,6 @@
 """From a configuration to the dataset, its protocol and its batches."""
 
 import warnings
-from dataclasses import asdict
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,8 +8,6 @@ from omegaconf import DictConfig, OmegaConf
 from bdbnet.config import ConfigError, instantiate, is_ours
 from bdbnet.datasets import Manifest, load_manifest
 from bdbnet.loading import PROTOCOLS, ReIDDataModule, transforms_for
-from bdbnet.results import Protocol
-from bdbnet.retrieval import KReciprocal, QueryExpansion, as_reranking
 
 # What `dataset=table` leaves open follows from its protocol: the settings of section 4.1 and of section 4.2.1.
 _REID: dict[str, Any] = {
@@ -89,40 +86,6 @@ def is_reid(config: DictConfig) -> bool:
     return str(config.dataset.protocol).startswith("reid")
 
 
-def query_pooling(config: DictConfig) -> str | None:
-    """How the images of one query are pooled; None for single queries."""
-    return str(config.evaluation.query_pooling) if config.dataset.protocol == "reid_multi_query" else None
-
-
-def single_shot(config: DictConfig) -> int | None:
-    """How many random galleries show each identity by one image; None where all images are searched."""
-    return int(config.evaluation.single_shot) if config.dataset.protocol == "reid_single_shot" else None
-
-
-def reranking(config: DictConfig) -> KReciprocal | None:
-    """Settings of k-reciprocal re-ranking.  Raises ConfigError that names the key."""
-    value = _plain(config.evaluation.rerank)
-    try:
-        return as_reranking(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"evaluation.rerank={value}: {error}. true is {{k1: 20, k2: 6, lambda: 0.3}}") from error
-
-
-def query_expansion(config: DictConfig) -> QueryExpansion | None:
-    """Settings of query expansion.  Raises ConfigError that names the key."""
-    value = _plain(config.evaluation.query_expansion)
-    if value is None or value is False:
-        return None
-    try:
-        return QueryExpansion() if value is True else QueryExpansion(**value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"evaluation.query_expansion={value}: {error}. Give some of {{k: 5, alpha: 0}}") from error
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
 def build_data(
     config: DictConfig, manifest: Manifest, *, test_size: Any = None, channels_last: bool = False
 ) -> ReIDDataModule:
@@ -157,25 +120,3 @@ def build_data(
         if is_ours(error):
             raise
         raise ConfigError(f"dataset, augmentation, sampler or loading: {error}") from error
-
-
-def build_protocol(config: DictConfig, data: ReIDDataModule) -> Protocol:
-    """What has to be equal before two numbers may be compared."""
-    expanded, reranked = query_expansion(config), reranking(config)
-    return Protocol(
-        task=config.dataset.protocol,
-        dataset=data.manifest.name,
-        image_size=data.test_transform.image_size,
-        precision=config.evaluation.precision,
-        normalize=config.evaluation.normalize,
-        ap_at=config.evaluation.ap_at if is_reid(config) and single_shot(config) is None else None,
-        pad_to_square=data.test_transform.pad_to_square,
-        decode_margin=data.decode_margin,
-        query_pooling=query_pooling(config),
-        measure=config.evaluation.distance,
-        flip=bool(config.evaluation.flip),
-        scales=tuple(config.evaluation.scales or ()),
-        query_expansion=None if expanded is None else asdict(expanded),
-        rerank=None if reranked is None else {"k1": reranked.k1, "k2": reranked.k2, "lambda": reranked.lambda_value},
-        single_shot=single_shot(config),
-    )

@@ -17,10 +17,12 @@ from torchvision.transforms.v2 import functional
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 PROTOCOLS = ("reid", "reid_multi_query", "reid_single_shot", "retrieval")
 
 Size = tuple[int, int]
+Channels = tuple[float, float, float]
 Rectangle = tuple[int, int, int, int]
 NOTHING: Rectangle = (0, 0, 0, 0)
 
@@ -180,8 +182,16 @@ class TrainTransform:
 class EvaluationTransform(TrainTransform):
     """Pad if asked, then resize to `image_size`; nothing random, and `draw` needs no generator."""
 
-    def __init__(self, image_size: int | Sequence[int], *, pad_to_square: bool = False) -> None:
+    def __init__(
+        self, image_size: int | Sequence[int], *, pad_to_square: bool = False, interpolation: str = "bilinear"
+    ) -> None:
         super().__init__(image_size, pad_to_square=pad_to_square, flip=0.0)
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"unknown interpolation {interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}")
+        self.interpolation = interpolation
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        return resize(pad_to_square(pixels) if self.pad_to_square else pixels, self.prepared_size, self.interpolation)
 
     def draw(self, generator: np.random.Generator | None = None) -> View:
         return View(0, 0, False, np.empty((0, 4), dtype=np.int64))
@@ -229,8 +239,8 @@ def pad_to_square(pixels: np.ndarray) -> np.ndarray:
     return square
 
 
-def resize(pixels: np.ndarray, size: Size) -> np.ndarray:
-    """Resize uint8 (h, w, 3) to (H, W, 3), bilinear with antialiasing, through torchvision's transforms v2.
+def resize(pixels: np.ndarray, size: Size, interpolation: str = "bilinear") -> np.ndarray:
+    """Resize uint8 (h, w, 3) to (H, W, 3) with antialiasing, through torchvision's transforms v2.
 
     On processors with AVX2 several times as fast as Pillow's, from which it differs by one level of 255, rarely two (and not
     at all for Market-1501's 128 x 64 pixels enlarged to 384 x 128 or 256 x 128).
@@ -238,18 +248,21 @@ def resize(pixels: np.ndarray, size: Size) -> np.ndarray:
     if pixels.shape[:2] == size:
         return pixels
     image = torch.from_numpy(pixels).permute(2, 0, 1)
-    return functional.resize(image, list(size), antialias=True).permute(1, 2, 0).contiguous().numpy()
+    mode = functional.InterpolationMode(interpolation)
+    return functional.resize(image, list(size), mode, antialias=True).permute(1, 2, 0).contiguous().numpy()
 
 
-def normalize(images: Tensor, erased: Tensor | None = None) -> Tensor:
-    """uint8 images (N, 3, H, W) to float32 with ImageNet mean and standard deviation, on the images' device.
+def normalize(
+    images: Tensor, erased: Tensor | None = None, *, mean: Channels = IMAGENET_MEAN, std: Channels = IMAGENET_STD
+) -> Tensor:
+    """uint8 images (N, 3, H, W) to float32 with mean 0 and deviation 1 by `mean` and `std`, on the images' device.
 
     The rectangles `erased` (N, R, 4), rows of (top, left, height, width), are exactly 0 in the result.  The memory
     format is kept.  Nothing waits for the device.  Raises TypeError for images that are not uint8.
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"normalize needs uint8 images, not {images.dtype}")
-    scale, shift = _scale_and_shift(images.device)
+    scale, shift = _scale_and_shift(images.device, tuple(mean), tuple(std))
     count, channels, height, width = images.shape
     if images.is_contiguous(memory_format=torch.channels_last):
         # Rows of W x 3 values with the constants repeated along them: all of one stride, three times as fast on a CPU.
@@ -279,12 +292,11 @@ def covered(erased: Tensor, height: int, width: int) -> Tensor:
 
 
 @lru_cache
-def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(device: torch.device, mean: Channels, std: Channels) -> tuple[Tensor, Tensor]:
     """Constants (3,) on the device, made once: a copy from the host in every step would wait for the device."""
     with torch.inference_mode(False):
-        mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)
-        std = torch.tensor(IMAGENET_STD, dtype=torch.float64)
-        return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+        means, deviations = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+        return (1 / (255 * deviations)).float().to(device), (-means / deviations).float().to(device)
 
 
 def _size(name: str, value: int | Sequence[int]) -> Size:

@@ -14,9 +14,12 @@ from bdbnet.models.heads import BranchOutput, FeatureDroppingBranch, GlobalBranc
 from bdbnet.models.mgn import MGNNetwork
 from bdbnet.models.network import EmbeddingNetwork
 from bdbnet.models.pcb import PCBNetwork
+from bdbnet.models.pretrained import PooledNetwork, TimmNetwork, timm_network, torchvision_network
+from bdbnet.models.recognition import Architecture, recognise
 from bdbnet.models.weights import CheckpointError, initialize_from, load_network, read_checkpoint, read_state_dict
 
 __all__ = [
+    "Architecture",
     "BDBNetwork",
     "Backbone",
     "BatchDropBlock",
@@ -32,12 +35,17 @@ __all__ = [
     "MGNNetwork",
     "OSNetBackbone",
     "PCBNetwork",
+    "PooledNetwork",
     "ResNetBackbone",
     "SpatialDropout",
     "TimmBackbone",
+    "TimmNetwork",
     "TorchvisionBackbone",
     "initialize_from",
     "load_network",
     "read_checkpoint",
     "read_state_dict",
+    "recognise",
+    "timm_network",
+    "torchvision_network",
 ]

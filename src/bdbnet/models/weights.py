@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import safetensors.torch
 import torch
 import torchvision.models
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 _CLASSIFIER, _COUNTER = ".classifier.", ".drop.step"
@@ -49,7 +51,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Everything in a file that `torch.save` wrote, on the CPU, if it is tensors and plain values alone.
+    """Everything in a file that `torch.save` or safetensors wrote, on the CPU, if it is tensors and plain values alone.
 
     Raises:
         CheckpointError: as `read_state_dict`.
@@ -59,6 +61,13 @@ def read_checkpoint(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: no such file of weights")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; copy or download it again")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path}: damaged or no safetensors file ({error}); copy or download it again"
+            ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

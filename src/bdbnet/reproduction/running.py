@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, is_ours
+from bdbnet.evaluation.test_set import EvaluationError
 from bdbnet.models import CheckpointError, read_checkpoint
 from bdbnet.reproduction.cells import CELL, FAILURE, LOCK, Cell, Run, State, compose_training
 from bdbnet.results import BEST, LAST, RESULT, write_atomically
 from bdbnet.training.callbacks import TrainingError
-from bdbnet.training.module import EvaluationError
 from bdbnet.training.runs import train
 
 

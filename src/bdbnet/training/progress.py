@@ -1,16 +1,16 @@
 """Progress bar over the whole training: epoch, loss parts, learning rate, images per second, time left."""
 
-import sys
 import time
 from collections.abc import Sized
 from typing import Any, cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
+from bdbnet.evaluation.progress import EvaluationProgress
 
-class TrainingProgress(ProgressBar):
+
+class TrainingProgress(EvaluationProgress):
     """One bar for all epochs, so that the time left is that of the run; a bar of its own for each evaluation.
 
     Where the output is not a terminal (a log file, a CI run), a line per epoch is printed instead.
@@ -22,26 +22,9 @@ class TrainingProgress(ProgressBar):
     def __init__(self, seconds_between: float = 0.5) -> None:
         super().__init__()
         self.seconds_between = seconds_between
-        self._enabled = True
         self._bar: tqdm | None = None
-        self._evaluation: tqdm | None = None
         self._refreshed = self._epoch_began = self._run_began = self._rate = 0.0
         self._images = self._first_epoch = 0
-
-    def disable(self) -> None:
-        self._enabled = False
-
-    def enable(self) -> None:
-        self._enabled = True
-
-    @property
-    def live(self) -> bool:
-        """Whether bars are drawn, rather than lines printed."""
-        return self._enabled and sys.stderr.isatty()
-
-    def print(self, *values: Any, **options: Any) -> None:
-        if self._enabled:
-            tqdm.write(" ".join(map(str, values)), file=sys.stdout)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._first_epoch, self._run_began = trainer.current_epoch, time.perf_counter()
@@ -95,26 +78,7 @@ class TrainingProgress(ProgressBar):
 
     def on_exception(self, *_: Any) -> None:
         self.on_train_end()
-        self._close_evaluation()
-
-    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self.live and not trainer.sanity_checking:
-            total = sum(int(n) for n in trainer.num_val_batches)
-            self._evaluation = tqdm(
-                total=total, desc="embedding the test set", unit="batch", leave=False, dynamic_ncols=True
-            )
-
-    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
-        if self._evaluation is not None:
-            self._evaluation.update(1)
-
-    def on_validation_end(self, *_: Any) -> None:
-        self._close_evaluation()
-
-    def _close_evaluation(self) -> None:
-        if self._evaluation is not None:
-            self._evaluation.close()
-            self._evaluation = None
+        super().on_exception(*_)
 
 
 def _clock(seconds: float) -> str:

@@ -6,7 +6,7 @@ from bdbnet.config import ConfigError, flatten
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import BEST, HISTORY, LAST, REPORT, RESULT, TOP_K
-from bdbnet.training.module import ReIDModule
+from bdbnet.training.module import TrainingModule
 
 #: Groups and keys that decide what a training computes; they have to be the same when it goes on.
 _SHAPING = ("augmentation", "dataset", "dropping", "loss", "model", "optimizer", "sampler", "schedule", "seed")
@@ -61,7 +61,7 @@ def clear_folder(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_resumable(module: ReIDModule, path: Path) -> None:
+def check_resumable(module: TrainingModule, path: Path) -> None:
     """Refuse a checkpoint that this run can't go on from, before anything is changed.
 
     The optimiser's and the schedule's state come from the checkpoint, so that settings which shape them have to be the same.
@@ -72,10 +72,10 @@ def check_resumable(module: ReIDModule, path: Path) -> None:
     """
     checkpoint = read_checkpoint(path)
     trained_on = checkpoint["bdbnet"].get("fingerprint") if isinstance(checkpoint.get("bdbnet"), dict) else None
-    if trained_on is not None and trained_on != module.fingerprint:
+    if trained_on is not None and trained_on != module.record.fingerprint:
         raise ConfigError(
-            f"{path} was trained on other data: the dataset's rows have changed since (fingerprint {trained_on[:12]}, now "
-            f"{str(module.fingerprint)[:12]}). Restore them, or start a new run from its weights with backbone.weights={path}"
+            f"{path} was trained on other data: the dataset has changed since (fingerprint {trained_on[:12]}, now "
+            f"{str(module.record.fingerprint)[:12]}). Restore it, or start a new run from its weights with backbone.weights={path}"
         )
     load_network(module.network, path)
     if "optimizer_states" not in checkpoint or "bdbnet" not in checkpoint:
@@ -84,7 +84,7 @@ def check_resumable(module: ReIDModule, path: Path) -> None:
             f"with backbone.weights={path}"
         )
     then, now = ({key: value for key, value in flatten(config) if _shapes_training(key)}
-                 for config in (with_todays_names(checkpoint["bdbnet"]["config"]), module.config))  # fmt: skip
+                 for config in (with_todays_names(checkpoint["bdbnet"]["config"]), module.record.config))  # fmt: skip
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     if changed:
         shown = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:6])

@@ -1,24 +1,26 @@
-"""A training run from configuration to ``result.json``, and the evaluation of a checkpoint."""
+"""A training run from configuration to ``result.json``."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bdbnet.config import ConfigError, instantiate
 from bdbnet.datasets import Manifest
-from bdbnet.evaluation.error_analysis import analyse, clear_analysis
-from bdbnet.evaluation.ranking_lists import write_ranking_lists
-from bdbnet.loading import ReIDDataModule
-from bdbnet.loading.from_config import build_data, build_manifest, build_protocol
-from bdbnet.models import load_network, read_checkpoint
-from bdbnet.renamed import with_todays_names
-from bdbnet.results import BEST, LAST, RESULT, Result
+from bdbnet.evaluation.embedder import Embedder
+from bdbnet.evaluation.evaluate import build_test_set, describe, write_outcome
+from bdbnet.evaluation.load import settings_of
+from bdbnet.evaluation.network import build_network, count_parameters
+from bdbnet.evaluation.protocol import build_protocol, check_evaluation, main_metric
+from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_libraries, seed_everything
+from bdbnet.loading import Preprocessing, ReIDDataModule
+from bdbnet.loading.from_config import build_data, build_manifest
+from bdbnet.models import EmbeddingNetwork
+from bdbnet.results import BEST, LAST, Result
 from bdbnet.training.callbacks import (
+    EpochTimer,
     EvaluateLastEpoch,
     FiniteLossGuard,
     History,
@@ -26,21 +28,10 @@ from bdbnet.training.callbacks import (
     TrainingError,
     checkpoint_callbacks,
 )
-from bdbnet.training.module import ReIDModule
+from bdbnet.training.module import TrainingModule
 from bdbnet.training.progress import TrainingProgress
 from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
-from bdbnet.training.setup import (
-    build_module,
-    build_network,
-    build_trainer,
-    check_evaluation,
-    check_lengths,
-    keep_freed_memory,
-    main_metric,
-    quiet_libraries,
-    resolve_precision,
-    seed_everything,
-)
+from bdbnet.training.setup import build_module, check_lengths, resolve_precision
 
 
 def train(config: DictConfig, folder: Path) -> Result:
@@ -62,7 +53,14 @@ def train(config: DictConfig, folder: Path) -> Result:
     network, loaded = build_network(config, data.num_classes)
     if config.trainer.channels_last:
         network.to(memory_format=torch.channels_last)
-    module = build_module(config, network, data.num_classes, train=True, fingerprint=manifest.fingerprint)
+    preprocessing = Preprocessing(
+        data.test_transform.image_size, data.test_transform.pad_to_square, config.loading.decode_margin
+    )
+    embedder = Embedder(
+        network, preprocessing, settings_of(config.evaluation), channels_last=bool(config.trainer.channels_last)
+    )
+    tests = [build_test_set(config, manifest)]
+    module = build_module(config, embedder, tests, data.num_classes, manifest.fingerprint)
     if resume is not None:
         check_resumable(module, resume)
     history = History(folder, resumed_here=resume is None or resume.parent.resolve() == folder.resolve())
@@ -76,12 +74,14 @@ def train(config: DictConfig, folder: Path) -> Result:
     if config.callbacks.progress:
         callbacks.append(TrainingProgress())
     callbacks += checkpoint_callbacks(folder, main_metric(config), config.callbacks.checkpoint_every_n_epochs)
+    if config.trainer.max_time is not None:
+        callbacks.append(EpochTimer(config.trainer.max_time))
     trainer = build_trainer(config, folder, callbacks)
     trainer.check_val_every_n_epoch = config.evaluation.every_n_epochs
     if trainer.is_global_zero:
         _announce(config, folder, data, network, loaded, resume)
     for logger in trainer.loggers:
-        logger.log_hyperparams(module.config)  # type: ignore[arg-type]
+        logger.log_hyperparams(module.record.config)  # type: ignore[arg-type]
     module.configure_optimizers()  # tried before anything is thrown away
     if config.overwrite:
         clear_folder(folder)
@@ -110,111 +110,11 @@ def train(config: DictConfig, folder: Path) -> Result:
                 finish()  # W&B: an unfinished run would swallow the next one of a sweep
 
 
-def evaluate(config: DictConfig, folder: Path) -> Result:
-    """Evaluate ``config.checkpoint`` on ``config.dataset`` and record it in ``folder``.
-
-    Raises:
-        ConfigError: the checkpoint does not say what network it is for and the configuration does not either.
-        CheckpointError, DatasetError, ImageError: see there.
-    """
-    quiet_libraries()
-    keep_freed_memory()
-    check_evaluation(config)
-    if not isinstance(config.analysis, bool):
-        raise ConfigError(f"analysis={config.analysis}: give true or false")
-    path = Path(config.checkpoint).expanduser()
-    origin = architecture_of(config, path)
-    seed_everything(config.seed)
-    network, _ = build_network(origin.config, num_classes=0)
-    load_network(network, path, classifiers="drop")
-    network.to(memory_format=torch.channels_last)  # faster on CPUs, no slower elsewhere
-    manifest = build_manifest(config)
-    size = config.image_size or origin.test_size or config.dataset.test_size
-    data = build_data(config, manifest, test_size=size, channels_last=True)
-    module = build_module(config, network, 0, train=False)
-    trainer = build_trainer(config, folder, [TrainingProgress()])
-    trainer.validate(module, data, verbose=False)
-    result = Result(
-        kind="evaluate",
-        metrics=module.metrics,
-        plain=module.plain_metrics,
-        protocol=build_protocol(config, data),
-        checkpoint=str(config.checkpoint),
-        data=describe(manifest),
-        config={**module.config, "trained_with": origin.trained_with},
-        seed=config.seed,
-        parameters=_count_parameters(network),
-        embedding_dim=network.embedding_dim,
-        seconds={"evaluate": round(module.evaluation_seconds, 2)},
-        images_per_second={"evaluate": round(len(data.test_table) / module.evaluation_seconds, 2)},
-    )
-    if trainer.is_global_zero:
-        clear_analysis(folder)
-    _write(result, module, data, folder, config.evaluation.top_k)
-    if config.analysis and trainer.is_global_zero:
-        analyse(module, data, folder, config)
-    return result
-
-
-def describe(manifest: Manifest) -> dict[str, Any]:
-    """Name, fingerprint and counts of a dataset for ``result.json``."""
-    counts = manifest.counts()
-    return {
-        "name": manifest.name,
-        "fingerprint": manifest.fingerprint,
-        "cameras": manifest.has_cameras,
-        "counts": {str(role): {str(k): int(v) for k, v in row.items()} for role, row in counts.iterrows()},
-    }
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a network's architecture is known from.
-
-    Attributes:
-        config: groups ``model``, ``backbone`` and ``dropping``, for ``build_network``.
-        test_size: height and width of the test images it was trained for, pixels; None where the file doesn't say.
-        trained_with: configuration of its training, None for bare weights.
-    """
-
-    config: DictConfig
-    test_size: list[int] | None
-    trained_with: dict[str, Any] | None
-
-
-def architecture_of(config: DictConfig, path: Path) -> Origin:
-    """The network that a checkpoint is for, by itself or by ``config.model`` and ``config.backbone`` for bare weights.
-
-    Raises:
-        ConfigError: both say it, or neither does.
-        CheckpointError: see ``read_checkpoint``.
-    """
-    content = read_checkpoint(path)
-    saved = content.get("bdbnet") if isinstance(content, dict) else None
-    given = [group for group in ("model", "backbone") if config.get(group) is not None]
-    if saved is None:
-        if len(given) < 2:
-            raise ConfigError(
-                f"{path}: bare weights, which do not say what network they are for. Add model= and backbone=, for example "
-                "model=baseline backbone=osnet_x0_25 for torchreid's OSNet x0.25."
-            )
-        parts = {"model": config.model, "backbone": {**config.backbone, "weights": "none"}}
-        bare = OmegaConf.create({**parts, "dropping": {"_target_": "torch.nn.Identity"}})
-        return Origin(bare, None, None)
-    if given:
-        raise ConfigError(f"{' and '.join(f'{name}=' for name in given)}: leave out, {path} knows its own network")
-    settings = with_todays_names(saved["config"])
-    trained = OmegaConf.create(settings)
-    trained.backbone.weights = "none"
-    size = trained.dataset.get("test_size") or trained.dataset.image_size
-    return Origin(trained, list(size), settings)
-
-
 def _record_training(
     config: DictConfig,
     folder: Path,
     trainer: pl.Trainer,
-    module: ReIDModule,
+    module: TrainingModule,
     manifest: Manifest,
     history: History,
 ) -> Result:
@@ -233,16 +133,16 @@ def _record_training(
         protocol=build_protocol(config, data),
         checkpoint="last",
         data=describe(manifest) | ({} if (count := history.replaced_images) is None else {"replaced_images": count}),
-        config=module.config,
+        config=module.record.config,
         seed=config.seed,
         before=history.before,
         best={
             "metrics": {name: best[name] for name in module.metrics},
             "epoch": best["epoch"],
-            "note": "chosen on the test set, so it flatters",
+            "note": "selected on the test set; optimistically biased",
         },
         epochs=trainer.current_epoch,
-        parameters=_count_parameters(module.network),
+        parameters=count_parameters(module.network),
         embedding_dim=module.network.embedding_dim,
         seconds={"train": round(history.train_seconds, 2), "evaluate": round(module.evaluation_seconds, 2)},
         images_per_second={
@@ -250,25 +150,16 @@ def _record_training(
             "evaluate": round(len(data.test_table) / module.evaluation_seconds, 2),
         },
     )
-    _write(result, module, data, folder, config.evaluation.top_k)
+    if trainer.is_global_zero:
+        write_outcome(result, module.tests[0], folder, config.evaluation.top_k)
     return result
-
-
-def _write(result: Result, module: ReIDModule, data: ReIDDataModule, folder: Path, k: int) -> None:
-    if module.trainer.is_global_zero:
-        result.write(folder / RESULT)  # first: what was measured must not be lost with a list that can't be written
-        write_ranking_lists(module, data, folder, k=k)
-
-
-def _count_parameters(network: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _announce(
     config: DictConfig,
     folder: Path,
     data: ReIDDataModule,
-    network: torch.nn.Module,
+    network: EmbeddingNetwork,
     loaded: list[str],
     resume: Path | None,
 ) -> None:
@@ -287,7 +178,7 @@ def _announce(
         if loaded
         else {"none": "random weights"}.get(weights, f"{weights} weights")
     )
-    print(f"network: {_count_parameters(network) / 1e6:.2f} M parameters, {start}; {config.trainer.precision}")
+    print(f"network: {count_parameters(network) / 1e6:.2f} M parameters, {start}; {config.trainer.precision}")
     print(f"run folder: {folder}" + (f", going on from {resume}" if resume else ""))
 
 

@@ -36,14 +36,9 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str, weights: str | Path | None = "imagenet") -> None:
         super().__init__()
-        try:
-            import timm
-        except ImportError as error:
-            raise ValueError('models of timm need timm: install it with pip install "bdbnet[timm]"') from error
-        known = {*timm.list_models(), *timm.list_models(include_tags=True)}
-        if name not in known:
-            similar = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or ("resnet18", "vit_tiny_patch16_224")
-            raise ValueError(f"timm {timm.__version__} has no model {name!r}; choose, e.g., {', '.join(similar)}")
+        self.check_name(name)
+        import timm
+
         card: Any = timm.get_pretrained_cfg(name)
         self.name, self._made_for = name, tuple(card.input_size[1:])
         create = functools.partial(timm.create_model, name, features_only=True, out_indices=(-1,))
@@ -60,6 +55,18 @@ class TimmBackbone(nn.Module):
         self._channels_first = getattr(self.model, "output_fmt", "NCHW") == "NCHW"
         if weights not in (None, "none", "imagenet"):
             load_backbone(self, str(weights))
+
+    @staticmethod
+    def check_name(name: str) -> None:
+        """Raise ValueError where timm is not installed, or does not know the name."""
+        try:
+            import timm
+        except ImportError as error:
+            raise ValueError('models of timm need timm: install it with pip install "bdbnet[timm]"') from error
+        known = {*timm.list_models(), *timm.list_models(include_tags=True)}
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or ("resnet18", "vit_tiny_patch16_224")
+            raise ValueError(f"timm {timm.__version__} has no model {name!r}; choose, e.g., {', '.join(similar)}")
 
     def forward(self, images: Tensor) -> Tensor:
         try:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bdbnet.datasets import DatasetError
-from bdbnet.gallery.sources import dataset_images, find_images
+from bdbnet.loading.sources import dataset_images, find_images
 from small_files import touch
 
 FILES = ("a.jpg", "b.jpg", "sub/c.PNG", "sub/deep/d.jpeg")

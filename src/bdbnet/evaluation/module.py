@@ -1,0 +1,83 @@
+"""LightningModule that evaluates: every test image to its embedding, all embeddings to metrics."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from bdbnet.evaluation.embedder import Embedder
+from bdbnet.evaluation.test_set import EvaluationError, TestSet
+
+
+class EvaluationModule(pl.LightningModule):
+    """Embeds the images of one or several test sets and computes their metrics.
+
+    Training derives from it, so that every number of every command comes through the same code.
+
+    Args:
+        embedder: whose network is evaluated.
+        tests: what it is evaluated on, in the order of the data module's test batches; the first is the run's own.
+
+    Attributes:
+        metrics: of the own test set as evaluated last, and of further ones under `<name>/<metric>`.
+        plain_metrics: of the own one without re-ranking and query expansion, where there was either.
+        metrics_epoch: the epoch that they belong to.
+        evaluation_seconds: what the last evaluation took.
+    """
+
+    def __init__(self, embedder: Embedder, tests: Sequence[TestSet]) -> None:
+        super().__init__()
+        self.network = embedder.network
+        self.embedder = embedder
+        self.tests = list(tests)
+        self.test_metrics = nn.ModuleList([test.metric for test in tests])  # moved along to the device
+        self.metrics: dict[str, float] = {}
+        self.plain_metrics: dict[str, float] | None = None
+        self.metrics_epoch: int | None = None
+        self.evaluation_seconds = 0.0
+
+    def on_validation_epoch_start(self) -> None:
+        self._evaluation_began = time.perf_counter()
+        for test in self.tests:
+            test.begin()
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
+        self.tests[dataloader_idx].add(self.embedder.embed_prepared(batch["image"]), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.metrics, self.plain_metrics = {}, None
+        for test in self.tests:
+            outcome = test.evaluate()
+            if outcome.zeros.any():
+                rank_zero_warn(
+                    f"{int(outcome.zeros.sum())} of {len(outcome.zeros)} test images{f' of {test.name}' if test.name else ''} have "
+                    f"an embedding of zeros, which says nothing about them; the first is row {int(outcome.zeros.argmax())} "
+                    "(gallery before queries)"
+                )
+            prefix = f"{test.name}/" if test.name else ""
+            self.metrics |= {f"{prefix}{name}": value for name, value in outcome.metrics.items()}
+            if test is self.tests[0]:
+                self.plain_metrics = outcome.plain
+        self.metrics_epoch = self.current_epoch
+        self.evaluation_seconds = time.perf_counter() - self._evaluation_began
+        # The same on every rank, which Lightning cannot know.
+        self.log_dict(self.metrics, sync_dist=self.trainer.world_size > 1)
+
+    def own_metrics(self) -> dict[str, float]:
+        """The metrics of the run's own test set."""
+        return {name: value for name, value in self.metrics.items() if "/" not in name}
+
+    def further_metrics(self) -> dict[str, dict[str, float]]:
+        """The metrics of each further test set, by its name."""
+        found: dict[str, dict[str, Any]] = {test.name: {} for test in self.tests[1:]}
+        for name, value in self.metrics.items():
+            test, slash, metric = name.partition("/")
+            if slash:
+                found[test][metric] = value
+        return found
+
+
+__all__ = ["EvaluationError", "EvaluationModule"]

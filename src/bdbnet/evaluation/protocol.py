@@ -1,0 +1,132 @@
+"""The protocol of an evaluation: its settings checked, the metric that it asks for, and its stamp in `result.json`."""
+
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+from torchmetrics import Metric
+
+from bdbnet.config import ConfigError
+from bdbnet.evaluation.load import settings_of
+from bdbnet.loading import ReIDDataModule
+from bdbnet.loading.from_config import is_reid
+from bdbnet.results import Protocol
+from bdbnet.retrieval import POOLINGS, KReciprocal, QueryExpansion, ReIDMetrics, RetrievalRecall, as_reranking
+
+
+def query_pooling(config: DictConfig) -> str | None:
+    """How the images of one query are pooled; None for single queries."""
+    return str(config.evaluation.query_pooling) if config.dataset.protocol == "reid_multi_query" else None
+
+
+def single_shot(config: DictConfig) -> int | None:
+    """How many random galleries show each identity by one image; None where all images are searched."""
+    return int(config.evaluation.single_shot) if config.dataset.protocol == "reid_single_shot" else None
+
+
+def reranking(config: DictConfig) -> KReciprocal | None:
+    """Settings of k-reciprocal re-ranking.  Raises ConfigError that names the key."""
+    value = _plain(config.evaluation.rerank)
+    try:
+        return as_reranking(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"evaluation.rerank={value}: {error}. true is {{k1: 20, k2: 6, lambda: 0.3}}") from error
+
+
+def query_expansion(config: DictConfig) -> QueryExpansion | None:
+    """Settings of query expansion.  Raises ConfigError that names the key."""
+    value = _plain(config.evaluation.query_expansion)
+    if value is None or value is False:
+        return None
+    try:
+        return QueryExpansion() if value is True else QueryExpansion(**value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"evaluation.query_expansion={value}: {error}. Give some of {{k: 5, alpha: 0}}") from error
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def build_metric(config: DictConfig, *, progress: bool = False) -> Metric:
+    """What the dataset's protocol is evaluated by; with ``progress`` re-ranking shows a bar."""
+    evaluation = config.evaluation
+    try:
+        search: dict[str, Any] = {
+            "distance": evaluation.distance,
+            "query_expansion": query_expansion(config),
+            "rerank": reranking(config),
+            "chunk_memory_mb": evaluation.chunk_memory_mb,
+            "progress": progress and rank_zero_only.rank == 0,  # type: ignore[attr-defined]
+        }
+        if is_reid(config):
+            return ReIDMetrics(
+                tuple(evaluation.ranks),
+                ap_at=evaluation.ap_at,
+                query_pooling=query_pooling(config),
+                single_shot=single_shot(config),
+                **search,
+            )
+        return RetrievalRecall(tuple(evaluation.recall_at), precision=True, **search)
+    except ValueError as error:
+        raise ConfigError(f"evaluation: {error}") from error
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether a setting is a whole number of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_evaluation(config: DictConfig) -> None:
+    """Refuse settings of the evaluation that would fail only when the first epochs have been trained.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    settings = config.evaluation
+
+    for key in ("ranks", "recall_at"):
+        if not settings[key] or not all(is_whole(value, 1) for value in settings[key]):
+            raise ConfigError(f"evaluation.{key}={settings[key]}: give a list of whole numbers of at least 1")
+    for key, least in (("every_n_epochs", 1), ("top_k", 0), ("single_shot", 1)):
+        if not is_whole(settings[key], least):
+            raise ConfigError(f"evaluation.{key}={settings[key]}: give a whole number of at least {least}")
+    if settings.ap_at is not None and not is_whole(settings.ap_at, 1):
+        raise ConfigError(
+            f"evaluation.ap_at={settings.ap_at}: give a whole number of at least 1, or null for the full list"
+        )
+    settings_of(settings)
+    if settings.query_pooling not in POOLINGS:
+        raise ConfigError(f"evaluation.query_pooling={settings.query_pooling}: choose one of {', '.join(POOLINGS)}")
+    if not isinstance(settings.chunk_memory_mb, int | float) or not settings.chunk_memory_mb > 0:
+        raise ConfigError(f"evaluation.chunk_memory_mb={settings.chunk_memory_mb}: give a number of MiB above 0")
+
+
+def main_metric(config: DictConfig) -> str:
+    """The number by which the best checkpoint is chosen: Rank-1 or Recall@1."""
+    if is_reid(config):
+        return f"rank{min(config.evaluation.ranks)}"
+    return f"recall@{min(config.evaluation.recall_at)}"
+
+
+def build_protocol(config: DictConfig, data: ReIDDataModule) -> Protocol:
+    """What has to be equal before two numbers may be compared."""
+    expanded, reranked = query_expansion(config), reranking(config)
+    return Protocol(
+        task=config.dataset.protocol,
+        dataset=data.manifest.name,
+        image_size=data.test_transform.image_size,
+        precision=config.evaluation.precision,
+        normalize=config.evaluation.normalize,
+        ap_at=config.evaluation.ap_at if is_reid(config) and single_shot(config) is None else None,
+        pad_to_square=data.test_transform.pad_to_square,
+        decode_margin=data.decode_margin,
+        query_pooling=query_pooling(config),
+        measure=config.evaluation.distance,
+        flip=bool(config.evaluation.flip),
+        scales=tuple(config.evaluation.scales or ()),
+        query_expansion=None if expanded is None else asdict(expanded),
+        rerank=None if reranked is None else {"k1": reranked.k1, "k2": reranked.k2, "lambda": reranked.lambda_value},
+        single_shot=single_shot(config),
+    )

@@ -1,0 +1,126 @@
+"""An embedder in a folder: `model.safetensors`, `bdbnet.json` and a `README.md` that says what it is."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+
+from bdbnet.models import CheckpointError
+from bdbnet.renamed import with_todays_names
+from bdbnet.results import versions, write_atomically
+
+if TYPE_CHECKING:
+    from bdbnet.evaluation.embedder import Embedder
+
+SCHEMA = 1
+RECORD, WEIGHTS, CARD = "bdbnet.json", "model.safetensors", "README.md"
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_embedder` wrote this folder."""
+    return (folder / RECORD).is_file()
+
+
+def save_embedder(embedder: "Embedder", folder: str | Path) -> Path:
+    """Write an embedder into a folder, which `bdbnet.load` reads on any machine; the record comes last.
+
+    Raises:
+        CheckpointError: the folder holds other files, or the network is one that its source alone names.
+        OSError: the folder can't be written to.
+    """
+    place = Path(folder).expanduser()
+    if not embedder.origin.network:
+        raise CheckpointError(
+            f"{embedder.origin.source}: a pretrained network as it is needs no folder; load it by its name"
+        )
+    others = (
+        sorted(path.name for path in place.iterdir() if path.name not in (RECORD, WEIGHTS, CARD))
+        if place.is_dir()
+        else []
+    )
+    if others and not is_saved(place):
+        raise CheckpointError(f"{folder}: the folder holds {', '.join(others[:3])}; give a new or empty one")
+    place.mkdir(parents=True, exist_ok=True)
+    (place / RECORD).unlink(missing_ok=True)  # from here on it is no saved embedder, until all of it is there again
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in embedder.network.state_dict().items()}
+    write_atomically(place / WEIGHTS, safetensors.torch.save(state, {"format": "pt"}))
+    record = {
+        "schema": SCHEMA,
+        "source": Path(embedder.origin.source).name,
+        "fingerprint": embedder.fingerprint,
+        "dimensions": embedder.dimensions,
+        "network": embedder.origin.network,
+        "preprocessing": asdict(embedder.preprocessing),
+        "settings": asdict(embedder.settings),
+        "distance": embedder.distance_name,
+        "threshold": embedder.threshold,
+        "trained_with": embedder.origin.trained_with,
+        "metrics": embedder.origin.metrics,
+        "protocol": embedder.origin.protocol,
+        "versions": versions(),
+    }
+    write_atomically(place / CARD, _card(embedder).encode())
+    write_atomically(place / RECORD, (json.dumps(record, indent=2, default=str) + "\n").encode())
+    return place
+
+
+def read_saved(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The record of a saved embedder and a file of its weights that `load_network` reads.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another schema.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        if record["schema"] != SCHEMA:
+            raise CheckpointError(f"{folder / RECORD}: schema {record['schema']}, this version reads schema {SCHEMA}")
+        for key in ("network", "preprocessing", "settings"):
+            if not isinstance(record[key], Mapping):
+                raise TypeError(f"{key} is no mapping")
+        if record["network"].keys() < {"model", "backbone"}:
+            raise KeyError("model and backbone of the network")
+        names = ("source", "distance", "threshold", "trained_with", "metrics", "protocol")
+        record = {**record, **{name: record[name] for name in names}, "network": with_todays_names(record["network"])}
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / RECORD} is damaged ({type(error).__name__}: {error}): save it again"
+        ) from error
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder}: {WEIGHTS} is not there: copy the folder again")
+    return record, folder / WEIGHTS
+
+
+def _card(embedder: "Embedder") -> str:
+    """What the network is, for people."""
+    trained = embedder.origin.trained_with or {}
+    dataset = (trained.get("dataset") or {}).get("name", "unknown data")
+    size = " x ".join(map(str, embedder.preprocessing.image_size))
+    lines = [
+        f"# Embedder from {Path(embedder.origin.source).name}",
+        "",
+        f"Maps an image to {embedder.dimensions} numbers; images of the same identity or class lie near each other.",
+        "",
+        f"- network: {type(embedder.network).__name__}, {type(embedder.network.backbone).__name__}",
+        f"- trained on: {dataset}",
+        f"- input: RGB images, resized to {size} pixels",
+        f"- distance: {embedder.distance_name}",
+        f"- threshold for the same identity: {embedder.threshold if embedder.threshold is not None else 'not calibrated'}",
+        f"- fingerprint: `{embedder.fingerprint}`",
+        "",
+        "```python",
+        "import bdbnet",
+        "",
+        'embedder = bdbnet.load("this/folder")',
+        'embeddings = embedder.embed(["a.jpg", "b.jpg"])',
+        "```",
+        "",
+        "The terms of the data that it was trained on apply to its weights. Re-identification of people without their consent",
+        "may be unlawful where you are.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,90 @@
+"""Lightning's trainer and the process around it, alike for training and evaluation."""
+
+import ctypes
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import pytorch_lightning.callbacks
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from bdbnet.config import ConfigError, instantiate, is_ours
+
+#: Keys of the trainer group that are ours, not Lightning's.
+_OWN_TRAINER_KEYS = frozenset({"channels_last", "compile"})
+
+#: Keys of Lightning's that would evaluate a part of the test set under the name of the whole.
+_PARTIAL = ("fast_dev_run", "limit_val_batches", "overfit_batches")
+
+# Parameters of glibc's mallopt, from malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep large blocks that it frees, instead of handing each back to the kernel.
+
+    glibc maps blocks above 32 MB anew every time, and the kernel zeroes them page by page: with the activations of a batch that
+    is a third of a training step's processor time on a CPU. Other C libraries are left alone.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 2**30)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def seed_everything(seed: Any) -> None:
+    """Seed initial weights; batches, augmentation and masks take the seed by themselves."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed}: give a whole number from 0 to {2**32 - 1}")
+    pl.seed_everything(seed, workers=True, verbose=False)
+
+
+def quiet_libraries() -> None:
+    """Keep hints for programmers of the libraries out of a user's terminal; errors and our own warnings stay."""
+    for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in (
+        ".*does not have many workers.*", ".*Checkpoint directory.*exists and is not empty.*",
+        ".*number of training batches.*is smaller than the logging interval.*", ".*treespec, LeafSpec.*",
+        ".*You are running on a GPU.*", ".*tensorboardX.*",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", pattern)
+
+
+def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's trainer with the settings of ``config.trainer``, logging into ``folder`` alone."""
+    settings: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    for key in _OWN_TRAINER_KEYS:
+        settings.pop(key, None)
+    logger = config.get("logger")
+    progress = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
+    settings.pop("max_time", None)  # of training, see `EpochTimer`
+    for key in _PARTIAL:
+        if key in settings:
+            raise ConfigError(f"trainer.{key}: would evaluate a subset; remove this key")
+    # Convolutions round to ten bits otherwise, on GPUs, even where float32 is asked for.
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        return pl.Trainer(
+            **settings,
+            logger=instantiate(logger.logger) if logger is not None and logger.logger is not None else False,
+            callbacks=callbacks,
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # our batch sampler is rank-aware; a strided one would tear identities apart
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        if is_ours(error):
+            raise
+        raise ConfigError(
+            f"trainer: {error} (keys of this group are arguments of pytorch_lightning.Trainer)"
+        ) from error

@@ -1,0 +1,105 @@
+"""Pretrained networks of torchvision and timm as they are: their pooled features, the zero-shot baseline."""
+
+from typing import Any
+
+import torchvision.models
+from torch import Tensor, nn
+
+from bdbnet.models.backbones.resnet import RESNETS, ResNetBackbone
+from bdbnet.models.backbones.timm import TimmBackbone
+from bdbnet.models.backbones.torchvision import TorchvisionBackbone
+from bdbnet.models.heads import BranchOutput
+from bdbnet.models.network import EmbeddingNetwork
+from bdbnet.models.weights import CheckpointError
+
+
+class PooledNetwork(EmbeddingNetwork):
+    """A network whose embedding (N, C) is the average over its feature map; it has nothing to train.
+
+    Args:
+        backbone: images (N, 3, H, W) to features (N, C, h, w), with `out_channels`.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.branch_dims = (int(backbone.out_channels),)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> dict[str, BranchOutput]:
+        return {"pooled": BranchOutput(self.embed(images), None)}
+
+    def embed(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images)
+        return features.mean((2, 3))
+
+
+class TimmNetwork(EmbeddingNetwork):
+    """A model of timm without its classifier: what its own head pools, (N, num_features)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone = model
+        self.branch_dims = (int(getattr(model, "head_hidden_size", model.num_features)),)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> dict[str, BranchOutput]:
+        return {"pooled": BranchOutput(self.embed(images), None)}
+
+    def embed(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images)
+        return features
+
+
+def torchvision_network(name: str) -> tuple[EmbeddingNetwork, dict[str, object]]:
+    """torchvision's model `name` with its ImageNet weights, and the preprocessing that these are made for.
+
+    The weights are IMAGENET1K_V1 where there are such, as for a `backbone`. Returns image_size, mean, std and interpolation.
+
+    Raises:
+        ValueError: a name that torchvision does not know, or a model without a feature map.
+        CheckpointError: the weights could not be downloaded.
+    """
+    if name in RESNETS:
+        backbone: nn.Module = ResNetBackbone(name, weights="imagenet", last_stride=2)
+    else:
+        backbone = TorchvisionBackbone(name, weights="imagenet")
+    choices = torchvision.models.get_model_weights(name)
+    preset = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT).transforms()
+    side = int(preset.crop_size[0])
+    return PooledNetwork(backbone), {
+        "image_size": (side, side), "mean": tuple(preset.mean), "std": tuple(preset.std),
+        "interpolation": preset.interpolation.value,
+    }  # fmt: skip
+
+
+def timm_network(name: str, image_size: tuple[int, int] | None = None) -> tuple[EmbeddingNetwork, dict[str, object]]:
+    """timm's model `name` with its weights, and the preprocessing that its model card names.
+
+    Args:
+        name: a name of `timm.list_models()`, with or without the tag of certain weights.
+        image_size: height and width of the images it will see; transformers adapt to it where timm can.
+
+    Raises:
+        ValueError: timm is not installed or does not know the name.
+        CheckpointError: the weights could not be downloaded.
+    """
+    TimmBackbone.check_name(name)
+    import timm
+
+    sizes: list[dict[str, Any]] = [{"img_size": image_size}, {}] if image_size is not None else [{}]
+    for options in sizes:
+        try:
+            model = timm.create_model(name, pretrained=True, num_classes=0, **options)
+            break
+        except TypeError:  # an architecture without this option, which takes any size
+            if not options:
+                raise
+        except Exception as error:  # the Hub's client has errors of many kinds
+            raise CheckpointError(
+                f"timm's weights of {name} could not be downloaded or loaded ({error}). They are downloaded once: try again "
+                "with a network, or copy the cache of a machine that has them (the folder that HF_HOME names)"
+            ) from error
+    card = timm.data.resolve_model_data_config(model)
+    return TimmNetwork(model), {
+        "image_size": tuple(card["input_size"][1:]) if image_size is None else image_size,
+        "mean": tuple(card["mean"]), "std": tuple(card["std"]), "interpolation": card["interpolation"],
+    }  # fmt: skip

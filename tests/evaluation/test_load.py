@@ -1,0 +1,224 @@
+"""From every source to an embedder, and a clear word where there is none."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import bdbnet
+from bdbnet.config import ConfigError
+from bdbnet.models import BDBNetwork, CheckpointError, OSNetBackbone, ResNetBackbone
+
+CROPS = [
+    np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((40, 20), (64, 32), (50, 70))
+]
+
+
+def osnet_file(path, width: float = 0.25):
+    """Random weights in torchreid's format."""
+    torch.manual_seed(0)
+    network = BDBNetwork(num_classes=5, backbone=OSNetBackbone(width=width), branches=["global"])
+    names = {"branches.global.reduction": "fc", "branches.global.classifier": "classifier"}
+    state = {}
+    for key, tensor in network.state_dict().items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        state[key.removeprefix("backbone.")] = tensor
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5, 0.75, 1.0])
+def test_torchreid_files_are_recognised(tmp_path, width):
+    embedder = bdbnet.load(osnet_file(tmp_path / "osnet.pth", width), device="cpu")
+    assert (embedder.dimensions, embedder.preprocessing.image_size) == (512, (256, 128))
+    assert embedder.network.backbone.out_channels == 512 * width
+    assert not embedder.network.training
+    assert embedder.embed(CROPS).shape == (3, 512)
+
+
+@pytest.mark.parametrize(
+    ("make", "branches"),
+    [
+        (lambda: ResNetBackbone("resnet18", weights="none"), ("global", "dropping")),
+        (lambda: ResNetBackbone("resnet34", weights="none"), ("dropping",)),
+        (lambda: OSNetBackbone(0.25), ("global",)),
+    ],
+)
+def test_bare_weights_of_ours_are_recognised(tmp_path, make, branches):
+    torch.manual_seed(0)
+    network = BDBNetwork(0, make(), branches, embedding_dims={"dropping": 96}).eval()
+    torch.save(network.state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(ConfigError, match=r"image_size= is missing: .*bare.pth is a file of bare weights"):
+        bdbnet.load(tmp_path / "bare.pth")
+    embedder = bdbnet.load(tmp_path / "bare.pth", image_size=(64, 32), device="cpu")
+    expected = bdbnet.Embedder(network, bdbnet.Preprocessing((64, 32))).embed(CROPS)
+    np.testing.assert_allclose(embedder.embed(CROPS), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_a_training_says_everything(finished_run):
+    embedder = bdbnet.load(finished_run / "last.ckpt", device="cpu")
+    assert embedder.preprocessing == bdbnet.Preprocessing((64, 32))
+    assert embedder.dimensions == 1536
+    assert embedder.origin.trained_with["dataset"]["name"] == "synthetic_reid"
+    with pytest.raises(ConfigError, match=r"model= and backbone=: leave out, .*last.ckpt knows its own network"):
+        bdbnet.load(finished_run / "last.ckpt", model="bdb", backbone="resnet18")
+    larger = bdbnet.load(finished_run / "last.ckpt", image_size=[96, 48])
+    assert larger.preprocessing.image_size == (96, 48)
+
+
+def test_a_checkpoint_of_an_earlier_version_still_loads(finished_run, tmp_path):
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    config = content["bdbnet"]["config"]
+    config["backbone"]["_target_"] = "bdbnet.models.OSNetTrunk"
+    config["evaluation"]["measure"] = config["evaluation"].pop("distance")
+    torch.save(content, tmp_path / "old.ckpt")
+    old, new = bdbnet.load(tmp_path / "old.ckpt"), bdbnet.load(finished_run / "last.ckpt")
+    assert (old.fingerprint, old.distance_name) == (new.fingerprint, "euclidean")
+
+
+@pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "sklearn.svm.SVC", "pytest.main"])
+def test_a_checkpoint_builds_nothing_but_our_own(finished_run, tmp_path, target):
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    content["bdbnet"]["config"]["backbone"] = {"_target_": target}
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(ConfigError, match=target):
+        bdbnet.load(tmp_path / "evil.ckpt")
+
+
+def test_a_saved_folder_is_the_same_embedder(finished_run, tmp_path):
+    embedder = bdbnet.load(finished_run / "last.ckpt", device="cpu")
+    embedder.threshold = 7.5
+    folder = embedder.save(tmp_path / "model")
+    again = bdbnet.load(folder, device="cpu")
+    assert again.fingerprint == embedder.fingerprint
+    assert again.threshold == 7.5
+    np.testing.assert_array_equal(again.embed(CROPS), embedder.embed(CROPS))
+    assert "64 x 32 pixels" in (folder / "README.md").read_text()
+    again.save(folder)  # over itself
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"holds thesis.tex; give a new or empty one"):
+        embedder.save(tmp_path / "full")
+
+
+def test_a_damaged_folder_is_named(finished_run, tmp_path):
+    folder = bdbnet.load(finished_run / "last.ckpt").save(tmp_path / "model")
+    record = json.loads((folder / "bdbnet.json").read_text())
+    for broken, message in (
+        ("{", "bdbnet.json is damaged"),
+        (json.dumps({**record, "schema": 99}), "schema 99, this version reads"),
+        (json.dumps({**record, "network": []}), "network is no mapping"),
+        (json.dumps({**record, "network": {"model": {"_target_": "os.system"}}}), "os.system|damaged|backbone"),
+    ):
+        (folder / "bdbnet.json").write_text(broken)
+        with pytest.raises((CheckpointError, ConfigError), match=message):
+            bdbnet.load(folder)
+    (folder / "bdbnet.json").write_text(json.dumps(record))
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:1000])
+    with pytest.raises(CheckpointError, match=r"model.safetensors: damaged"):
+        bdbnet.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model.safetensors is not there"):
+        bdbnet.load(folder)
+
+
+def test_unknown_sources_are_named(tmp_path):
+    osnet_file(tmp_path / "osnet.pth")
+    torch.save({"stem.weight": torch.zeros(3, 4), "head.bias": torch.zeros(7)}, tmp_path / "foreign.pth")
+    for source, error, message in (
+        ("nothing_here", CheckpointError, "no such file of weights. A source is a checkpoint"),
+        (tmp_path / "osnet.pht", CheckpointError, r"Did you mean .*osnet.pth\?"),
+        (tmp_path, CheckpointError, "a folder without bdbnet.json"),
+        (
+            tmp_path / "foreign.pth",
+            CheckpointError,
+            r"not recognised. Its keys: stem.weight \(3, 4\); head.bias \(7,\).*model=",
+        ),
+        ("timm:no_such_model_at_all", CheckpointError, "timm .* has no model 'no_such_model_at_all'"),
+        ("torchvision:no_such_model", CheckpointError, "torchvision has no model 'no_such_model'"),
+    ):
+        with pytest.raises(error, match=message):
+            bdbnet.load(source)
+    for arguments, message in (
+        ({"model": "baseline"}, "give backbone= too"),
+        ({"model": "baseline", "backbone": "osnet"}, "backbone=osnet: choose one of osnet_x0_25"),
+        ({"image_size": [64]}, r"image_size=\[64\]: give \[height,width\]"),
+        ({"device": "tpu"}, "accelerator=tpu: choose one of auto, cpu, gpu"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            bdbnet.load(tmp_path / "osnet.pth", **arguments)
+
+
+def test_names_of_groups_settle_the_architecture(tmp_path):
+    path = osnet_file(tmp_path / "osnet.pth")
+    given = bdbnet.load(path, model="baseline", backbone="osnet_x0_25", image_size=(256, 128), device="cpu")
+    assert np.array_equal(given.embed(CROPS), bdbnet.load(path, device="cpu").embed(CROPS))
+    with pytest.raises(CheckpointError, match="checkpoint of another architecture"):
+        bdbnet.load(path, model="baseline", backbone="osnet_x0_5", image_size=(256, 128))
+
+
+def test_a_pretrained_network_of_torchvision_as_it_is(shared_data, tmp_path, monkeypatch):
+    """Its pooled features, through the code that downloads: the file lies where torchvision keeps it."""
+    import torchvision
+
+    weights = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
+    state = torch.load(shared_data / "weights" / "squeezenet1_1_imagenet.pth", weights_only=True)
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **options: state)
+    embedder = bdbnet.load("torchvision:squeezenet1_1", device="cpu")
+    assert (embedder.dimensions, embedder.preprocessing.image_size) == (512, (224, 224))
+    model = torchvision.models.squeezenet1_1(weights=None).eval()
+    model.load_state_dict(state)
+    images = torch.from_numpy(np.stack([embedder.preprocessing.prepare(crop) for crop in CROPS])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = model.features(embedder.preprocessing.normalize(images)).mean((2, 3))
+    np.testing.assert_allclose(embedder.embed(CROPS), expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(CheckpointError, match="load it by its name"):
+        embedder.save(tmp_path / "model")
+
+
+def test_a_pretrained_network_of_timm_as_it_is(monkeypatch):
+    import timm
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
+    for name, size in (("mobilenetv3_small_050", None), ("vit_tiny_patch16_224", (64, 32))):
+        torch.manual_seed(0)
+        embedder = bdbnet.load(f"timm:{name}", image_size=size, device="cpu")
+        assert embedder.preprocessing.image_size == (size or (224, 224))
+        assert embedder.embed(CROPS).shape == (3, embedder.dimensions)
+    assert embedder.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+def test_real_weights_equal_what_evaluate_embeds(shared_data, tmp_path):
+    """The published OSNet through the Python door and through the evaluation's own batches."""
+    from bdbnet.datasets import load_manifest
+    from bdbnet.loading import EvaluationTransform, ReIDDataModule, TrainTransform
+
+    embedder = bdbnet.load(shared_data / "weights" / "osnet_x0_25_market1501.pth", device="cpu")
+    manifest = load_manifest(
+        "synthetic_reid", tmp_path / "data", train_identities=4, test_identities=4, images_per_camera=2, cameras=2,
+        distractors=0, image_size=[128, 64], workers=1,
+    )  # fmt: skip
+    data = ReIDDataModule(manifest, TrainTransform((256, 128)), EvaluationTransform((256, 128)), num_workers=0)
+    (batch,) = data.test_dataloader()
+    evaluated = embedder.embed_prepared(data.on_after_batch_transfer(batch, 0)["image"]).numpy()
+    from bdbnet.datasets.images import read_image
+
+    arrays = [read_image(manifest.root / path) for path in data.test_table["path"]]
+    np.testing.assert_allclose(embedder.embed(arrays), evaluated, rtol=0, atol=1e-6)
+
+
+def test_importing_bdbnet_imports_no_torch():
+    code = (
+        "import sys, time; began = time.process_time(); import bdbnet; print(time.process_time() - began);"
+        "print([name for name in ('torch', 'numpy', 'pandas', 'hydra') if name in sys.modules]); print('load' in dir(bdbnet))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:] == ["[]", "True"]
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        bdbnet.nothing  # noqa: B018
