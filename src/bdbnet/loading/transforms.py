@@ -238,7 +238,8 @@ def resize(pixels: np.ndarray, size: Size) -> np.ndarray:
     if pixels.shape[:2] == size:
         return pixels
     image = torch.from_numpy(pixels).permute(2, 0, 1)
-    return functional.resize(image, list(size), antialias=True).permute(1, 2, 0).contiguous().numpy()
+    resized: Tensor = functional.resize(image, list(size), antialias=True)
+    return resized.permute(1, 2, 0).contiguous().numpy()
 
 
 def normalize(images: Tensor, erased: Tensor | None = None) -> Tensor:
