@@ -23,7 +23,7 @@ from bdbnet.datasets import (
 from bdbnet.datasets.archives import extract_archives
 from bdbnet.datasets.inspection import inspect_images, inspect_table, remarks
 from bdbnet.datasets.layout import LayoutError, layout_of
-from bdbnet.datasets.manifest import expanded
+from bdbnet.datasets.manifest import ROLES, expanded
 
 
 def dataset_help(name: str | None) -> str:
@@ -110,10 +110,10 @@ def _read(dataset: DictConfig) -> tuple[Manifest, list[str]]:
 def counts_table(manifest: Manifest, published: Mapping[Role, SplitCounts]) -> str:
     """Counts of each role as text, each marked `ok` or with the published number where there is one."""
     lines = [f"{'':8}" + "".join(f"{field:>26}" for field in SplitCounts._fields)]
-    for role, row in manifest.counts().iterrows():
-        expected: tuple[int | None, ...] = published.get(role, (None,) * len(row))  # type: ignore[call-overload]
-        cells = [_cell(int(found), number) for found, number in zip(row, expected)]
-        lines.append(f"{role!s:8}" + "".join(f"{cell:>26}" for cell in cells))
+    for role, row in zip(ROLES, manifest.counts().to_numpy().tolist()):
+        expected = published.get(role, (None,) * len(row))
+        cells = [_cell(found, number) for found, number in zip(row, expected)]
+        lines.append(f"{role:8}" + "".join(f"{cell:>26}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bdbnet.datasets import archives
-from bdbnet.datasets.archives import ArchiveError, extract_archive, extract_archives
+from bdbnet.datasets.archives import ArchiveError, extract_archives
 
 CONTENT = {"set/readme.txt": b"hello", "set/images/0001.jpg": bytes(range(256)) * 20, "set/images/empty.jpg": b""}
 
@@ -54,7 +54,7 @@ def refusal(archive: Path, **options: Any) -> str:
     """Message of the ArchiveError; everything but the archive must be gone afterwards."""
     before = sorted(archive.parent.rglob("*"))
     with pytest.raises(ArchiveError) as error:
-        extract_archive(archive, archive.parent / "out", progress=False, **options)
+        extract_archives([archive], archive.parent / "out", progress=False, **options)
     assert sorted(archive.parent.rglob("*")) == before
     assert str(archive) in str(error.value)
     return str(error.value)
@@ -66,7 +66,7 @@ every_kind = pytest.mark.parametrize("kind", ["a.zip", "a.tar", "a.tgz", "a.tar.
 @every_kind
 def test_content_is_extracted(tmp_path: Path, kind: str) -> None:
     archive = make(tmp_path / kind, CONTENT)
-    target = extract_archive(archive, tmp_path / "new" / "out", progress=False)
+    target = extract_archives([archive], tmp_path / "new" / "out", progress=False)
     assert target == (tmp_path / "new" / "out").resolve()
     assert files_below(target) == CONTENT
     assert [path.name for path in target.parent.iterdir()] == ["out"]
@@ -81,13 +81,13 @@ def test_content_is_extracted(tmp_path: Path, kind: str) -> None:
 @every_kind
 def test_any_content_comes_back(tmp_path_factory: pytest.TempPathFactory, kind: str, members: dict[str, bytes]) -> None:
     folder = tmp_path_factory.mktemp("round")
-    target = extract_archive(make(folder / kind, members), folder / "out", progress=False)
+    target = extract_archives([make(folder / kind, members)], folder / "out", progress=False)
     assert files_below(target) == members
 
 
 def test_kind_is_told_by_content_and_not_by_name(tmp_path: Path) -> None:
     archive = make(tmp_path / "a.zip", CONTENT).rename(tmp_path / "download")
-    assert files_below(extract_archive(archive, tmp_path / "out", progress=False)) == CONTENT
+    assert files_below(extract_archives([archive], tmp_path / "out", progress=False)) == CONTENT
 
 
 def test_folder_members_and_permissions(tmp_path: Path) -> None:
@@ -95,14 +95,14 @@ def test_folder_members_and_permissions(tmp_path: Path) -> None:
     plain.mkdir()
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(plain, "./empty")
-    target = extract_archive(tmp_path / "a.tar", tmp_path / "out", progress=False)
+    target = extract_archives([tmp_path / "a.tar"], tmp_path / "out", progress=False)
     assert [path.name for path in target.iterdir()] == ["empty"]
     assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
 def test_empty_destination_is_used_and_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
-    extract_archive(make(tmp_path / "a.zip", CONTENT), tmp_path / "out")
+    extract_archives([make(tmp_path / "a.zip", CONTENT)], tmp_path / "out")
     assert files_below(tmp_path / "out") == CONTENT
     assert "extracting a.zip" in capsys.readouterr().err
 
@@ -112,10 +112,10 @@ def test_destination_with_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
     with pytest.raises(ArchiveError, match=r"holds files already\. Leave out archive="):
-        extract_archive(archive, tmp_path / "out", progress=False)
+        extract_archives([archive], tmp_path / "out", progress=False)
     assert files_below(tmp_path / "out") == {"mine.txt": b"precious"}
     with pytest.raises(ArchiveError, match="is a file"):
-        extract_archive(archive, tmp_path / "out" / "mine.txt", progress=False)
+        extract_archives([archive], tmp_path / "out" / "mine.txt", progress=False)
 
 
 @every_kind
@@ -189,7 +189,7 @@ def test_repeated_names_are_refused(tmp_path: Path, kind: str, names: tuple[str,
 def test_too_many_members(tmp_path: Path, kind: str) -> None:
     archive = make(tmp_path / kind, CONTENT)
     assert "more than 2 members" in refusal(archive, max_members=2)
-    extract_archive(archive, tmp_path / "out", max_members=3, progress=False)
+    extract_archives([archive], tmp_path / "out", max_members=3, progress=False)
 
 
 @every_kind
@@ -202,7 +202,7 @@ def test_bomb_is_stopped_at_the_ratio(tmp_path: Path, kind: str) -> None:
     archive = make(tmp_path / kind, {"zeros": bytes(8 << 20)})
     assert archive.stat().st_size < 20_000
     assert "100 times the size of the archive" in refusal(archive)
-    assert files_below(extract_archive(archive, tmp_path / "out", max_ratio=2_000, progress=False))
+    assert files_below(extract_archives([archive], tmp_path / "out", max_ratio=2_000, progress=False))
 
 
 def test_size_in_the_header_of_a_zip_is_not_trusted(tmp_path: Path) -> None:
@@ -302,10 +302,10 @@ def test_interrupt_leaves_nothing(tmp_path: Path, kind: str, monkeypatch: pytest
     archive = make(tmp_path / kind, CONTENT)
     fail_at_second_file(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        extract_archive(archive, tmp_path / "data" / "out", progress=False)
+        extract_archives([archive], tmp_path / "data" / "out", progress=False)
     assert list((tmp_path / "data").iterdir()) == []
     monkeypatch.undo()
-    assert files_below(extract_archive(archive, tmp_path / "data" / "out", progress=False)) == CONTENT
+    assert files_below(extract_archives([archive], tmp_path / "data" / "out", progress=False)) == CONTENT
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
@@ -322,7 +322,7 @@ def test_folder_that_is_not_writable(tmp_path: Path, number: int, monkeypatch: p
 def test_parent_of_the_destination_is_a_file(tmp_path: Path) -> None:
     archive = make(tmp_path / "a.zip", CONTENT)
     with pytest.raises(ArchiveError, match=r"a\.zip"):
-        extract_archive(archive, archive / "out", progress=False)
+        extract_archives([archive], archive / "out", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bdbnet.datasets import DatasetError, Manifest, load_manifest
-from bdbnet.datasets.archives import extract_archive
+from bdbnet.datasets.archives import extract_archives
 from bdbnet.datasets.tabular import read_table
 from small_files import touch
 
@@ -138,7 +138,7 @@ def birds(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     archive = shared_data / "cub100_small.zip"
     if not archive.is_file():
         pytest.skip(f"no {archive.name} in the folder of real data")
-    return extract_archive(archive, tmp_path_factory.mktemp("birds") / "root", progress=False) / "bird_dataset"
+    return extract_archives([archive], tmp_path_factory.mktemp("birds") / "root", progress=False) / "bird_dataset"
 
 
 def test_real_birds_by_their_lists(birds: Path) -> None:

@@ -44,11 +44,6 @@ class ArchiveError(DatasetError):
     """An archive that is refused, damaged or can't be written out."""
 
 
-def extract_archive(archive: str | Path, destination: str | Path, **options: Any) -> Path:
-    """`extract_archives` of a single archive."""
-    return extract_archives([archive], destination, **options)
-
-
 def extract_archives(
     archives: Sequence[str | Path],
     destination: str | Path,
@@ -185,7 +180,8 @@ def _extract_zip(archive: Path, folder: Path, limit: _Limit, bar: "tqdm[NoReturn
 def _extract_tar(archive: Path, folder: Path, limit: _Limit, bar: "tqdm[NoReturn]", *, compressed: bool) -> None:
     with gzip.open(archive) if compressed else archive.open("rb") as unpacked:
         stream = _MeteredStream(unpacked, limit)
-        with tarfile.open(fileobj=stream, mode="r:") as source:  # type: ignore[call-overload]
+        reader: Any = tarfile  # its type stubs know neither a stream of one's own nor `members`
+        with reader.open(fileobj=stream, mode="r:") as source:
             for member in source:
                 limit.count_member()
                 path = _safe_path(archive, folder, member.name)

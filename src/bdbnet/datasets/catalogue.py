@@ -22,12 +22,14 @@ class DatasetFacts:
     counts: dict[Role, SplitCounts] = field(default_factory=dict)
 
 
-def _person(train: tuple[int, int], query: tuple[int, int], gallery: tuple[int, int], cameras: int) -> dict:
+def _person(
+    train: tuple[int, int], query: tuple[int, int], gallery: tuple[int, int], cameras: int
+) -> dict[Role, SplitCounts]:
     sizes: dict[Role, tuple[int, int]] = {"train": train, "query": query, "gallery": gallery}
     return {role: SplitCounts(identities, images, cameras) for role, (identities, images) in sizes.items()}
 
 
-def _retrieval(train: tuple[int, int], test: tuple[int, int]) -> dict:
+def _retrieval(train: tuple[int, int], test: tuple[int, int]) -> dict[Role, SplitCounts]:
     return _person(train, test, test, 0)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 80_000_000
 """Largest accepted image.  Below Pillow's own limit, so that Pillow never warns about an image that is accepted."""
@@ -150,7 +150,7 @@ def _bomb(path: str | Path, size: str) -> ImageError:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return f"not one of {', '.join(FORMATS)}"
     return f"{type(error).__name__}: {error}"
 

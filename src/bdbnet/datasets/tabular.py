@@ -171,7 +171,7 @@ def _parquet_cells(source: Path, data: bytes) -> dict[str, list[Any]]:
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         columns = _known_columns(source, file.schema_arrow.names)
-        cells = file.read(columns=columns).to_pydict()
+        cells: dict[str, list[Any]] = file.read(columns=columns).to_pydict()
     except DatasetError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:

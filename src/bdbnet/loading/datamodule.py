@@ -1,6 +1,6 @@
 """Train and test batches of a manifest for a Lightning trainer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -278,7 +278,7 @@ class _TrainLoader(DataLoader[Batch]):
         self._sampler = sampler
         self._batches_done = batches_done
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Any:  # a generator of batches; DataLoader promises a private class of its own
         self._sampler.first_batch = self._batches_done()
         yield from super().__iter__()
 

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,14 @@ from bdbnet.loading.transforms import TrainTransform
 Batch = dict[str, Tensor]
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Draw:
     """One drawn training sample.
 
     `index` is its row in the train manifest, `position` its place in the epoch's order over all ranks.
     """
 
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which no one calls on a draw
+    index: int
     epoch: int
     position: int
 
@@ -82,7 +84,7 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
         """The batch of these draws.  Raises ImageError (see `read_image`)."""
-        drawn = [draw if isinstance(draw, tuple) else Draw(draw, 0, draw) for draw in draws]
+        drawn = [draw if isinstance(draw, Draw) else Draw(draw, 0, draw) for draw in draws]
         # All drawn before the first is decoded: in one go, while the processor's caches hold nothing else, it is twice as fast.
         views = [
             self.transform.draw(np.random.default_rng((self.seed, draw.epoch, draw.position, draw.index)))

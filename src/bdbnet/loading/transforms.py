@@ -249,7 +249,8 @@ def resize(pixels: np.ndarray, size: Size, interpolation: str = "bilinear") -> n
         return pixels
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     mode = functional.InterpolationMode(interpolation)
-    return functional.resize(image, list(size), mode, antialias=True).permute(1, 2, 0).contiguous().numpy()
+    resized: Tensor = functional.resize(image, list(size), mode, antialias=True)
+    return resized.permute(1, 2, 0).contiguous().numpy()
 
 
 def normalize(

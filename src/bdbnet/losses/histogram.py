@@ -46,7 +46,8 @@ class HistogramLoss(nn.Module):
             # In place and unseen by autograd: what rounding puts beyond the ends comes back and keeps its gradient.
             similarities.clamp_(-1, 1)
         negatives, positives = self._histograms((similarities + 1) * ((self.bins - 1) / 2), labels)
-        return (negatives * positives.cumsum(0)).sum().to(embeddings.dtype)
+        loss: Tensor = (negatives * positives.cumsum(0)).sum()
+        return loss.to(embeddings.dtype)
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}, normalize={self.normalize}"

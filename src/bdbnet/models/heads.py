@@ -34,7 +34,8 @@ class GlobalBranch(nn.Module):
         self.classifier = build_classifier(embedding_dim, num_classes)
 
     def embed(self, features: Tensor) -> Tensor:
-        return self.reduction(features.mean((2, 3)))
+        embedding: Tensor = self.reduction(features.mean((2, 3)))
+        return embedding
 
     def forward(self, features: Tensor) -> BranchOutput:
         embedding = self.embed(features)
@@ -79,7 +80,8 @@ class FeatureDroppingBranch(nn.Module):
     def embed(self, features: Tensor) -> Tensor:
         features = self.drop(self.bottleneck(features))
         # amax, because adaptive_max_pool2d has no deterministic backward on CUDA.
-        return self.reduction(features.amax((2, 3)) if self.pooling == "max" else features.mean((2, 3)))
+        embedding: Tensor = self.reduction(features.amax((2, 3)) if self.pooling == "max" else features.mean((2, 3)))
+        return embedding
 
     def forward(self, features: Tensor) -> BranchOutput:
         embedding = self.embed(features)
@@ -99,7 +101,8 @@ class PartHead(nn.Module):
         self.classifier = build_classifier(embedding_dim, num_classes, bias=bias)
 
     def embed(self, pooled: Tensor) -> Tensor:
-        return self.reduction(pooled)
+        embedding: Tensor = self.reduction(pooled)
+        return embedding
 
     def forward(self, pooled: Tensor) -> BranchOutput:
         return BranchOutput(None, self.classifier(self.embed(pooled)) if self.classifier is not None else None)

@@ -105,7 +105,8 @@ class GlobalHead(nn.Module):
         self.classifier = build_classifier(in_channels, num_classes, bias=False)
 
     def embed(self, pooled: Tensor) -> Tensor:
-        return self.reduction(pooled)
+        embedding: Tensor = self.reduction(pooled)
+        return embedding
 
     def forward(self, pooled: Tensor) -> BranchOutput:
         return BranchOutput(self.embed(pooled), self.classifier(pooled) if self.classifier is not None else None)

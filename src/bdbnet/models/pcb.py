@@ -121,4 +121,5 @@ class RefinedPartPooling(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         shares = self.scores(features).log_softmax(1).flatten(2)
         weights = shares.softmax(2)  # shares over their sum, also for a part whose shares all round to 0
-        return weights @ features.to(weights.dtype).flatten(2).transpose(1, 2)
+        vectors: Tensor = weights @ features.to(weights.dtype).flatten(2).transpose(1, 2)
+        return vectors

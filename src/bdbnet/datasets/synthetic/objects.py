@@ -84,17 +84,18 @@ class Sheet:
 
 
 def _pattern(name: str, x: np.ndarray, y: np.ndarray, count: float) -> np.ndarray:
+    second = np.zeros(x.shape, bool)
     if name == "stripes":
-        return np.floor(x * count).astype(int) % 2 == 1
-    if name == "bands":
-        return np.floor(y * count).astype(int) % 2 == 1
-    if name == "checks":
-        return (np.floor(x * count).astype(int) + np.floor(y * count).astype(int)) % 2 == 1
-    if name == "dots":
-        return (x * count % 1 - 0.5) ** 2 + (y * count % 1 - 0.5) ** 2 < 0.09
-    if name == "two-tone":
-        return y > 0.1
-    return np.zeros(x.shape, bool)
+        second = np.floor(x * count).astype(int) % 2 == 1
+    elif name == "bands":
+        second = np.floor(y * count).astype(int) % 2 == 1
+    elif name == "checks":
+        second = (np.floor(x * count).astype(int) + np.floor(y * count).astype(int)) % 2 == 1
+    elif name == "dots":
+        second = (x * count % 1 - 0.5) ** 2 + (y * count % 1 - 0.5) ** 2 < 0.09
+    elif name == "two-tone":
+        second = y > 0.1
+    return second
 
 
 def _ellipse(

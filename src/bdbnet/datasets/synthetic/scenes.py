@@ -91,7 +91,8 @@ def draw_scene(seed: int, camera: int, width: int, height: int) -> np.ndarray:
     coarse = rng.normal(0, 5, (height // 8 + 1, width // 8 + 1)).astype(np.float32)
     fine = rng.normal(0, 3, (height, width)).astype(np.float32)
     mottle = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)) + fine
-    return np.clip(np.asarray(image, np.float32) + mottle[..., None], 0, 255).astype(np.uint8)
+    scene: np.ndarray = np.clip(np.asarray(image, np.float32) + mottle[..., None], 0, 255).astype(np.uint8)
+    return scene
 
 
 def _floor(

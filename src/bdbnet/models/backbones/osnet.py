@@ -24,7 +24,8 @@ class ConvNormReLU(nn.Module):
         self.relu = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.relu(self.bn(self.conv(features)))
+        result: Tensor = self.relu(self.bn(self.conv(features)))
+        return result
 
 
 class LightConv3x3(nn.Module):
@@ -38,7 +39,8 @@ class LightConv3x3(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.relu(self.bn(self.conv2(self.conv1(features))))
+        result: Tensor = self.relu(self.bn(self.conv2(self.conv1(features))))
+        return result
 
 
 class ChannelGate(nn.Module):
@@ -51,7 +53,8 @@ class ChannelGate(nn.Module):
         self.fc2 = nn.Conv2d(channels // reduction, channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        return features * self.fc2(self.relu(self.fc1(features.mean((2, 3), keepdim=True)))).sigmoid()
+        weights: Tensor = self.fc2(self.relu(self.fc1(features.mean((2, 3), keepdim=True)))).sigmoid()
+        return features * weights
 
 
 class OmniScaleBlock(nn.Module):
@@ -74,7 +77,8 @@ class OmniScaleBlock(nn.Module):
         x = self.conv1(features)
         gate = self.gate
         x = gate(self.conv2a(x)) + gate(self.conv2b(x)) + gate(self.conv2c(x)) + gate(self.conv2d(x))
-        return self.relu(self.conv3(x) + self.downsample(features))
+        result: Tensor = self.relu(self.conv3(x) + self.downsample(features))
+        return result
 
 
 class OSNetBackbone(nn.Module):
@@ -112,7 +116,8 @@ class OSNetBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.conv1(images))
-        return self.conv5(self.conv4(self.conv3(self.conv2(x))))
+        features: Tensor = self.conv5(self.conv4(self.conv3(self.conv2(x))))
+        return features
 
 
 def _stage(inputs: int, outputs: int, transition: Sequence[nn.Module] = ()) -> nn.Sequential:

@@ -70,7 +70,7 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         try:
-            features = self.model(images)[-1]
+            features: Tensor = self.model(images)[-1]
         except (AssertionError, RuntimeError) as error:
             # timm asserts most sizes; a model of a fixed size may also fail where shapes meet.
             of_shapes = not self._adapts and images.shape[2:] != self._made_for

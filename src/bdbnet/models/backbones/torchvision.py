@@ -60,20 +60,21 @@ class TorchvisionBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         try:
-            return self.last(self.norm(self.features(images)))
+            features: Tensor = self.last(self.norm(self.features(images)))
         except RuntimeError as error:
             if "too small" not in str(error) and "can't be greater than actual input size" not in str(error):
                 raise
             raise ImageSizeError(
                 f"images of {images.shape[2]} x {images.shape[3]} pixels are too small for {self.name}: raise dataset.image_size"
             ) from error
+        return features
 
 
 def _count_channels(backbone: nn.Module, name: str) -> int:
     """Channels of the map; neither running statistics nor the random state change."""
     backbone.eval()
     with torch.no_grad():
-        features = backbone(torch.zeros(1, 3, 64, 64))
+        features: Tensor = backbone(torch.zeros(1, 3, 64, 64))
     backbone.train()
     if features.dim() != 4:
         raise ValueError(
