@@ -3,11 +3,13 @@
 import sys
 import time
 from collections.abc import Sized
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
+
+from bdbnet.results import headline_metrics, metric_of
 
 
 class TrainingProgress(ProgressBar):
@@ -23,8 +25,8 @@ class TrainingProgress(ProgressBar):
         super().__init__()
         self.seconds_between = seconds_between
         self._enabled = True
-        self._bar: tqdm | None = None
-        self._evaluation: tqdm | None = None
+        self._bar: tqdm[NoReturn] | None = None
+        self._evaluation: tqdm[NoReturn] | None = None
         self._refreshed = self._epoch_began = self._run_began = self._rate = 0.0
         self._images = self._first_epoch = 0
 
@@ -81,7 +83,8 @@ class TrainingProgress(ProgressBar):
         evaluated = (
             getattr(module, "metrics", {}) if getattr(module, "metrics_epoch", None) == trainer.current_epoch else {}
         )
-        scores = "  ".join(f"{k} {100 * v:.1f}" for k, v in evaluated.items() if k in ("rank1", "mAP", "recall@1"))
+        headlines = {metric_of(name): evaluated[name] for name in headline_metrics(evaluated)}
+        scores = "  ".join(f"{metric.title} {metric.number(value)}" for metric, value in headlines.items())
         seconds = time.perf_counter() - self._run_began
         left = seconds / (epoch - self._first_epoch) * (epochs - epoch)
         if scores or not self.live:
