@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bdbnet.renamed import TARGETS, with_todays_keys
+from bdbnet.settings import unnamed_settings
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 
@@ -57,14 +58,6 @@ PATH_KEYS = frozenset(
     | {"dataset.manifest", "dataset.root", "loading.cache_root"}
 )
 
-#: Keys that change no number of a run: names, places, and the machine's share of the work.
-WITHOUT_EFFECT = frozenset(
-    {"analysis", "ckpt_path", "data_root", "output_root", "overwrite", "run_name", "sweep_name"}
-    | {"dataset.options.workers", "dataset.root"}
-    | {f"loading.{key}" for key in ("cache", "cache_root", "num_workers")}
-    | {f"trainer.{key}" for key in ("accelerator", "devices", "log_every_n_steps", "max_time", "num_nodes")}
-)
-
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names the key and what to do."""
@@ -98,6 +91,7 @@ def run_name(override_dirname: str) -> str:
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("unnamed_settings", unnamed_settings, replace=True)
 
 
 def check_target(target: str) -> None:

@@ -1,16 +1,17 @@
-"""``python -m bdbnet.report``: a run or a sweep as one page to look at, keep and pass on; or two runs compared."""
+"""``python -m bdbnet.report``: the page of a run or a sweep, or the comparison of two runs."""
 
 from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError, command
+from bdbnet.settings import is_whole
 
 
 @command("report")
 def main(config: DictConfig) -> None:
     if not config.run:
-        raise ConfigError("run= is missing: which run? python -m bdbnet.report run=outputs/train/default, for example")
+        raise ConfigError("run= is missing: give the folder of a run, such as run=outputs/train/default")
     for key in ("queries", "top", "seed"):
-        if not isinstance(config[key], int) or isinstance(config[key], bool):
+        if not is_whole(config[key]):
             raise ConfigError(f"{key}={config[key]}: give a whole number")
     from bdbnet.reporting import read_run, write_report
     from bdbnet.reporting.compare_runs import compare_runs

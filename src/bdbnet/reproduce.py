@@ -1,4 +1,4 @@
-"""``python -m bdbnet.reproduce``: the paper's tables and figures, trained where numbers are missing."""
+"""``python -m bdbnet.reproduce``: reproduction of the paper's tables and figures; trains what is missing."""
 
 import re
 import sys
@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, command, shown_path
+from bdbnet.settings import is_whole
 
 ALL = ["table=all", "figure=all"]
 
@@ -21,7 +22,7 @@ def main(config: DictConfig) -> None:
     from bdbnet.reproduction.measured import Measured, jobs_of, measure
     from bdbnet.reproduction.running import run_missing
     from bdbnet.reproduction.spec import find_tables
-    from bdbnet.reproduction.writing import grid_of, write_summary, write_tables
+    from bdbnet.reproduction.writing import reproduction_grid, write_summary, write_tables
 
     asked = [OmegaConf.to_container(config[key]) if OmegaConf.is_list(config[key]) else config[key]
              for key in ("table", "figure")]  # fmt: skip
@@ -48,22 +49,27 @@ def main(config: DictConfig) -> None:
             measured = look()
         measured = [table for table in measured if table.datasets]
         for table in measured:
-            print(f"\n{as_text(grid_of(table))}")
+            print(f"\n{as_text(reproduction_grid(table))}")
         page, *files = write_tables(measured, base / budget.name)
         print(
             f"\n{len(files)} files (Markdown, CSV, LaTeX) in {shown_path(page.parent)}\na page to look at: {shown_path(page)}"
         )
         everything += measured
     if config.summary is not None:
-        print(f"summary: {write_summary(everything, Path(config.summary), said(config))}")
+        print(f"summary: {write_summary(everything, Path(config.summary), command_line(config))}")
 
 
 def check(config: DictConfig) -> None:
     """Refuse arguments before anything is read.  Raises ConfigError that names the key."""
     if config.table is None and config.figure is None:
-        raise ConfigError("which table? Add table=3, figure=7a or all. --help says more.")
+        raise ConfigError("table= and figure= are missing: add table=3, figure=7a or all; see --help")
     seeds = config.seeds
-    if not OmegaConf.is_list(seeds) or not seeds or len(set(seeds)) < len(seeds) or not all(map(_whole, seeds)):
+    if (
+        not OmegaConf.is_list(seeds)
+        or not seeds
+        or len(set(seeds)) < len(seeds)
+        or not all(is_whole(seed, 0) for seed in seeds)
+    ):
         raise ConfigError(f"seeds={seeds}: give a list of different whole numbers of at least 0, such as seeds=[1,2,3]")
     if not OmegaConf.is_list(config.overrides):
         raise ConfigError(f"overrides={config.overrides}: give a list, such as overrides=[backbone.weights=none]")
@@ -72,16 +78,12 @@ def check(config: DictConfig) -> None:
             raise ConfigError(f"{key}={config[key]}: give true or false")
     if config.max_hours is not None and not (isinstance(config.max_hours, int | float) and config.max_hours >= 0):
         raise ConfigError(f"max_hours={config.max_hours}: give a number of hours")
-    if config.worker is not None and not _whole(config.worker):
+    if config.worker is not None and not is_whole(config.worker, 0):
         raise ConfigError(f"worker={config.worker}: give the number of the process, from 0")
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
 def device_of(worker: int | None) -> int | None:
-    """The GPU of a process among several: theirs in turn; None where there are none or the process is alone."""
+    """The GPU of a process among several, by its number; None without a GPU or for a single process."""
     import torch
 
     if worker is None or not torch.cuda.is_available():
@@ -89,7 +91,7 @@ def device_of(worker: int | None) -> int | None:
     return worker % torch.cuda.device_count()
 
 
-def said(config: DictConfig) -> str:
+def command_line(config: DictConfig) -> str:
     """The command that makes a summary again."""
     parts = [f"{key}={config[key]}".replace(" ", "") for key in ("table", "figure") if config[key] is not None]
     budget = config.budget if isinstance(config.budget, str) else f"[{','.join(config.budget)}]"

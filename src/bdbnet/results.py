@@ -1,15 +1,16 @@
-"""Results out: ``result.json``, the one record of what was measured, under which protocol, from which config and data."""
+"""``result.json``, the record of a run's numbers with their protocol, config and data; and the table of all metrics."""
 
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bdbnet.renamed import with_todays_names
 
@@ -33,8 +34,195 @@ class ResultError(ValueError):
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A row of `METRICS`: all that tables, pages, plots and comparisons know about a metric.
+
+    Attributes:
+        name: key in ``result.json`` and ``history.csv``. A family with a cut-off has ``{k}`` in it: ``rank{k}``.
+        title: what a reader sees; of a family with ``{k}``.
+        unit: ``%``: the value is a fraction, shown in percent. Else the unit of a plain number, "" where it has none.
+        better: whether ``higher`` or ``lower`` values are better; ``neither`` for a count, which no table of metrics shows.
+        per_query: column of ``per_query.parquet`` with its value for each query, NaN where a query does not count; None: the
+            column of its name. In a family's row without ``{k}`` in it the column holds a rank, see ``within``.
+        headline: it is plotted for a sweep, printed while training, and a comparison states a verdict on it. Of a family: for
+            k = 1.
+        within: the column holds a rank, and the metric is the share of queries where that is at most this: 5 for ``rank5``.
+            Set by `metric_of`; None: the column holds the metric's own values.
+    """
+
+    name: str
+    title: str
+    unit: str = "%"
+    better: Literal["higher", "lower", "neither"] = "higher"
+    per_query: str | None = None
+    headline: bool = False
+    within: int | None = None
+
+    @property
+    def column(self) -> str:
+        """Column of ``per_query.parquet`` with its values."""
+        return self.name if self.per_query is None else self.per_query
+
+    @property
+    def heading(self) -> str:
+        """Title with the unit: ``Rank-1, %``."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    @property
+    def scale(self) -> float:
+        """Factor from a value to the number that is shown."""
+        return 100.0 if self.unit == "%" else 1.0
+
+    def number(self, value: float | None) -> str:
+        """A value as a table shows it, without the unit; "-" for None.
+
+        >>> metric_of("mAP").number(0.9121), Metric("mean_rank", "Mean rank", "").number(12.345)
+        ('91.2', '12.35')
+        """
+        return self.printed(None if value is None else self.scale * value)
+
+    def text(self, value: float | None) -> str:
+        """A value with its unit; "-" for None.
+
+        >>> metric_of("rank1").text(0.9121)
+        '91.2 %'
+        """
+        return self.number(value) if value is None or not self.unit else f"{self.number(value)} {self.unit}"
+
+    def change(self, difference: float) -> str:
+        """A difference of two values with its sign, without the unit.
+
+        >>> metric_of("rank1").change(0.0123), metric_of("rank1").change(-0.0004)
+        ('+1.2', '0.0')
+        """
+        return self.signed(self.scale * difference)
+
+    def printed(self, number: float | None) -> str:
+        """A number in the metric's unit: percentages with one decimal, other numbers with four digits or more."""
+        if number is None:
+            return "-"
+        return f"{number:.1f}" if self.unit == "%" else f"{number:.0f}" if abs(number) >= 1000 else f"{number:.4g}"
+
+    def signed(self, number: float) -> str:
+        """A difference in the metric's unit with its sign."""
+        text = self.printed(number)
+        if float(text) == 0:
+            return text.removeprefix("-")
+        return f"+{text}" if number > 0 else text.replace("-", "\N{MINUS SIGN}")
+
+    @property
+    def change_unit(self) -> str:
+        """Unit of a difference: of percentages it is points."""
+        return "points" if self.unit == "%" else self.unit
+
+    def improves(self, difference: float) -> bool:
+        """Whether a value that changed by ``difference`` is better than before."""
+        return difference < 0 if self.better == "lower" else difference > 0
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of the values."""
+        return min(values) if self.better == "lower" else max(values)
+
+
+#: Every metric of bdbnet by its name; `add_metric` adds those of plugins.
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("rank{k}", "Rank-{k}", per_query="first_match_rank", headline=True),
+        Metric("mAP", "mAP", per_query="ap", headline=True),
+        Metric("mINP", "mINP", per_query="inp"),
+        Metric("recall@{k}", "Recall@{k}", per_query="first_match_rank", headline=True),
+        Metric("map@r", "MAP@R", per_query="map_at_r", headline=True),
+        Metric("r_precision", "R-precision", per_query="r_precision"),
+        Metric("valid_queries", "valid queries", unit="", better="neither"),
+    )
+}
+
+
+def add_metric(metric: Metric) -> None:
+    """Add a row to `METRICS`, so that every table, page and plot shows the metric by its title.
+
+    Raises:
+        ValueError: there is a metric of this name already, or it is a member of a family that there is.
+    """
+    taken = METRICS.get(metric.name) or _member(metric.name)
+    if taken is not None:
+        raise ValueError(f"metric {metric.name}: the name is taken by {taken.title}; choose another")
+    METRICS[metric.name] = metric
+
+
+def metric_of(name: str) -> Metric:
+    """The row of a metric, of a family the member: ``rank5`` has the title ``Rank-5``.
+
+    A name that is not in the table, such as one of a plugin that is not installed here, gets a plain row: its name as title,
+    a fraction, higher is better.
+
+    >>> metric_of("recall@4").title, metric_of("f1").title
+    ('Recall@4', 'f1')
+    """
+    return METRICS.get(name) or _member(name) or Metric(name, name)
+
+
+def is_metric(name: str) -> bool:
+    """Whether a name is in the table, or a member of a family there, and no mere count."""
+    found = METRICS.get(name) or _member(name)
+    return found is not None and found.better != "neither"
+
+
+def metric_names(values: Iterable[str]) -> list[str]:
+    """The names of a record's metrics in their order, without counts such as ``valid_queries``."""
+    return [name for name in values if metric_of(name).better != "neither"]
+
+
+def headline_metrics(names: Iterable[str]) -> list[str]:
+    """The few metrics that stand for all: those of the table's headlines, else the first.
+
+    >>> headline_metrics(["rank1", "rank5", "mAP", "mINP"]), headline_metrics(["f1", "f2"])
+    (['rank1', 'mAP'], ['f1'])
+    """
+    names = metric_names(names)
+    return [name for name in names if metric_of(name).headline] or names[:1]
+
+
+def in_percent(names: Iterable[str]) -> bool:
+    """Whether all metrics are in percent: a table says so once and heads its columns by the titles alone."""
+    return all(metric_of(name).unit == "%" for name in names)
+
+
+def metric_heads(names: Sequence[str]) -> list[str]:
+    """Heads of a table: titles where all metrics are in percent, else titles with their units.
+
+    >>> metric_heads(["rank1", "mAP"])
+    ['Rank-1', 'mAP']
+    """
+    together = in_percent(names)
+    return [metric_of(name).title if together else metric_of(name).heading for name in names]
+
+
+def cutoff(family: str, name: str) -> int | None:
+    """The k of a member of a family, None for any other name.
+
+    >>> cutoff("rank{k}", "rank5"), cutoff("rank{k}", "mAP")
+    (5, None)
+    """
+    match = re.fullmatch(re.escape(family).replace(r"\{k\}", r"([1-9]\d*)"), name)
+    return int(match[1]) if match else None
+
+
+def _member(name: str) -> Metric | None:
+    for family, row in METRICS.items():
+        if "{k}" in family and (k := cutoff(family, name)) is not None:
+            within = None if "{k}" in row.column else k
+            title, column = row.title.replace("{k}", str(k)), row.column.replace("{k}", str(k))
+            return replace(
+                row, name=name, title=title, per_query=column, headline=row.headline and k == 1, within=within
+            )
+    return None
+
+
+@dataclass(frozen=True)
 class Protocol:
-    """How a number was measured. Two numbers may share a table cell only if their protocols are equal.
+    """How a number was measured. Results under different protocols are never mixed.
 
     Attributes:
         task: ``reid`` (single query, cameras), ``reid_multi_query``, ``reid_single_shot`` or ``retrieval`` (Recall@K).
@@ -78,12 +266,13 @@ class Result:
 
     Attributes:
         kind: ``train`` or ``evaluate``.
-        metrics: fractions in 0..1 (and ``valid_queries``), of the checkpoint that ``checkpoint`` names.
+        metrics: values by their names in `METRICS`, fractions in 0..1 where the unit is ``%``; of the checkpoint that
+            ``checkpoint`` names.
         checkpoint: ``last``, or the path of the file that was evaluated.
         data: name, fingerprint and counts of the dataset evaluated on; ``train`` adds those of the training rows.
         plain: the same metrics without re-ranking and query expansion, where there was either.
         before: the same metrics of the network before training, where they were asked for.
-        best: metrics and epoch of the best checkpoint. It was chosen on the test set, which its ``note`` says.
+        best: metrics and epoch of the best checkpoint. It was selected on the test set, which its ``note`` says.
         seconds: wall-clock seconds per phase; ``images_per_second`` likewise.
     """
 

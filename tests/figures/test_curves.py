@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdbnet.figures import DARK, label_of, learning_rate_curve, loss_columns, loss_curves, metric_columns
+from bdbnet.figures import DARK, learning_rate_curve, loss_columns, loss_curves, loss_label, metric_columns
 from bdbnet.figures.curves import _power, metric_curves, spread
 
 
@@ -39,9 +39,9 @@ def drawn(figure) -> dict[str, np.ndarray]:
 def test_columns_are_told_apart_and_blank_ones_left_out(history):
     assert loss_columns(history) == ["loss", "loss/triplet_global", "loss/softmax_global"]
     assert metric_columns(history) == ["rank1", "mAP"]
-    assert metric_columns(pd.DataFrame({"recall@1": [0.5], "MAP@R": [0.1], "grad_norm": [0.3]})) == [
+    assert metric_columns(pd.DataFrame({"recall@1": [0.5], "map@r": [0.1], "grad_norm": [0.3]})) == [
         "recall@1",
-        "MAP@R",
+        "map@r",
     ]
 
 
@@ -115,9 +115,9 @@ def test_rates_are_written_as_they_are_typed(value, shown):
     assert _power(value) == shown
 
 
-@pytest.mark.parametrize(("column", "label"), [("rank10", "Rank-10"), ("recall@2", "Recall@2"), ("loss", "sum")])
-def test_labels(column, label):
-    assert label_of(column) == label
+@pytest.mark.parametrize(("column", "label"), [("loss", "sum"), ("loss/triplet_part_2", "triplet part 2")])
+def test_labels_of_losses(column, label):
+    assert loss_label(column) == label
 
 
 @given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.01, 0.3))

@@ -83,8 +83,8 @@ def test_what_there_is_not_leaves_no_table():
 
 def test_a_single_shot_protocol_is_said_to_give_other_numbers():
     single = record(protocol={"task": "reid_single_shot", "single_shot": 100})
-    assert "not over one image per identity" in analysis_text(single)
-    assert "not over one image per identity" not in analysis_text(record())
+    assert "not one image per identity" in analysis_text(single)
+    assert "not one image per identity" not in analysis_text(record())
 
 
 def test_the_page_shows_pictures_and_tables(run_folder):

@@ -117,7 +117,7 @@ def test_image_root_and_its_remarks(run_folder, change_result):
     assert found is None
     assert str(root) in remark
     change_result(config={})
-    assert image_root(read_run(run_folder))[1].endswith("where its dataset lies.")
+    assert image_root(read_run(run_folder))[1].endswith("do not name the folder of its dataset.")
 
 
 def test_relative_paths_are_found_from_another_folder(run_folder, change_result, monkeypatch, tmp_path_factory):

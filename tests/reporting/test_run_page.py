@@ -73,7 +73,7 @@ def test_metrics_in_percent_before_after_and_best(run_folder):
     text = Page(write_report(run_folder)).text
     assert re.search(r"Rank-1 95\.0 % 91\.2 % \u22123\.8 93\.4 %", text)
     assert re.search(r"mAP 5\.0 % 75\.0 % \+70\.0 75\.0 %", text)
-    assert "epoch 1, chosen on the test set" in text
+    assert "epoch 1, selected on the test set" in text
     assert "6 valid queries" in text
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bdbnet.reporting import ReportError
-from bdbnet.reporting.settings import shown, varying_settings
+from bdbnet.reporting.settings import settings_of, shown, varying_settings
 from bdbnet.reporting.sweep import Sweep, is_sweep, read_sweep
 from bdbnet.reporting.sweep_page import write_sweep_report
 from bdbnet.results import Protocol, Result, read_result
@@ -84,8 +84,8 @@ def test_runs_equal_in_all_but_their_seed_are_one_configuration(sweep):
     (table,) = read.tables
     assert table.settings == ["dropping.height_ratio"]
     assert values(read) == [[(0.1,), (0.5,), (1.0,)]]
-    mean, std, count = table.configurations[1].metric("rank1")
-    assert (mean, std, count) == (pytest.approx(0.815), pytest.approx(0.00707, abs=1e-5), 2)
+    found = table.configurations[1].metric("rank1")
+    assert (found.mean, found.std, found.count) == (pytest.approx(0.815), pytest.approx(0.00707, abs=1e-5), 2)
     assert (table.differs, table.remarks, read.unfinished, read.unreadable) == ("", [], [], [])
 
 
@@ -107,41 +107,40 @@ def test_a_choice_is_told_once_with_what_comes_and_goes_with_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "keys", "remarks"),
+    ("rows", "keys"),
     [
-        # what the schedule copies from the trainer is told as the trainer's
-        (
-            [{"schedule.max_epochs": n, "trainer.max_epochs": n} for n in (1, 2)],
-            ["trainer.max_epochs"],
-            ["schedule.max_epochs has the same values as trainer.max_epochs."],
-        ),
-        # an element of a list
-        (
-            [{"dataset.drop_ratio": [h, 1.0], "dropping.height_ratio": h} for h in (0.1, 0.2)],
-            ["dataset.drop_ratio"],
-            ["dropping.height_ratio has the same values as dataset.drop_ratio."],
-        ),
-        # seeds, also of a layer that one run lacks
-        ([{"seed": 1, "loss.seed": 1}, {"seed": 2, "loss.seed": 2}, {"seed": 3}], [], []),
-        # a seed set apart is a setting
-        ([{"seed": 1, "dropping.seed": s} for s in (1, 2)], ["dropping.seed"], []),
-        # two settings changed together stay two
+        # the schedule's epochs follow the trainer's, unless they are set
+        ([{"schedule.max_epochs": n, "trainer.max_epochs": n} for n in (1, 2)], ["trainer.max_epochs"]),
+        ([{"schedule.max_epochs": n, "trainer.max_epochs": 1} for n in (1, 2)], ["schedule.max_epochs"]),
+        # the dataset's ratio counts in the drop layer
+        ([{"dataset.drop_ratio": [h, 1.0], "dropping.height_ratio": h} for h in (0.1, 0.2)], ["dropping.height_ratio"]),
+        # seeds, also of a loss that one run lacks
+        ([{"seed": 1, "loss.metric.seed": 1}, {"seed": 2, "loss.metric.seed": 2}, {"seed": 3}], []),
+        # a seed that is set apart is a setting
+        ([{"seed": 1, "dropping.seed": s} for s in (1, 2)], ["dropping.seed"]),
+        # two settings that change together stay two
         (
             [{"optimizer.lr": 0.1, "loss.margin": 1}, {"optimizer.lr": 0.2, "loss.margin": 2}],
             ["optimizer.lr", "loss.margin"],
-            [],
         ),
         # an added setting next to another that varies
-        ([{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2, "loss.extra": 1}], ["optimizer.lr", "loss.extra"], []),
-        ([{"a": True}, {"a": 1}, {"a": None}, {"a": "1"}], ["a"], []),
+        ([{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2, "loss.extra": 1}], ["optimizer.lr", "loss.extra"]),
+        # what one class has and the other lacks comes with the class; what both have is a setting
+        ([{"loss._target_": "A", "loss.bins": 5}, {"loss._target_": "B"}], ["loss._target_"]),
+        (
+            [{"loss._target_": "A", "loss.margin": 1}, {"loss._target_": "B", "loss.margin": 2}],
+            ["loss._target_", "loss.margin"],
+        ),
+        ([{"a": True}, {"a": 1}, {"a": None}, {"a": "1"}], ["a"]),
     ],
 )
-def test_settings_that_say_nothing_new_are_left_out(rows, keys, remarks):
-    varying = varying_settings(rows)
-    assert (varying.keys, varying.remarks) == (keys, remarks)
+@pytest.mark.parametrize("prefix", ["", "trained_with."])
+def test_settings_that_say_nothing_new_are_left_out(rows, keys, prefix):
+    told = [settings_of({f"{prefix}{key}": value for key, value in row.items()}) for row in rows]
+    assert varying_settings(told).keys == [f"{prefix}{key}" for key in keys]
 
 
-def test_class_and_name_of_a_backbone_are_one_setting():
+def test_a_backbone_of_several_sizes_is_told_by_class_and_name():
     backbones = [
         ("ResNetBackbone", "resnet18"),
         ("TimmBackbone", "resnet18"),
@@ -150,13 +149,9 @@ def test_class_and_name_of_a_backbone_are_one_setting():
     ]
     rows = [{"backbone._target_": kind} | ({"backbone.name": name} if name else {}) for kind, name in backbones]
     varying = varying_settings(rows)
-    assert varying.keys == ["backbone.name"]
-    assert varying.rows == [
-        ["ResNetBackbone resnet18"],
-        ["TimmBackbone resnet18"],
-        ["ResNetBackbone resnet50"],
-        ["OSNetBackbone"],
-    ]
+    assert varying.keys == ["backbone._target_", "backbone.name"]
+    assert varying.rows[-1] == ["OSNetBackbone", "-"]
+    assert varying_settings(rows[::3]).keys == ["backbone._target_"]
 
 
 @pytest.mark.parametrize(
@@ -292,7 +287,7 @@ def test_lines_are_the_other_settings_and_what_lacks_the_setting_is_named(tmp_pa
     add(tmp_path, "none", config_of(1, None))
     page = page_of(tmp_path)
     assert page.images[0]["alt"].endswith("BatchDropBlock: 0.1 50.0, 0.3 50.0; DropBlock: 0.1 50.0, 0.3 50.0")
-    assert "Not in the plot, without dropping.height_ratio: Identity." in page.text
+    assert "Not in the plot, because it has no dropping.height_ratio: Identity." in page.text
 
 
 def test_settings_that_are_names_are_drawn_as_dots_and_one_configuration_not_at_all(tmp_path):

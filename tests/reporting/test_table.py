@@ -15,9 +15,10 @@ from bdbnet.reporting.table import (
     as_latex,
     as_markdown,
     as_text,
-    percent_spread,
     spread,
+    spread_text,
 )
+from bdbnet.results import metric_of
 
 EVIL = 'a|b, "c" <i> & 50 % _x_ #1 {y} \\ $ ~^*`'
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=12)
@@ -41,7 +42,7 @@ def test_spread_is_the_sample_standard_deviation():
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6))
 def test_spread_is_written_as_measured(values):
     mean, std = (100 * function(values) for function in (statistics.fmean, statistics.stdev))
-    assert percent_spread(spread(values)) == f"{mean:.1f} ± {std:.1f}"
+    assert spread_text(metric_of("mAP"), spread(values)) == f"{mean:.1f} ± {std:.1f}"
 
 
 def test_text_is_in_line(grid):

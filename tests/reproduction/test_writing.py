@@ -11,7 +11,7 @@ from bdbnet.reporting.table import as_markdown
 from bdbnet.reproduction.measured import Measured, measure
 from bdbnet.reproduction.spec import Axis, Row, Table, find_tables
 from bdbnet.reproduction.statistics import statistics_grid, statistics_of
-from bdbnet.reproduction.writing import grid_of, rows_of, write_summary, write_tables
+from bdbnet.reproduction.writing import reproduction_grid, rows_of, write_summary, write_tables
 from bdbnet.results import Protocol, Result
 
 EVALUATION = {"evaluation": {"normalize": "none", "precision": "32-true", "query_pooling": "mean"}}
@@ -35,7 +35,7 @@ def look(table, toy_budget, tmp_path):
 
 
 def test_what_was_not_measured_has_no_number(look):
-    grid = grid_of(look())
+    grid = reproduction_grid(look())
     assert grid.rows == [
         ["Baseline", "paper", "90.0", "70.0"], ["", "ours", "not measured", "not measured"],
         ["BDB", "paper", "95.0", "80.0"], ["", "ours", "not measured", "not measured"],
@@ -48,7 +48,7 @@ def test_ours_stands_beside_the_papers_with_difference_and_spread(look):
     for seed, rank1 in ((1, 0.90), (2, 0.92)):
         finish(look(), 0, seed, rank1)
     finish(look(), 1, 1, 0.9)
-    grid = grid_of(look())
+    grid = reproduction_grid(look())
     assert grid.rows[:6] == [
         ["Baseline", "paper", "90.0", "70.0"], ["", "ours, 2 seeds", "91.0 ± 1.4", "45.5 ± 0.7"],
         ["", "difference", "+1.0", "\u221224.5"],
@@ -61,7 +61,7 @@ def test_ours_stands_beside_the_papers_with_difference_and_spread(look):
 
 def test_numbers_of_another_training_than_the_papers_are_not_subtracted(look):
     finish(look("optimizer.lr=0.1"), 0, 1, 0.9)
-    grid = grid_of(look("optimizer.lr=0.1"))
+    grid = reproduction_grid(look("optimizer.lr=0.1"))
     assert [row[1] for row in grid.rows[:3]] == ["paper", "ours", "paper"]
     assert any("only their order" in note for note in grid.notes)
     assert any("optimizer.lr=0.1" in note for note in grid.notes)
@@ -70,7 +70,7 @@ def test_numbers_of_another_training_than_the_papers_are_not_subtracted(look):
 def test_seeds_measured_on_other_data_are_not_averaged_in(look):
     for seed, fingerprint in ((1, "a"), (2, "a"), (3, "b")):
         finish(look(), 0, seed, 0.5, fingerprint)
-    grid = grid_of(look())
+    grid = reproduction_grid(look())
     assert grid.rows[1][1] == "ours, 2 seeds"
     assert "Baseline, seed 3: measured on other data than the other seeds, not counted" in grid.notes
 
@@ -118,7 +118,7 @@ def test_a_summary_says_how_it_was_made(look, tmp_path):
     assert text.startswith("# ")
     assert "`python -m bdbnet.reproduce all list=true`" in text
     assert "## Budget toy\n\n### two: Two networks" in text
-    assert as_markdown(grid_of(look(), portable=True)).strip() in text
+    assert as_markdown(reproduction_grid(look(), portable=True)).strip() in text
 
 
 def test_statistics_are_counted_from_the_data(tmp_path):
@@ -161,7 +161,7 @@ def test_the_measured_results_in_the_repository_are_what_its_summary_says(tmp_pa
     ]
     kept = (experiments / "RESULTS.md").read_text()
     for measured in tables:
-        for line in as_markdown(grid_of(measured, portable=True)).splitlines():
+        for line in as_markdown(reproduction_grid(measured, portable=True)).splitlines():
             shown = measured.budget.name == "full" or any(entry.counted for entry in measured)
             if shown and measured.datasets and line.startswith("|") and "ours" in line:
                 assert line in kept

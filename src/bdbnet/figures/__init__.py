@@ -1,13 +1,13 @@
-"""Arrays and tables -> matplotlib figures. Matplotlib itself is imported when the first figure is drawn."""
+"""Matplotlib figures from arrays and tables. Matplotlib itself is imported when the first figure is drawn."""
 
 from bdbnet.figures.curves import (
     DARK,
     LIGHT,
     Theme,
-    label_of,
     learning_rate_curve,
     loss_columns,
     loss_curves,
+    loss_label,
     metric_columns,
     metric_curves,
 )
@@ -30,10 +30,10 @@ __all__ = [
     "Theme",
     "configuration_dots",
     "drop_masks_figure",
-    "label_of",
     "learning_rate_curve",
     "loss_columns",
     "loss_curves",
+    "loss_label",
     "metric_columns",
     "metric_curves",
     "parameter_curves",

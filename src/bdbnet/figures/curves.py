@@ -1,17 +1,16 @@
-"""Training curves: a run's history -> figures with directly labelled lines."""
+"""Training curves: figures of a run's history, with directly labelled lines."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from bdbnet.results import is_metric, metric_of
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_METRIC = re.compile(r"rank\d+|m[A-Z]\w*|[A-Za-z]+@\w+")
 
 
 class Line(NamedTuple):
@@ -36,17 +35,13 @@ LIGHT = Theme("#ffffff", "#22262b", "#d9dde2", ("#0067a3", "#c24e00", "#007a59",
 DARK = Theme("#171a1f", "#e4e7eb", "#3a4048", ("#62b5ec", "#ff9147", "#2fc99b", "#e59ac8", "#e8b93a", "#a9b1bb"))
 
 
-def label_of(column: str) -> str:
-    """Readable name of a metric or of a part of the loss.
+def loss_label(column: str) -> str:
+    """Readable name of the loss or of a part of it.
 
-    >>> label_of("rank1"), label_of("recall@4"), label_of("mAP"), label_of("loss/triplet_global")
-    ('Rank-1', 'Recall@4', 'mAP', 'triplet global')
+    >>> loss_label("loss"), loss_label("loss/triplet_global")
+    ('sum', 'triplet global')
     """
-    if column == "loss":
-        return "sum"
-    name = column.removeprefix("loss/").replace("_", " ")
-    name = re.sub(r"^rank(\d+)$", r"Rank-\1", name)
-    return re.sub(r"^recall@", "Recall@", name)
+    return "sum" if column == "loss" else column.removeprefix("loss/").replace("_", " ")
 
 
 def loss_columns(history: pd.DataFrame) -> list[str]:
@@ -58,13 +53,13 @@ def loss_columns(history: pd.DataFrame) -> list[str]:
 
 def metric_columns(history: pd.DataFrame) -> list[str]:
     """Evaluated metrics (`rank1`, `mAP`, `recall@1`, ...): columns that hold at least one number."""
-    return [column for column in map(str, history) if _METRIC.fullmatch(column) and history[column].notna().any()]
+    return [column for column in map(str, history) if is_metric(column) and history[column].notna().any()]
 
 
 def loss_curves(history: pd.DataFrame, *, theme: Theme = LIGHT) -> "Figure":
     """Loss and its parts by epoch. `history` has a row per epoch and the columns `epoch`, `loss`, `loss/<part>`."""
     columns = loss_columns(history)
-    series = [Line(label_of(column), _numbers(history, "epoch"), _numbers(history, column)) for column in columns]
+    series = [Line(loss_label(column), _numbers(history, "epoch"), _numbers(history, column)) for column in columns]
     figure, axes = _axes(theme, "Loss, mean of the epoch")
     _draw_lines(axes, series, theme)
     lowest = min((float(history[column].min()) for column in columns), default=0.0)
@@ -75,22 +70,36 @@ def loss_curves(history: pd.DataFrame, *, theme: Theme = LIGHT) -> "Figure":
 
 
 def metric_curves(
-    history: pd.DataFrame, *, before: Mapping[str, float] | None = None, theme: Theme = LIGHT
+    history: pd.DataFrame,
+    columns: Sequence[str] | None = None,
+    *,
+    before: Mapping[str, float] | None = None,
+    theme: Theme = LIGHT,
 ) -> "Figure":
-    """Evaluated metrics by epoch, in percent. Metrics in `history` and `before` (drawn as epoch 0) are fractions.
+    """Evaluated metrics by epoch. Those in percent are fractions in `history` and `before` (drawn as epoch 0).
 
     Epochs that were not evaluated are blank (NaN) in `history`; the line runs straight across them.
+
+    Args:
+        history: a row per epoch, with the column `epoch`.
+        columns: metrics of one unit; None: all that are in percent.
+        before: metrics of the network before training.
     """
+    if columns is None:
+        columns = [column for column in metric_columns(history) if metric_of(column).unit == "%"]
     series = []
-    for column in metric_columns(history):
+    for column in columns:
+        metric = metric_of(column)
         evaluated = history.loc[history[column].notna(), ["epoch", column]]
-        epochs, values = _numbers(evaluated, "epoch"), 100 * _numbers(evaluated, column)
+        epochs, values = _numbers(evaluated, "epoch"), metric.scale * _numbers(evaluated, column)
         if before is not None and column in before:
-            epochs, values = np.append(0, epochs), np.append(100 * before[column], values)
-        series.append(Line(label_of(column), epochs, values))
-    figure, axes = _axes(theme, "Metrics, %")
+            epochs, values = np.append(0, epochs), np.append(metric.scale * before[column], values)
+        series.append(Line(metric.title, epochs, values))
+    unit = metric_of(columns[0]).unit if columns else "%"
+    figure, axes = _axes(theme, f"Metrics, {unit}" if unit else "Metrics")
     _draw_lines(axes, series, theme)
-    axes.set_ylim(0, 100)
+    if unit == "%":
+        axes.set_ylim(0, 100)
     _label_lines(axes, series, theme)
     return figure
 

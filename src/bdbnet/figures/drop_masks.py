@@ -1,7 +1,7 @@
-"""Drop masks: what each drop layer takes from the feature maps of two images of a batch (Figure 6 of the paper)."""
+"""Drop masks of several drop layers side by side, for two images of a batch (Figure 6 of the paper)."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,8 +45,8 @@ def drop_masks_figure(
     height = _TOP + images * (map_height + _BETWEEN_IMAGES) - _BETWEEN_IMAGES + _BOTTOM
     figure = Figure(figsize=(width, height), facecolor=theme.background)
 
-    def write(x: float, y: float, text: str, size: float = 9, **options: str) -> None:
-        figure.text(x / width, y / height, text, **{"color": theme.text, "va": "center"} | options, fontsize=size)  # type: ignore[arg-type]
+    def write(x: float, y: float, text: str, size: float = 9, *, color: str = theme.text, **options: Any) -> None:
+        figure.text(x / width, y / height, text, color=color, va="center", fontsize=size, **options)
 
     bottoms = [height - _TOP - map_height - i * (map_height + _BETWEEN_IMAGES) for i in range(images)]
     for i, bottom in enumerate(bottoms):

@@ -1,4 +1,4 @@
-"""Pictures of an analysed evaluation: distances of pairs, ROC, results by camera, average precision of the queries."""
+"""Figures of an error analysis: distances of pairs, ROC, results by camera, average precision of the queries."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

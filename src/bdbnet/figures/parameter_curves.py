@@ -1,4 +1,4 @@
-"""What a setting does to a metric: curves over a numeric setting, dots for settings that are names."""
+"""Metrics over settings: curves over a numeric setting, dots for settings that are names."""
 
 import textwrap
 from collections.abc import Sequence

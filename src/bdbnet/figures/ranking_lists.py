@@ -1,4 +1,4 @@
-"""Ranking lists: a query and the images nearest to it, bordered by right and wrong (Figures 5 and 9 of the paper)."""
+"""Ranking lists: a query and its nearest images, with a border for right and wrong (Figures 5 and 9 of the paper)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Results -> something to read."""
+"""Tables and pages from result.json: a run's page, a sweep's table, the comparison of two runs."""
 
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
 from bdbnet.reporting.run_page import write_report

@@ -1,15 +1,17 @@
-"""What an analysed evaluation says about its errors: tables for the terminal and a section of the run's page."""
+"""Error analysis: its tables for the terminal and its section of the run's page, from analysis.json."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from bdbnet.figures import label_of
+from bdbnet.reporting.page import note_paragraphs
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.table import Grid, as_html, as_text
 from bdbnet.reporting.wording import distance, percent
+from bdbnet.results import Metric, in_percent, metric_heads, metric_of
 
 _NONE = "-"
+_MEAN_AP = metric_of("mAP")
 
 
 def analysis_text(record: Mapping[str, Any]) -> str:
@@ -21,10 +23,10 @@ def analysis_section(record: Mapping[str, Any] | None) -> str:
     """Section of the page with pictures and tables; empty for a run that was not analysed."""
     if record is None:
         return ""
-    parts = []
-    for grid in analysis_tables(record):
-        notes = "".join(f'<p class="soft">{escape(note)}</p>\n' for note in grid.notes)
-        parts.append(f"<h3>{escape(grid.title)}</h3>\n{as_html(grid)}\n{notes}")
+    parts = [
+        f"<h3>{escape(grid.title)}</h3>\n{as_html(grid)}\n{note_paragraphs(grid.notes)}"
+        for grid in analysis_tables(record)
+    ]
     return (
         f'<section>\n<h2>Analysis</h2>\n<div class="curves">\n{"".join(_pictures(record))}</div>\n'
         f"{''.join(parts)}</section>"
@@ -47,22 +49,28 @@ def analysis_tables(record: Mapping[str, Any]) -> list[Grid]:
 
 
 def _words(record: Mapping[str, Any]) -> tuple[str, str]:
-    """What a label is called, and the share of queries whose rank 1 is right."""
-    return ("identity", "Rank-1") if record["protocol"]["task"].startswith("reid") else ("class", "Recall@1")
+    """What a label is called, and the title of the share of queries whose rank 1 is right."""
+    noun, name = ("identity", "rank1") if record["protocol"]["task"].startswith("reid") else ("class", "recall@1")
+    return noun, metric_of(name).title
 
 
 def _intervals(record: Mapping[str, Any], noun: str) -> Grid:
-    rows = [[label_of(name), _points(of["value"]), _interval(of["interval"])] for name, of in record["metrics"].items()]
+    found: Mapping[str, Any] = record["metrics"]
+    rows = [
+        [head, metric_of(name).number(of["value"]), _interval(metric_of(name), of["interval"])]
+        for head, (name, of) in zip(metric_heads(list(found)), found.items())
+    ]
     notes = [f"Bootstrap: {_plural(noun)} drawn with replacement, all queries of one together."]
-    if all(of["interval"] is None for of in record["metrics"].values()):
+    if all(of["interval"] is None for of in found.values()):
         notes = [f"No interval: all queries that count are of one {noun}."]
     if record["valid_queries"] < record["queries"]:
         notes.append(f"{record['queries'] - record['valid_queries']:,} queries have no match and do not count.")
     if record["protocol"]["single_shot"] is not None:
         notes.append(
-            "Over the whole gallery here and below, not over one image per identity: other numbers than above."
+            "Here and below the whole gallery is searched, not one image per identity: the numbers differ from those above."
         )
-    return Grid(f"Metrics over {record['valid_queries']:,} queries, %", ["", "mean", "95 % interval"], rows, notes)
+    title = f"Metrics over {record['valid_queries']:,} queries" + ", %" * in_percent(found)
+    return Grid(title, ["", "mean", "95 % interval"], rows, notes)
 
 
 def _cameras(pairs: Mapping[str, Any]) -> Grid:
@@ -71,12 +79,15 @@ def _cameras(pairs: Mapping[str, Any]) -> Grid:
         [str(camera), *(f"{_points(a)} / {_points(b)}" if queries else _NONE for a, b, queries in zip(*cells))]
         for camera, *cells in zip(pairs["query_cameras"], pairs["rank1"], pairs["mAP"], pairs["queries"])
     ]
-    return Grid("Searched in the images of one camera: Rank-1 / mAP, %", heads, rows, [])
+    title = f"Searched in the images of one camera: {metric_of('rank1').title} / {_MEAN_AP.heading}"
+    return Grid(title, heads, rows, [])
 
 
 def _by_images(bins: Sequence[Mapping[str, Any]], first: str) -> Grid:
     rows = [[of["images"], f"{of['queries']:,}", _points(of["rank1"]), _points(of["mAP"])] for of in bins]
-    return Grid("By number of matches in the gallery", ["matches", "queries", f"{first}, %", "mAP, %"], rows, [])
+    return Grid(
+        "By number of matches in the gallery", ["matches", "queries", f"{first}, %", _MEAN_AP.heading], rows, []
+    )
 
 
 def _worst(queries: Sequence[Mapping[str, Any]], noun: str) -> Grid:
@@ -119,7 +130,7 @@ def _pairs(record: Mapping[str, Any], noun: str) -> Grid:
             rows.append([name, _NONE, _NONE, _NONE])
             notes.append(f"{name}: {of['reason']}.")
     notes.append(
-        f'"Other half": the threshold was chosen on pairs within one half of the {_plural(noun)} and evaluated on the other.'
+        f'"Other half": the threshold was selected on pairs within one half of the {_plural(noun)} and evaluated on the other.'
     )
     return Grid(title, heads, rows, notes)
 
@@ -178,5 +189,5 @@ def _fine(fraction: float) -> str:
     return percent(fraction) if fraction >= 0.01 else f"{100 * fraction:.2g} %"
 
 
-def _interval(ends: Sequence[float] | None) -> str:
-    return _NONE if ends is None else f"{_points(ends[0])} to {_points(ends[1])}"
+def _interval(metric: Metric, ends: Sequence[float] | None) -> str:
+    return _NONE if ends is None else f"{metric.number(ends[0])} to {metric.number(ends[1])}"

@@ -1,4 +1,4 @@
-"""Is one run better than another?  A paired test over the queries that both answered."""
+"""Comparison of two runs by a paired test over the queries that both answered."""
 
 import json
 from collections.abc import Mapping
@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 
 from bdbnet.evaluation.significance import PairedDifference, paired_difference
-from bdbnet.figures import label_of
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
 from bdbnet.reporting.table import MINUS, Grid, as_text
-from bdbnet.results import PER_QUERY, write_atomically
+from bdbnet.results import PER_QUERY, Metric, headline_metrics, in_percent, metric_heads, metric_of, write_atomically
 
-_COLUMNS = ("query_index", "path", "label", "ap", "inp", "map_at_r", "r_precision", "matches", "first_match_rank")
-_VALUES = {"mAP": "ap", "mINP": "inp", "map@r": "map_at_r", "r_precision": "r_precision"}
+_COLUMNS = ("query_index", "path", "label", "ap", "matches", "first_match_rank")
 _SURE = 0.05  # p-value from which on no difference is claimed
 _LISTED = 10
 
@@ -66,8 +64,7 @@ def compare_runs(folder: str | Path, other: str | Path, *, seed: int = 0) -> tup
     }  # fmt: skip
     path = _record_path(a.run.path, b.run.path)
     write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
-    main = [name for name in differences if name in ("rank1", "recall@1", "mAP", "map@r")]
-    verdicts = [verdict(label_of(name), differences[name], *names) for name in main]
+    verdicts = [verdict(metric_of(name), differences[name], *names) for name in headline_metrics(differences)]
     return "\n\n".join([_table(differences, means, names, changed), "\n".join(verdicts), _list(apart)]), path
 
 
@@ -81,21 +78,23 @@ def _record_path(folder: Path, other: Path) -> Path:
     return path if mine else path.with_stem(f"{path.stem}-{sha256(str(other.resolve()).encode()).hexdigest()[:6]}")
 
 
-def verdict(metric: str, found: PairedDifference, a: str, b: str) -> str:
+def verdict(metric: Metric, found: PairedDifference, a: str, b: str) -> str:
     """What a comparison shows, in a sentence.
 
     >>> from bdbnet.evaluation.significance import Interval
-    >>> verdict("mAP", PairedDifference(-0.012, Interval(-0.02, -0.004), 0.001, 90, 30), "bdb", "mgn")
+    >>> verdict(metric_of("mAP"), PairedDifference(-0.012, Interval(-0.02, -0.004), 0.001, 90, 30), "bdb", "mgn")
     'mgn is better in mAP by 1.2 points (0.4 to 2.0), p = 0.001'
     """
-    low, high = found.interval
+    unit = f" {metric.change_unit}" if metric.change_unit else ""
     if found.p_value >= _SURE or found.difference == 0:
-        ends = " to ".join(_signed(end) for end in found.interval)
-        return f"no difference in {metric} can be shown: {_signed(found.difference)} points ({ends}), p = {found.p_value:.2g}"
-    better, size = (a, found.difference) if found.difference > 0 else (b, -found.difference)
-    low, high = (low, high) if found.difference > 0 else (-high, -low)
-    points = " to ".join(f"{100 * end:.1f}".replace("-", MINUS) for end in (low, high))
-    return f"{better} is better in {metric} by {100 * size:.1f} points ({points}), p = {found.p_value:.2g}"
+        ends = " to ".join(metric.change(end) for end in found.interval)
+        difference = f"{metric.change(found.difference)}{unit} ({ends})"
+        return f"no difference in {metric.title} can be shown: {difference}, p = {found.p_value:.2g}"
+    better = a if metric.improves(found.difference) else b
+    low, high = found.interval if found.difference > 0 else (-found.interval.high, -found.interval.low)
+    points = " to ".join(metric.number(end).replace("-", MINUS) for end in (low, high))
+    size = f"{metric.number(abs(found.difference))}{unit} ({points})"
+    return f"{better} is better in {metric.title} by {size}, p = {found.p_value:.2g}"
 
 
 def _read(folder: str | Path, key: str) -> _Analysed:
@@ -111,7 +110,8 @@ def _read(folder: str | Path, key: str) -> _Analysed:
         queries = pd.read_parquet(path)
     except (ValueError, OSError) as error:
         raise ReportError(f"{path}: not a readable Parquet file ({error}). Analyse again") from error
-    if missing := [column for column in _COLUMNS if column not in queries]:
+    needed = dict.fromkeys([*_COLUMNS, *(metric_of(name).column for name in run.analysis["metrics"])])
+    if missing := [column for column in needed if column not in queries]:
         raise ReportError(f"{path}: lacks the column(s) {', '.join(missing)}. Analyse again")
     return _Analysed(run, run.analysis, queries)
 
@@ -143,10 +143,11 @@ def _check_common_metrics(a: _Analysed, b: _Analysed) -> None:
 
 def _value(queries: pd.DataFrame, name: str) -> np.ndarray:
     """A metric's value per query, NaN without a match."""
-    if name in _VALUES:
-        return queries[_VALUES[name]].to_numpy(np.float64)
-    k = int(name.removeprefix("rank").removeprefix("recall@"))
-    return np.where(queries["matches"] > 0, queries["first_match_rank"] <= k, np.nan)
+    metric = metric_of(name)
+    values = queries[metric.column].to_numpy(np.float64)
+    if metric.within is None:
+        return values
+    return np.where(queries["matches"] > 0, values <= metric.within, np.nan)
 
 
 def _differences(a: _Analysed, b: _Analysed, seed: int) -> dict[str, PairedDifference]:
@@ -190,9 +191,9 @@ def _table(
     changed: Mapping[str, list[Any]],
 ) -> str:
     rows = [
-        [label_of(name), *(f"{100 * mean:.1f}" for mean in means[name]), _signed(of.difference),
-         " to ".join(_signed(end) for end in of.interval), f"{of.p_value:.2g}"]
-        for name, of in differences.items()
+        [head, *(metric_of(name).number(mean) for mean in means[name]), metric_of(name).change(of.difference),
+         " to ".join(metric_of(name).change(end) for end in of.interval), f"{of.p_value:.2g}"]
+        for head, (name, of) in zip(metric_heads(list(differences)), differences.items())
     ]  # fmt: skip
     some = next(iter(differences.values()))
     notes = [
@@ -200,8 +201,10 @@ def _table(
     ]
     if changed:
         settings = ", ".join(f"{key} {one} and {other}" for key, (one, other) in changed.items())
-        notes.append(f"Measured under different protocols: {settings}.")
-    heads = ["%", "A", "B", "A \N{MINUS SIGN} B, points", "95 % interval", "p"]
+        notes.append(f"The protocols differ: {settings}.")
+    percent = in_percent(differences)
+    difference = "A \N{MINUS SIGN} B" + ", points" * percent
+    heads = ["%" * percent, "A", "B", difference, "95 % interval", "p"]
     return as_text(Grid(f"A: {names[0]}; B: {names[1]}", heads, rows, notes))
 
 
@@ -210,7 +213,7 @@ def _list(queries: list[dict[str, Any]]) -> str:
         [
             of["path"],
             str(of["label"]),
-            *(f"{100 * ap:.1f}" for ap in of["ap"]),
+            *(metric_of("mAP").number(ap) for ap in of["ap"]),
             *(f"{r:,}" for r in of["first_match_rank"]),
         ]
         for of in queries
@@ -219,13 +222,3 @@ def _list(queries: list[dict[str, Any]]) -> str:
     return (
         as_text(Grid("Queries that differ most", heads, rows, [])) if rows else "Every query has the same AP in both."
     )
-
-
-def _signed(fraction: float) -> str:
-    """A difference in points with its sign.
-
-    >>> _signed(0.0123), _signed(-0.0004)
-    ('+1.2', '0.0')
-    """
-    text = f"{100 * fraction:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", MINUS)

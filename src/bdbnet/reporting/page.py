@@ -1,6 +1,6 @@
-"""A self-contained HTML page, and its tables."""
+"""A self-contained HTML page, its tables and notes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 
@@ -43,6 +43,11 @@ def html_table(heads: Sequence[str], rows: Sequence[str], name: str = "plain") -
     body = "\n".join(rows)
     table = f'<table class="{name}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
     return f'<div class="scroll">\n{table}\n</div>'
+
+
+def note_paragraphs(notes: Iterable[str]) -> str:
+    """A small paragraph for each plain text."""
+    return "".join(f'<p class="soft">{escape(note)}</p>\n' for note in notes)
 
 
 def html_row(head: str, cells: Sequence[str]) -> str:

@@ -1,8 +1,9 @@
-"""The sections of the page that hold pictures: training curves and ranking lists."""
+"""Sections of a run's page with pictures: training curves and ranking lists."""
 
 import base64
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,10 @@ import pandas as pd
 
 from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.datasets.images import Box, ImageError, read_image
-from bdbnet.figures import label_of, read_thumbnail
+from bdbnet.figures import read_thumbnail
 from bdbnet.reporting.run_folder import RunFolder, choose_queries, image_root
-from bdbnet.reporting.wording import distance, percent
+from bdbnet.reporting.wording import distance
+from bdbnet.results import metric_names, metric_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,33 +31,38 @@ def curves(run: RunFolder) -> str:
     from bdbnet import figures as vis
 
     pictures = []
-    if metrics := vis.metric_columns(history):
-        before = run.result.before
-        words = _first_and_last(history, metrics, fractions=True)
-        pictures.append(
-            themed_picture(
-                lambda theme: vis.metric_curves(history, before=before, theme=theme), "Metrics by epoch", words
-            )
-        )
+    metrics = dict.fromkeys([*vis.metric_columns(history), *metric_names(run.result.metrics)])
+    evaluated = [name for name in metrics if name in history and history[name].notna().any()]
+    for unit in dict.fromkeys(metric_of(name).unit for name in evaluated):
+        names = [name for name in evaluated if metric_of(name).unit == unit]
+        words = ", ".join(_first_and_last(history[name], metric_of(name).title, metric_of(name).text) for name in names)
+        pictures.append(themed_picture(partial(_metric_curves, run, names), "Metrics by epoch", words))
     if losses := vis.loss_columns(history):
-        words = _first_and_last(history, losses)
+        words = ", ".join(_first_and_last(history[column], vis.loss_label(column), _three_digits) for column in losses)
         pictures.append(themed_picture(lambda theme: vis.loss_curves(history, theme=theme), "Loss by epoch", words))
     if "learning_rate" in history and history["learning_rate"].notna().any():
-        words = _first_and_last(history, ["learning_rate"])
+        words = _first_and_last(history["learning_rate"], "learning rate", _three_digits)
         pictures.append(
             themed_picture(lambda theme: vis.learning_rate_curve(history, theme=theme), "Learning rate by epoch", words)
         )
     return f'<section>\n<h2>Training</h2>\n<div class="curves">\n{"".join(pictures)}</div>\n</section>'
 
 
-def _first_and_last(history: pd.DataFrame, columns: Iterable[str], *, fractions: bool = False) -> str:
-    """The curves in words, for those who can't see them."""
-    parts = []
-    for column in columns:
-        values = history[column].dropna()
-        first, last = (percent(v) if fractions else f"{v:.3g}" for v in (values.iloc[0], values.iloc[-1]))
-        parts.append(f"{label_of(column)} from {first} to {last}")
-    return ", ".join(parts)
+def _metric_curves(run: RunFolder, names: Sequence[str], theme: "Theme") -> "Figure":
+    from bdbnet.figures import metric_curves
+
+    assert run.history is not None
+    return metric_curves(run.history, names, before=run.result.before, theme=theme)
+
+
+def _first_and_last(column: "pd.Series[float]", title: str, text: Callable[[float], str]) -> str:
+    """A curve in words, for those who can't see it."""
+    values = column.dropna()
+    return f"{title} from {text(values.iloc[0])} to {text(values.iloc[-1])}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}"
 
 
 def themed_picture(draw: "Callable[[Theme], Figure]", title: str, words: str) -> str:
@@ -163,7 +170,10 @@ def _small(noun: str, label: Any, camera: Any) -> str:
 def box_of(row: Any, of: str) -> Box | None:
     """The part of the photograph that is the image, where a row of the ranking lists has one."""
     names = [f"{of}_{column}" for column in BOX_COLUMNS]
-    return tuple(int(row[name]) for name in names) if names[0] in row else None  # type: ignore[return-value]
+    if names[0] not in row:
+        return None
+    x1, y1, x2, y2 = (int(row[name]) for name in names)
+    return x1, y1, x2, y2
 
 
 def picture(root: Path | None, path: str, alt: str, box: Box | None) -> str:

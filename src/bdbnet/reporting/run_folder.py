@@ -1,4 +1,4 @@
-"""What a run left behind, read back and checked: result, history and ranking lists."""
+"""A finished run's folder, read and checked: result, history, ranking lists, error analysis."""
 
 import json
 import warnings
@@ -36,7 +36,7 @@ class RunFolder:
 
 
 class Selection(NamedTuple):
-    """Query indices chosen for a page: some at random, and some of the worst."""
+    """Query indices selected for a page: some at random, and some of the worst."""
 
     random: list[int]
     worst: list[int]
@@ -110,7 +110,8 @@ def read_analysis(path: Path) -> Mapping[str, Any] | None:
     found = record.get("schema") if isinstance(record, dict) else None
     if found != ANALYSIS_SCHEMA:
         raise ReportError(f"{path}: schema {found}, this version reads schema {ANALYSIS_SCHEMA}. {advice}")
-    return record
+    checked: Mapping[str, Any] = record
+    return checked
 
 
 def choose_queries(ranking: pd.DataFrame, count: int, seed: int) -> Selection:
@@ -145,7 +146,7 @@ def image_root(run: RunFolder) -> tuple[Path | None, str]:
         or not dataset.get("name")
         or not (dataset.get("root") or dataset.get("manifest"))
     ):
-        return None, "The images are not shown: the run's settings do not say where its dataset lies."
+        return None, "The images are not shown: the run's settings do not name the folder of its dataset."
     root, options = dataset.get("root"), dict(dataset.get("options") or {})
     sources = options.get("manifest")
     if sources is not None:

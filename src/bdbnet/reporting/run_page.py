@@ -1,4 +1,4 @@
-"""A run folder as one self-contained page: metrics, curves, ranking lists, data, settings."""
+"""The page of a run: metrics, curves, error analysis, ranking lists, data, settings."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,12 @@ from html import escape
 from pathlib import Path
 
 from bdbnet.config import flatten
-from bdbnet.figures import label_of
 from bdbnet.reporting.analysis import analysis_section
-from bdbnet.reporting.page import html_row, html_table, page
+from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
 from bdbnet.reporting.pictures import curves, ranking_lists
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
-from bdbnet.reporting.wording import duration, percent, protocol_line
-from bdbnet.results import REPORT, Result, write_atomically
+from bdbnet.reporting.wording import BEST_CHECKPOINT, duration, protocol_line
+from bdbnet.results import REPORT, Result, in_percent, metric_names, metric_of, write_atomically
 
 
 def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, seed: int = 0) -> Path:
@@ -35,11 +34,11 @@ def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, see
         if value < least:
             raise ReportError(f"{name}={value}: give {least} or more")
     run = read_run(run_folder)
-    text = render(run, queries=queries, top=top, seed=seed)
+    text = run_page(run, queries=queries, top=top, seed=seed)
     return write_atomically(run.path / REPORT, text.encode("utf-8", "xmlcharrefreplace"))
 
 
-def render(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
+def run_page(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
     """The HTML text of a run's page."""
     result = run.result
     kind = {"train": "Training run", "evaluate": "Evaluation"}.get(result.kind, result.kind)
@@ -76,26 +75,24 @@ def _metrics(result: Result) -> str:
         heads += ["Before training"]
     heads += ["After training" if result.kind == "train" else "Result"]
     if before is not None:
-        heads += ["Change, points"]
+        heads += ["Change, points" if in_percent(metric_names(result.metrics)) else "Change"]
     if best is not None:
-        heads += [f"Best checkpoint, epoch {best['epoch']}, chosen on the test set"]
+        heads += [f"Best checkpoint, epoch {best['epoch']}, selected on the test set"]
     rows = []
-    for name, value in result.metrics.items():
-        if name == "valid_queries":
-            continue
-        cells = [f'<th scope="row">{escape(label_of(name))}</th>']
+    for name in metric_names(result.metrics):
+        metric, value = metric_of(name), result.metrics[name]
+        cells = [f'<th scope="row">{escape(metric.title)}</th>']
         if plain is not None:
-            cells.append(f"<td>{percent(plain.get(name))}</td>")
+            cells.append(f"<td>{escape(metric.text(plain.get(name)))}</td>")
         if before is not None:
-            cells.append(f"<td>{percent(before.get(name))}</td>")
-        cells.append(f'<td class="main">{percent(value)}</td>')
+            cells.append(f"<td>{escape(metric.text(before.get(name)))}</td>")
+        cells.append(f'<td class="main">{escape(metric.text(value))}</td>')
         if before is not None:
-            change = 100 * (value - before[name]) if name in before else None
-            up = ' class="up"' if change is not None and change > 0 else ""
-            shown = "-" if change is None else f"{change:+.1f}".replace("-", "&minus;")
-            cells.append(f"<td{up}>{shown}</td>")
+            change = value - before[name] if name in before else None
+            up = ' class="up"' if change is not None and metric.improves(change) else ""
+            cells.append(f"<td{up}>{'-' if change is None else metric.change(change)}</td>")
         if best is not None:
-            cells.append(f"<td>{percent(best['metrics'].get(name))}</td>")
+            cells.append(f"<td>{escape(metric.text(best['metrics'].get(name)))}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     checkpoint = "the last epoch" if result.checkpoint == "last" else result.checkpoint
     lines = [f"{protocol_line(result.protocol)}."]
@@ -106,11 +103,8 @@ def _metrics(result: Result) -> str:
     if plain is not None:
         lines.append('"As embedded" is without re-ranking and query expansion.')
     if best is not None:
-        lines.append(
-            "The best checkpoint was picked by its score on the test set, so its column flatters; quote the other."
-        )
-    body = "".join(f'<p class="soft">{escape(line)}</p>\n' for line in lines)
-    return f"<section>\n<h2>Results</h2>\n{html_table(heads, rows, 'metrics')}\n{body}</section>"
+        lines.append(f"Best checkpoint: {BEST_CHECKPOINT}. Quote the other column.")
+    return f"<section>\n<h2>Results</h2>\n{html_table(heads, rows, 'metrics')}\n{note_paragraphs(lines)}</section>"
 
 
 def _data(result: Result) -> str:

@@ -1,41 +1,38 @@
-"""Which settings differ between runs, and which of those merely follow another."""
+"""The settings by which runs differ, as columns of a table."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bdbnet.config import WITHOUT_EFFECT, flatten
+from bdbnet.config import flatten
+from bdbnet.settings import setting_of
 
-#: Seeds of a training, and of that which an evaluated checkpoint came from.
-SEEDS = ("seed", "trained_with.seed")
-
+#: Of an evaluated checkpoint, the settings of its training stand below this key.
 _TRAINED_WITH = "trained_with."
-
-#: What a table of runs need not show.
-_IGNORED = WITHOUT_EFFECT | {"callbacks.progress", "dataset.manifest", "dataset.options.manifest"}
-_IGNORED_GROUPS = ("logger.",)
 
 #: Where a run does not have a setting that others have.
 ABSENT = "-"
 
 
 class Varying(NamedTuple):
-    """Settings that vary, a row of their values for each run, and remarks on others that follow them."""
+    """Settings that vary, and a row of their values for each run."""
 
     keys: list[str]
     rows: list[list[Any]]
-    remarks: list[str]
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values of all settings that may change a number; classes without their module.
+    """Dotted keys and values of the settings that a table of runs may show; classes without their module.
 
     Of an evaluated checkpoint the file's name alone counts where the settings of its training are known.
     """
+    flat = dict(flatten(config))
     found = {}
-    for key, value in flatten(config):
-        bare = key.removeprefix(_TRAINED_WITH)
-        if bare not in _IGNORED and not bare.startswith(_IGNORED_GROUPS):
+    for key, value in flat.items():
+        prefix, bare = _split(key)
+        setting = setting_of(bare)
+        follows = setting.report == "own" and value == flat.get(f"{prefix}{setting.follows}")
+        if setting.report != "no" and not follows:
             found[key] = value.rpartition(".")[2] if key.endswith("._target_") else value
     if "checkpoint" in found and any(key.startswith(_TRAINED_WITH) for key in found):
         found["checkpoint"] = str(found["checkpoint"]).replace("\\", "/").rpartition("/")[2]
@@ -43,52 +40,32 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def varying_settings(settings: Sequence[Mapping[str, Any]]) -> Varying:
-    """The settings by which runs differ, apart from their seeds.
+    """The settings by which runs differ. Those that come and go with a choice are left out: a drop layer's ratio, where one
+    run has no drop layer.
 
-    Left out are settings that say nothing new: those with the values of another, which a remark names, and those that come
-    and go with a choice (a drop layer's ratio, where one run has no drop layer).
+    >>> none, block = {"dropping._target_": "Identity"}, {"dropping._target_": "DropBlock", "dropping.height_ratio": 0.3}
+    >>> varying_settings([none, block])
+    Varying(keys=['dropping._target_'], rows=[['Identity'], ['DropBlock']])
     """
     keys = list(dict.fromkeys(key for row in settings for key in row))
     columns = {key: [row.get(key, ABSENT) for row in settings] for key in keys}
-    varied = [key for key in keys if key not in SEEDS and len(set(map(key_of, columns[key]))) > 1]
-    for key in [key for key in varied if key.endswith("._target_")]:
-        name = key.removesuffix("_target_") + "name"
-        if name in varied:  # a group's choice is told by both: the class, and which of its kind
-            columns[name] = [" ".join(str(v) for v in pair if v != ABSENT) for pair in zip(columns[key], columns[name])]
-            varied.remove(key)
+    varied = [key for key in keys if len(set(map(key_of, columns[key]))) > 1]
     kept: list[str] = []
-    remarks = []
-    for key in sorted(varied, key=_rank):
-        values = columns[key]
-        copied = key.endswith(".seed") and any(_copies(values, columns[seed]) for seed in SEEDS if seed in columns)
-        if copied or any(_comes_with(key, other, columns) for other in kept):
-            continue
-        several = len({key_of(value) for value in values if value != ABSENT}) > 1
-        if original := next((other for other in kept if several and _copies(values, columns[other])), None):
-            remarks.append(f"{key} has the same values as {original}.")
-        else:
+    for key in sorted(varied, key=lambda key: (not _is_choice(key), key.count("."))):
+        if not any(_comes_with(key, other, columns) for other in kept):
             kept.append(key)
     kept.sort(key=keys.index)
-    return Varying(kept, [[columns[key][run] for key in kept] for run in range(len(settings))], remarks)
+    return Varying(kept, [[columns[key][run] for key in kept] for run in range(len(settings))])
 
 
-def _rank(key: str) -> tuple[bool, bool, int]:
-    """Which of two equal settings stands for both: choices first, then what the user sets before what copies it."""
-    return not _is_choice(key), key.startswith("schedule."), key.count(".")
+def _split(key: str) -> tuple[str, str]:
+    """Whose setting it is, and its key: of a checkpoint's training, or of the run itself."""
+    bare = key.removeprefix(_TRAINED_WITH)
+    return key[: len(key) - len(bare)], bare
 
 
 def _is_choice(key: str) -> bool:
     return key.endswith(("._target_", ".name"))
-
-
-def _copies(values: Sequence[Any], originals: Sequence[Any]) -> bool:
-    """Whether a setting, where a run has it, is equal to another, or to the same element of another that is a list."""
-    pairs = [(value, original) for value, original in zip(values, originals) if value != ABSENT]
-    if all(value == original for value, original in pairs):
-        return True
-    lists = [original for _, original in pairs if isinstance(original, list)]
-    shortest = min(map(len, lists)) if lists and len(lists) == len(pairs) else 0
-    return any(all(value == original[place] for value, original in pairs) for place in range(shortest))
 
 
 def _comes_with(key: str, choice: str, columns: Mapping[str, Sequence[Any]]) -> bool:
@@ -103,8 +80,8 @@ def _comes_with(key: str, choice: str, columns: Mapping[str, Sequence[Any]]) -> 
 
 
 def _group(key: str) -> str:
-    bare = key.removeprefix(_TRAINED_WITH)
-    return key[: len(key) - len(bare)] + bare.partition(".")[0]
+    prefix, bare = _split(key)
+    return prefix + bare.partition(".")[0]
 
 
 def is_numeric(values: Sequence[Any]) -> bool:

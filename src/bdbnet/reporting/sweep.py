@@ -1,4 +1,4 @@
-"""The runs of a sweep read back: which settings vary, and which runs differ in their seed alone."""
+"""The runs of a sweep: the settings that vary, and the configurations that differ in more than their seed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from bdbnet.reporting.run_folder import ReportError
 from bdbnet.reporting.settings import key_of, settings_of, shown, sort_key, varying_settings
 from bdbnet.reporting.table import Spread, spread
 from bdbnet.reporting.wording import numbers
-from bdbnet.results import HISTORY, LAST, RESULT, Result, ResultError, read_result
+from bdbnet.results import HISTORY, LAST, RESULT, Result, ResultError, metric_names, read_result
 
 #: Hydra's file in the folder of a sweep, and its folder in that of each job.
 MULTIRUN, JOB = "multirun.yaml", ".hydra"
@@ -53,7 +53,7 @@ class SweepTable:
         differs: what sets these runs apart from those of the other tables; empty where there is one table.
         settings: dotted keys of the settings that vary.
         configurations: sorted by their values.
-        remarks: what a reader should know about settings and runs.
+        remarks: what a reader should know about the runs.
     """
 
     differs: str
@@ -68,8 +68,7 @@ class SweepTable:
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics that any run was evaluated by, in their order."""
-        names = dict.fromkeys(name for run in self.runs for name in run.result.metrics)
-        return [name for name in names if name != "valid_queries"]
+        return metric_names(dict.fromkeys(name for run in self.runs for name in run.result.metrics))
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def read_sweep(folder: str | Path) -> Sweep:
         told = [*reasons[:5], *([f"and {len(reasons) - 5} more"] if len(reasons) > 5 else [])]
         raise ReportError(
             f"run={folder}: none of the {len(reasons)} runs of this sweep has a result:\n  " + "\n  ".join(told) + "\n"
-            "Give the sweep's command again with ckpt_path=last: it goes on where each run stopped."
+            "Run the sweep's command again with ckpt_path=last to resume each of them."
         )
     return Sweep(path, _tables(runs), unfinished, unreadable)
 
@@ -137,7 +136,7 @@ def _progress(history: Path) -> str:
 
 def _tables(runs: Sequence[Run]) -> list[SweepTable]:
     groups: dict[str, list[Run]] = {}
-    conditions = {}
+    conditions: dict[str, dict[str, Any]] = {}
     for run in runs:
         condition = _conditions(run.result)
         key = key_of(condition)
@@ -193,7 +192,7 @@ def _table(differs: str, runs: Sequence[Run]) -> SweepTable:
         groups.setdefault(tuple(map(key_of, row)), Configuration(tuple(row), [])).runs.append(run)
     configurations = list(groups.values())
     configurations.sort(key=lambda configuration: [sort_key(value) for value in configuration.values])
-    remarks = [*varying.remarks, *(remark for group in configurations for remark in _remarks(group))]
+    remarks = [remark for group in configurations for remark in _remarks(group)]
     machines = dict.fromkeys(_machine(run.result.hardware) for run in runs)
     if len(machines) > 1:
         remarks.append(f"Times are of different machines: {'; '.join(machines)}.")

@@ -1,24 +1,18 @@
-"""A sweep as a table and a plot: in the terminal, as Markdown, CSV and LaTeX, and as one page."""
+"""The page of a sweep with its table and plots, and the table as text, Markdown, CSV and LaTeX."""
 
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from bdbnet.figures import (
-    ConfigurationDot,
-    ParameterCurve,
-    configuration_dots,
-    label_of,
-    parameter_curves,
-)
-from bdbnet.reporting.page import html_row, html_table, page
+from bdbnet.figures import ConfigurationDot, ParameterCurve, configuration_dots, parameter_curves
+from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.settings import ABSENT, heads_of, is_numeric, shown, sort_key
 from bdbnet.reporting.sweep import Configuration, Sweep, SweepTable, read_sweep, seeds_of
-from bdbnet.reporting.table import Grid, as_csv, as_html, as_latex, as_markdown, as_text, percent_spread
+from bdbnet.reporting.table import Grid, as_csv, as_html, as_latex, as_markdown, as_text, scaled, spread_text
 from bdbnet.reporting.wording import duration, protocol_line
-from bdbnet.results import REPORT, write_atomically
+from bdbnet.results import REPORT, Metric, headline_metrics, in_percent, metric_heads, metric_of, write_atomically
 
 #: More lines than these cannot be told apart in one plot.
 _MOST_LINES = 8
@@ -34,14 +28,14 @@ def write_sweep_report(folder: str | Path) -> tuple[str, list[Path]]:
         ReportError: no run with a readable result.
     """
     sweep = read_sweep(folder)
-    grids = [grid_of(sweep, table) for table in sweep.tables]
+    grids = [sweep_grid(sweep, table) for table in sweep.tables]
     missing = [f"{name}: {reason}." for name, reason in (*sweep.unfinished, *sweep.unreadable)]
     name = sweep.path.resolve().name
     markdown = [f"# Sweep {name}\n", *(f"## {as_markdown(grid)}" for grid in grids)]
     if missing:
         markdown.append("## Runs without a result\n\n" + "".join(f"- `{text}`\n" for text in missing))
     texts = {
-        REPORT: render(sweep, grids),
+        REPORT: sweep_page(sweep, grids),
         "sweep.csv": as_csv(numbers_of(sweep)),
         "sweep.md": "\n".join(markdown),
         "sweep.tex": "\n".join(map(as_latex, grids)),
@@ -53,52 +47,55 @@ def write_sweep_report(folder: str | Path) -> tuple[str, list[Path]]:
     return "\n".join(["", "\n\n".join(map(as_text, grids)), *missing, ""]), paths
 
 
-def grid_of(sweep: Sweep, table: SweepTable) -> Grid:
-    """The table to read: settings that vary, metrics in percent with their best in bold, seeds and time."""
+def sweep_grid(sweep: Sweep, table: SweepTable) -> Grid:
+    """The table to read: settings that vary, metrics with their best in bold, seeds and time."""
     heads = heads_of(table.settings) or ["settings"]
     kind = table.runs[0].result.kind
     metrics = table.metrics
     rows = []
     for configuration in table.configurations:
-        spreads = [configuration.metric(name) for name in metrics]
         seconds = configuration.seconds
         rows.append(
             [
                 *([shown(value) for value in configuration.values] or ["equal in all runs"]),
-                *("-" if spread is None else percent_spread(spread) for spread in spreads),
+                *(spread_text(metric_of(name), configuration.metric(name)) for name in metrics),
                 str(len(set(seeds_of(configuration)))),
                 "-" if seconds is None else duration(seconds),
             ]
         )
-    heads += [*map(label_of, metrics), "seeds", "train time" if kind == "train" else "time"]
+    heads += [*metric_heads(metrics), "seeds", "train time" if kind == "train" else "time"]
     protocol = table.runs[0].result.protocol
-    notes = [f"{protocol_line(protocol)}.", f"In percent.{_about_spread(table)}", *table.remarks]
+    notes = [f"{protocol_line(protocol)}.", _about_numbers(table), *table.remarks]
     name = sweep.path.resolve().name
     title = f"{name}: {table.differs}" if table.differs else f"{protocol.dataset}: {name}"
     return Grid(title, heads, rows, notes, _best(table, max(1, len(table.settings))))
 
 
-def _about_spread(table: SweepTable) -> str:
+def _about_numbers(table: SweepTable) -> str:
     several = any(len(configuration.runs) > 1 for configuration in table.configurations)
-    mean = " Mean ± sample standard deviation over the seeds." if several else ""
-    if any(run.result.checkpoint == "last" for run in table.runs):
-        mean += " Weights evaluated: the last epoch."
-    return mean
+    last = any(run.result.checkpoint == "last" for run in table.runs)
+    notes = {
+        "In percent.": in_percent(table.metrics),
+        "Mean ± sample standard deviation over the seeds.": several,
+        "Weights evaluated: the last epoch.": last,
+    }
+    return " ".join(note for note, applies in notes.items() if applies)
 
 
 def _best(table: SweepTable, first: int) -> frozenset[tuple[int, int]]:
     """Cells with the best mean of their column, as far as it is shown; none where all are equal."""
     strong = set()
     for column, name in enumerate(table.metrics, start=first):
-        spreads = [configuration.metric(name) for configuration in table.configurations]
-        means = {row: round(100 * spread.mean, 1) for row, spread in enumerate(spreads) if spread is not None}
+        metric, spreads = metric_of(name), [configuration.metric(name) for configuration in table.configurations]
+        means = {row: float(metric.number(spread.mean)) for row, spread in enumerate(spreads) if spread is not None}
         if len(set(means.values())) > 1:
-            strong |= {(row, column) for row, mean in means.items() if mean == max(means.values())}
+            best = metric.best(means.values())
+            strong |= {(row, column) for row, mean in means.items() if mean == best}
     return frozenset(strong)
 
 
 def numbers_of(sweep: Sweep) -> Grid:
-    """All tables as one for other programs: a line per configuration, percentages and seconds with four decimals."""
+    """All tables as one for other programs: a line per configuration, metrics and seconds with four decimals."""
     keys = list(dict.fromkeys(key for table in sweep.tables for key in table.settings))
     metrics = list(dict.fromkeys(name for table in sweep.tables for name in table.metrics))
     rows = []
@@ -106,9 +103,9 @@ def numbers_of(sweep: Sweep) -> Grid:
         for configuration in table.configurations:
             values = dict(zip(table.settings, configuration.values))
             cells = [table.differs, *(shown(values[key]) if key in values else "" for key in keys)]
-            for spread in map(configuration.metric, metrics):
-                cells += [_number(None if spread is None else 100 * spread.mean)]
-                cells += [_number(None if spread is None or spread.std is None else 100 * spread.std)]
+            for name in metrics:
+                spread = scaled(metric_of(name), configuration.metric(name))
+                cells += [_number(spread and spread.mean), _number(spread and spread.std)]
             rows.append([*cells, str(len(set(seeds_of(configuration)))), _number(configuration.seconds)])
     heads = [
         "table",
@@ -124,13 +121,12 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def render(sweep: Sweep, grids: Sequence[Grid]) -> str:
+def sweep_page(sweep: Sweep, grids: Sequence[Grid]) -> str:
     """The HTML text of a sweep's page; `grids` belong to its tables."""
     sections = []
     for table, grid in zip(sweep.tables, grids):
-        notes = "".join(f'<p class="soft">{escape(note)}</p>\n' for note in grid.notes)
-        heading = table.differs or "Results"
-        sections.append(f"<section>\n<h2>{escape(heading)}</h2>\n{_plots(table)}{as_html(grid)}\n{notes}</section>")
+        heading, body = escape(table.differs or "Results"), f"{_plots(table)}{as_html(grid)}"
+        sections.append(f"<section>\n<h2>{heading}</h2>\n{body}\n{note_paragraphs(grid.notes)}</section>")
     sections += [_runs(sweep), _missing(sweep)]
     runs = sum(len(table.runs) for table in sweep.tables)
     facts = [
@@ -143,24 +139,17 @@ def render(sweep: Sweep, grids: Sequence[Grid]) -> str:
     return page(", ".join(datasets), "Sweep", " · ".join(facts), sections, name=sweep.path.resolve().name)
 
 
-def main_metrics(table: SweepTable) -> list[str]:
-    """What is plotted: Rank-1 and mAP, or Recall@1; else the first metric."""
-    wanted: list[str] = [name for name in ("rank1", "mAP", "recall@1") if name in table.metrics]
-    return wanted or table.metrics[:1]
-
-
 def _plots(table: SweepTable) -> str:
     if len(table.configurations) < 2:
         return ""
     axis = _axis(table)
-    pictures = [_dots(table, name) if axis is None else _curves(table, axis, name) for name in main_metrics(table)]
+    metrics = map(metric_of, headline_metrics(table.metrics))
+    pictures = [_dots(table, metric) if axis is None else _curves(table, axis, metric) for metric in metrics]
     left = [] if axis is None else [c for c in table.configurations if c.values[axis] == ABSENT]
     heads = heads_of(table.settings)
     names = "; ".join(_name(configuration, heads, without=axis) for configuration in left)
-    note = (
-        f'<p class="soft">Not in the plot, without {escape(heads[axis or 0])}: {escape(names)}.</p>\n' if left else ""
-    )
-    return f'<div class="curves">\n{"".join(pictures)}</div>\n{note}'
+    notes = [f"Not in the plot, because it has no {heads[axis or 0]}: {names}."] if left else []
+    return f'<div class="curves">\n{"".join(pictures)}</div>\n{note_paragraphs(notes)}'
 
 
 def _axis(table: SweepTable) -> int | None:
@@ -192,35 +181,39 @@ def _name(configuration: Configuration, heads: Sequence[str], without: int | Non
     return pairs[0][1] if len(pairs) == 1 else ", ".join(f"{head}={value}" for head, value in pairs if value != ABSENT)
 
 
-def _curves(table: SweepTable, axis: int, metric: str) -> str:
+def _curves(table: SweepTable, axis: int, metric: Metric) -> str:
     lines, words = [], []
     for name, configurations in _by_line(table, axis).items():
-        spreads = [configuration.metric(metric) for configuration in configurations]
+        measured = [configuration.metric(metric.name) for configuration in configurations]
+        spreads = [scaled(metric, spread) for spread in measured]
         x = [float(configuration.values[axis]) for configuration in configurations]
-        y = [None if spread is None else 100 * spread.mean for spread in spreads]
-        error = [None if spread is None or spread.std is None else 100 * spread.std for spread in spreads]
+        y = [spread and spread.mean for spread in spreads]
+        error = [spread and spread.std for spread in spreads]
         lines.append(ParameterCurve(name, x, y, error if any(bar is not None for bar in error) else None))
-        points = ", ".join(f"{at:g} {value:.1f}" for at, value in zip(x, y) if value is not None)
+        points = ", ".join(f"{at:g} {metric.number(of.mean)}" for at, of in zip(x, measured) if of is not None)
         words.append(f"{name}: {points}" if name else points)
-    head, label = heads_of(table.settings)[axis], label_of(metric)
+    head = heads_of(table.settings)[axis]
     return themed_picture(
-        lambda theme: parameter_curves(f"{label}, %", head, "", lines, theme=theme),
-        f"{label} by {head}",
+        lambda theme: parameter_curves(metric.heading, head, "", lines, theme=theme),
+        f"{metric.title} by {head}",
         "; ".join(words),
     )
 
 
-def _dots(table: SweepTable, metric: str) -> str:
-    heads, label = heads_of(table.settings), label_of(metric)
-    dots = []
+def _dots(table: SweepTable, metric: Metric) -> str:
+    heads = heads_of(table.settings)
+    dots, words = [], []
     for configuration in table.configurations:
-        spread = configuration.metric(metric)
-        if spread is not None:
-            error = None if spread.std is None else 100 * spread.std
-            dots.append(ConfigurationDot(_name(configuration, heads), 100 * spread.mean, error))
-    words = ", ".join(f"{dot.name} {dot.value:.1f}" for dot in dots)
+        measured = configuration.metric(metric.name)
+        spread = scaled(metric, measured)
+        if measured is not None and spread is not None:
+            name = _name(configuration, heads)
+            dots.append(ConfigurationDot(name, spread.mean, spread.std))
+            words.append(f"{name} {metric.number(measured.mean)}")
     return themed_picture(
-        lambda theme: configuration_dots(f"{label}, %", "", dots, theme=theme), f"{label} by configuration", words
+        lambda theme: configuration_dots(metric.heading, "", dots, theme=theme),
+        f"{metric.title} by configuration",
+        ", ".join(words),
     )
 
 
@@ -228,15 +221,15 @@ def _runs(sweep: Sweep) -> str:
     """Every finished run with a link to its page, or else to its folder."""
     parts = []
     for table in sweep.tables:
-        metrics = main_metrics(table)
+        metrics = headline_metrics(table.metrics)
         rows = []
         for configuration in table.configurations:
             for run, seed in zip(configuration.runs, seeds_of(configuration)):
                 values = [escape(shown(value)) for value in configuration.values]
-                measured = [run.result.metrics.get(name) for name in metrics]
-                cells = [*values, *("-" if value is None else f"{100 * value:.1f}" for value in measured)]
+                numbers = [metric_of(name).number(run.result.metrics.get(name)) for name in metrics]
+                cells = [*values, *numbers]
                 rows.append(html_row(str(seed), [*cells, _link(sweep, run.name)]))
-        heads = ["Seed", *heads_of(table.settings), *map(label_of, metrics), "Folder"]
+        heads = ["Seed", *heads_of(table.settings), *metric_heads(metrics), "Folder"]
         parts += [f"<h3>{escape(table.differs)}</h3>" * bool(table.differs), html_table(heads, rows, "runs")]
     hint = "A page of one run: <code>python -m bdbnet.report run=&lt;its folder&gt;</code>"
     listed = "\n".join(parts)
@@ -256,6 +249,6 @@ def _missing(sweep: Sweep) -> str:
     ]
     if not rows:
         return ""
-    advice = "Give the sweep's command again with <code>ckpt_path=last</code>: it goes on where each run stopped."
+    advice = "Run the sweep's command again with <code>ckpt_path=last</code> to resume each of them."
     listed = "\n".join(rows)
     return f'<section>\n<h2>Runs without a result</h2>\n<ul>\n{listed}\n</ul>\n<p class="soft">{advice}</p>\n</section>'

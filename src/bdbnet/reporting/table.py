@@ -1,4 +1,4 @@
-"""Runs side by side: mean and spread over seeds, and one table of ready texts in five notations."""
+"""A table of ready texts in five notations, and the mean and spread of a metric over seeds."""
 
 import csv
 import io
@@ -7,20 +7,21 @@ import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import NamedTuple
 
 from bdbnet.reporting.page import html_row, html_table
+from bdbnet.results import Metric
 
 #: Minus sign of the width of a plus, for signed differences in a table.
-MINUS = "\u2212"
+MINUS = "\N{MINUS SIGN}"
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """Several measurements of one number. `std` is the sample standard deviation, None where there is one value."""
 
     mean: float
     std: float | None
-    count: int  # type: ignore[assignment]  # hides that of tuples
+    count: int
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -34,14 +35,24 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
-def percent_spread(spread: Spread) -> str:
-    """Fractions as percentages with one decimal, without the sign.
+def spread_text(metric: Metric, spread: Spread | None) -> str:
+    """A metric's mean and standard deviation as a table shows them, "-" for None.
 
-    >>> percent_spread(Spread(0.728, None, 1)), percent_spread(Spread(0.728, 0.0042, 3))
+    >>> from bdbnet.results import metric_of
+    >>> spread_text(metric_of("mAP"), Spread(0.728, None, 1)), spread_text(metric_of("mAP"), Spread(0.728, 0.0042, 3))
     ('72.8', '72.8 ± 0.4')
     """
-    mean = f"{100 * spread.mean:.1f}"
-    return mean if spread.std is None else f"{mean} ± {100 * spread.std:.1f}"
+    if spread is None or spread.std is None:
+        return metric.number(None if spread is None else spread.mean)
+    return f"{metric.number(spread.mean)} ± {metric.number(spread.std)}"
+
+
+def scaled(metric: Metric, spread: Spread | None) -> Spread | None:
+    """The numbers that are shown of a metric: percentages of fractions."""
+    if spread is None:
+        return None
+    std = None if spread.std is None else metric.scale * spread.std
+    return Spread(metric.scale * spread.mean, std, spread.count)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from bdbnet.reporting.wording import extras
-from bdbnet.results import Result
+from bdbnet.reporting.wording import BEST_CHECKPOINT, extras
+from bdbnet.results import Result, metric_heads, metric_names, metric_of
 
 _TASKS = {
     "reid": "re-ID protocol, single query",
@@ -11,16 +11,16 @@ _TASKS = {
     "reid_single_shot": "re-ID protocol, single gallery shot",
     "retrieval": "retrieval protocol, cameras not used",
 }
-_TITLES = {"rank": "Rank-", "recall@": "Recall@", "map@r": "MAP@R", "r_precision": "R-precision"}
 
 
 def metrics_table(result: Result) -> str:
-    """Percentages of a result, one line per moment at which the network was evaluated.
+    """The metrics of a result, one line per moment at which the network was evaluated.
 
-    "As embedded" is without re-ranking and query expansion. The best checkpoint's line says that it was chosen on the test set.
+    "As embedded" is without re-ranking and query expansion. The best checkpoint's line says that it was selected on the test
+    set.
     """
-    names = [name for name in result.metrics if name != "valid_queries"]
-    lines = [["", *(_title(name) for name in names), "valid queries"]]
+    names = metric_names(result.metrics)
+    lines = [["", *metric_heads(names), metric_of("valid_queries").title]]
     if result.before is not None:
         lines.append(["before training", *_row(result.before, names)])
     if result.plain is not None:
@@ -35,7 +35,7 @@ def metrics_table(result: Result) -> str:
         for line in lines
     ]
     rows.insert(1, "-" * len(rows[0]))
-    note = [] if result.best is None else [f"* {result.best['note']}"]
+    note = [] if result.best is None else [f"* {BEST_CHECKPOINT}"]
     protocol = result.protocol
     height, width = protocol.image_size
     size = f"{height} x {width}" + (" padded" if protocol.pad_to_square else "")
@@ -50,12 +50,5 @@ def metrics_table(result: Result) -> str:
     return "\n".join(["", *rows, *note, ", ".join(facts)])
 
 
-def _title(name: str) -> str:
-    for key, title in _TITLES.items():
-        if name.startswith(key):
-            return title + name.removeprefix(key)
-    return name
-
-
 def _row(metrics: Mapping[str, float], names: list[str]) -> list[str]:
-    return [*(f"{100 * metrics[name]:.1f}" for name in names), f"{metrics['valid_queries']:.0f}"]
+    return [*(metric_of(name).number(metrics[name]) for name in names), f"{metrics['valid_queries']:.0f}"]

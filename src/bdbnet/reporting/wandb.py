@@ -1,7 +1,9 @@
-"""Weights & Biases: the only file of the package that imports wandb."""
+"""Weights & Biases logger; the only file of the package that imports wandb."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bdbnet.results import METRICS
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
@@ -20,7 +22,7 @@ def wandb_logger(
     """A W&B logger that writes its run below ``save_dir`` and stays offline unless asked.
 
     W&B itself keeps a debug log in the user's cache folder besides. Metrics of the evaluated test set are summarised by their
-    maximum, losses by their minimum: W&B's own choice, the last value, hides an earlier peak. Whoever trains calls
+    best value, losses by their minimum: W&B's own summary, the last value, hides an earlier peak. Whoever trains calls
     ``logger.experiment.finish()`` at the end, also after an error.
 
     Args:
@@ -37,7 +39,17 @@ def wandb_logger(
     )  # fmt: skip
     run: Any = logger.experiment
     run.define_metric("trainer/global_step")
-    for metric in ("rank*", "mAP", "mINP", "recall@*"):
-        run.define_metric(metric, step_metric="trainer/global_step", summary="max")
+    for name, summary in _summaries().items():
+        run.define_metric(name, step_metric="trainer/global_step", summary=summary)
     run.define_metric("loss*", step_metric="trainer/global_step", summary="min")
     return logger
+
+
+def _summaries() -> dict[str, str]:
+    """Every metric in W&B's pattern of names, with the summary that is its best value."""
+    summaries = {"higher": "max", "lower": "min"}
+    return {
+        metric.name.replace("{k}", "*"): summaries[metric.better]
+        for metric in METRICS.values()
+        if metric.better in summaries
+    }

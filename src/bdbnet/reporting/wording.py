@@ -1,8 +1,11 @@
-"""How the page words numbers, protocols and settings: plain text, not yet escaped."""
+"""Numbers, protocols and settings in words: plain text, not yet escaped."""
 
 from collections.abc import Mapping
 
 from bdbnet.results import Protocol
+
+#: Of every number that belongs to the best checkpoint.
+BEST_CHECKPOINT = "selected on the test set; optimistically biased"
 
 
 def protocol_line(protocol: Protocol) -> str:
@@ -20,12 +23,12 @@ raw embeddings; no flip; no re-ranking'
     }
     scaling = {"none": "raw", "joint": "L2-normalised", "per_branch": "branch by branch L2-normalised"}
     height, width = protocol.image_size
-    measures = {"euclidean": "Euclidean distance", "cosine": "cosine distance"}
+    distances = {"euclidean": "Euclidean distance", "cosine": "cosine distance"}
     parts = [
         f"{tasks.get(protocol.task, protocol.task)} on {protocol.dataset}",
         f"images of {height} x {width} pixels" + (", padded to a square first" if protocol.pad_to_square else ""),
         f"precision {protocol.precision}",
-        f"{measures.get(protocol.measure, protocol.measure)} between "
+        f"{distances.get(protocol.measure, protocol.measure)} between "
         f"{scaling.get(protocol.normalize, protocol.normalize)} embeddings",
         *([] if protocol.flip else ["no flip"]),
         *([] if protocol.rerank else ["no re-ranking"]),

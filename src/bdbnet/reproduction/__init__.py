@@ -1,1 +1,1 @@
-"""The paper's tables and figures: which trainings fill them, run what is missing, write what was measured."""
+"""Reproduction of the paper's tables and figures: their trainings, their state, and the tables written from them."""

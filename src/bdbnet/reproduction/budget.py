@@ -1,9 +1,8 @@
-"""Budgets: how much of the paper's training a cell gets, and which data stand in for the paper's."""
+"""Budgets: the length of a cell's training, and the data that replace the paper's."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra.errors import HydraException
@@ -13,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bdbnet.config import ConfigError
 from bdbnet.reproduction.cells import Cell, build_cell
 from bdbnet.reproduction.spec import Row, Table, all_tables, experiments_dir
+from bdbnet.results import cutoff
 
 COMPARISONS = ("numbers", "order", "nothing")
 
@@ -22,7 +22,7 @@ class Budget:
     """A file of ``experiments/budgets``.
 
     Attributes:
-        compare: what may be compared with the paper: ``numbers``, their ``order`` alone, or ``nothing``.
+        compare: what is comparable with the paper: ``numbers``, their ``order`` alone, or ``nothing``.
         datasets: the table's dataset -> overrides that take its place, None where it is left out.
         overrides: of every training, after those of the row.
         keep_checkpoints: false: a finished training keeps its numbers, not its weights.
@@ -66,12 +66,13 @@ def read_budget(name: str, settings: DictConfig) -> Budget:
     shared = {key: settings[key] for key in ("data_root", "weights_root")}
     try:
         merged = OmegaConf.merge(shared, {"budget": OmegaConf.load(path)})
-        plain: dict[str, Any] = OmegaConf.to_container(merged.budget, resolve=True)  # type: ignore[assignment]
+        plain = OmegaConf.to_container(merged.budget, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not readable ({error})") from error
     known = {"title", "compare", "datasets", "overrides", "keep_checkpoints"}
-    if plain.keys() != known:
-        raise ConfigError(f"{path}: expected the keys {', '.join(sorted(known))}, found {', '.join(sorted(plain))}")
+    if not isinstance(plain, dict) or plain.keys() != known:
+        found = ", ".join(sorted(map(str, plain))) if isinstance(plain, dict) else "no keys"
+        raise ConfigError(f"{path}: expected the keys {', '.join(sorted(known))}, found {found}")
     if plain["compare"] not in COMPARISONS:
         raise ConfigError(f"{path}: compare={plain['compare']}: choose one of {', '.join(COMPARISONS)}")
     datasets = {key: None if value is None else tuple(value) for key, value in plain["datasets"].items()}
@@ -89,10 +90,10 @@ def read_budget(name: str, settings: DictConfig) -> Budget:
 
 def _listed(tables: Iterable[Table]) -> tuple[str, str]:
     """Every k of Rank-k and every K of Recall@K that any table shows: one evaluation serves them all."""
-    found = {"rank": {1, 5, 10}, "recall@": {1, 2, 4, 8}}
+    found = {"rank{k}": {1, 5, 10}, "recall@{k}": {1, 2, 4, 8}}
     for metric in (metric for table in tables for metrics in table.columns.values() for metric in metrics):
-        for kind, numbers in found.items():
-            if metric.startswith(kind):
-                numbers.add(int(metric.removeprefix(kind)))
+        for family, numbers in found.items():
+            if (k := cutoff(family, metric)) is not None:
+                numbers.add(k)
     ranks, recall = (f"[{','.join(map(str, sorted(numbers)))}]" for numbers in found.values())
     return ranks, recall

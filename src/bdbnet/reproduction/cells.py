@@ -1,4 +1,4 @@
-"""A cell of a table: one training, known by its resolved settings, and what its folder says about it."""
+"""Cells of a table: trainings keyed by their resolved settings, and the state of their folders."""
 
 import hashlib
 import json
@@ -15,29 +15,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import WITHOUT_EFFECT, ConfigError, config_dir, flatten, quote_paths, shown_path
+from bdbnet.config import ConfigError, config_dir, flatten, quote_paths, shown_path
 from bdbnet.renamed import TARGETS, first_name
 from bdbnet.results import LAST, RESULT, Result, ResultError, read_result
+from bdbnet.settings import setting_of
 
 CELL, FAILURE, LOCK = "cell.json", "failure.json", "running.lock"
 
-#: What makes no other training of it, nor gives its numbers another meaning.
-_WITHOUT_EFFECT = (
-    WITHOUT_EFFECT
-    | {"seed", "loading.test_batch_size"}
-    | {f"trainer.{key}" for key in ("channels_last", "compile", "deterministic", "strategy")}
-    | {f"evaluation.{key}" for key in ("before_training", "chunk_memory_mb", "every_n_epochs", "top_k")}
-    # Which K and k are listed; the commands list all that any table shows.
-    | {"dataset.recall_at", "evaluation.ranks", "evaluation.recall_at"}
-    # Stand in dropping and augmentation, where they have an effect.
-    | {"dataset.drop_ratio", "dataset.erasing"}
-)
-#: Settings that came later, at the value by which everything was measured before.
-_BEFORE_THERE_WAS = {"evaluation.distance": "euclidean", "evaluation.single_shot": 100}
-#: What only a dropping branch looks at.
+#: Groups and keys that matter to a dropping branch only.
 _OF_THE_DROPPING_BRANCH = ("dropping.", "model.pooling")
-_PATHS = ("dataset.manifest", "dataset.options.manifest", "backbone.weights")
-_FOLLOW_THE_SEED = ("dropping.seed", "loss.metric.seed")
 
 
 class State(StrEnum):
@@ -47,7 +33,7 @@ class State(StrEnum):
     FAILED = "failed"
     RUNNING = "running"
     STARTED = "started"
-    OTHER = "measured otherwise"
+    OTHER = "other protocol or version"
     ABSENT = "data absent"
     OPEN = "not measured"
 
@@ -86,7 +72,7 @@ class Cell:
         return _evaluation(self.settings)
 
     def inspect(self, seed: int) -> Run:
-        """What the folder of ``seed`` says now."""
+        """The state of the folder of ``seed`` now."""
         folder = self.folder / f"seed={seed}"
         checked = self.check(folder, seed) if (folder / RESULT).is_file() else None
         if checked is not None and checked.state is State.DONE:
@@ -98,7 +84,7 @@ class Cell:
         if (folder / FAILURE).is_file():
             return Run(folder, seed, State.FAILED, remark=_reason(folder / FAILURE))
         if (folder / LAST).is_file():
-            return Run(folder, seed, State.STARTED, remark="stopped before its end; goes on when run again")
+            return Run(folder, seed, State.STARTED, remark="stopped before its end; resumes when run again")
         if self.absent:
             return Run(folder, seed, State.ABSENT, remark=self.absent)
         return Run(folder, seed, State.OPEN)
@@ -192,16 +178,21 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     A setting that is off (null, false, empty) counts as absent, so that a new switch does not give old results another
     identity. Of files the name counts, not the folder.
     """
-    flat = {}
-    # The logger's folder and the run's name are only known to a running command.
     unused = () if _drops(config) else _OF_THE_DROPPING_BRANCH
-    kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("logger", "run_name", "callbacks")])
-    for key, value in flatten(OmegaConf.to_container(kept, resolve=True)):  # type: ignore[arg-type]
-        if key in _WITHOUT_EFFECT or key.startswith(unused) or _is_off(key, value):
+    # What makes no cell is left unresolved: the logger's folder and the run's name are only known to a running command.
+    groups = {str(key): config[key] for key in config if setting_of(str(key)).cell != "no"}
+    plain = {
+        key: OmegaConf.to_container(group, resolve=True) if OmegaConf.is_config(group) else group
+        for key, group in groups.items()
+    }
+    flat: dict[str, Any] = {}
+    for key, value in flatten(plain):
+        setting = setting_of(key)
+        if setting.cell == "no" or key.startswith(unused) or _is_off(key, value):
             continue
-        if key in _FOLLOW_THE_SEED and value == config.seed:
+        if setting.cell == "own" and value == OmegaConf.select(config, str(setting.follows)):
             continue
-        if key in _PATHS:
+        if setting.cell == "file":
             value = [Path(path).name for path in value] if isinstance(value, list) else Path(value).name
         flat[key] = value
     return dict(sorted(flat.items()))
@@ -210,14 +201,14 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
 def _is_off(key: str, value: Any) -> bool:
     """Null, false and empty, and what a setting means that older results lack; 0 is a number like any other."""
     off = value is None or value is False or (isinstance(value, str | list | dict) and not value)
-    return off or _BEFORE_THERE_WAS.get(key) == value
+    return off or value == setting_of(key).first
 
 
 def _evaluation(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in settings.items()
-        if key.startswith("evaluation.") and key not in _WITHOUT_EFFECT and not _is_off(key, value)
+        if key.startswith("evaluation.") and setting_of(key).cell != "no" and not _is_off(key, value)
     }
 
 

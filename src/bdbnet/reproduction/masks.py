@@ -1,4 +1,4 @@
-"""Figure 6: what the drop layers that a table compares take from the feature maps of one batch."""
+"""Figure 6: drop masks of the drop layers that a table compares."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is known of a table: for every row and dataset the trainings, their numbers, and the paper's."""
+"""A table's state: for every row and dataset the trainings, their numbers, and the paper's."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class Entry:
 
     @cached_property
     def counted(self) -> tuple[Run, ...]:
-        """The finished runs that were measured alike: those of the data that most were measured on."""
+        """The finished runs of one protocol and one data set: of several, that which most runs have."""
         groups: dict[str, list[Run]] = {}
         for run in self.runs:
             if run.state is State.DONE and run.result is not None:
@@ -44,7 +44,7 @@ class Entry:
 
     @property
     def state(self) -> State:
-        """``DONE`` where there are numbers, else what says most about why there are none."""
+        """``DONE`` where there are numbers, else the most telling reason why there are none."""
         if self.counted:
             return State.DONE
         states = {run.state for run in self.runs}
@@ -106,19 +106,23 @@ class Measured:
         """Whether the rows of each dataset's first metric stand in the paper's order; names the pairs that do not."""
         for dataset in self.datasets:
             metric = self.table.columns[dataset][0]
-            pairs, against = 0, []
+            pairs, others = 0, []
             rows = [entry for entry in self if entry.dataset == dataset]
             for first, second in combinations(rows, 2):
-                theirs, ours = (first.paper(metric), second.paper(metric)), (first.ours(metric), second.ours(metric))
-                if None in theirs or theirs[0] == theirs[1] or None in ours:
+                theirs, theirs_of_second = first.paper(metric), second.paper(metric)
+                ours, ours_of_second = first.ours(metric), second.ours(metric)
+                if theirs is None or theirs_of_second is None or ours is None or ours_of_second is None:
+                    continue
+                if theirs == theirs_of_second:
                     continue
                 pairs += 1
-                low, high = (first, second) if theirs[0] < theirs[1] else (second, first)  # type: ignore[operator]
-                if low.ours(metric).mean >= high.ours(metric).mean:  # type: ignore[union-attr]
-                    against.append(f"{high.row.name} is not above {low.row.name}")
+                rising = theirs < theirs_of_second
+                low, high = (first, second) if rising else (second, first)
+                if (ours.mean >= ours_of_second.mean) if rising else (ours.mean <= ours_of_second.mean):
+                    others.append(f"{high.row.name} is not above {low.row.name}")
             if pairs:
-                agree = f"{pairs - len(against)} of {pairs} pairs of rows are in the paper's order"
-                yield f"{self.stand_in(dataset)}: {agree}" + (f"; not: {'; '.join(against)}" if against else "")
+                agree = f"{pairs - len(others)} of {pairs} pairs of rows are in the paper's order"
+                yield f"{self.stand_in(dataset)}: {agree}" + (f"; not: {'; '.join(others)}" if others else "")
 
 
 def measure(table: Table, budget: Budget, root: Path, seeds: Sequence[int], *, code: str | None = None) -> Measured:

@@ -1,4 +1,4 @@
-"""Run what is missing: one process per cell at a time, going on where a run stopped, never a finished one again."""
+"""Trainings of the missing cells: one process per cell, stopped ones resumed, finished ones never repeated."""
 
 import gc
 import json
@@ -50,7 +50,7 @@ def run_missing(
         jobs: in the order in which they are run.
         retry: try failed ones again.
         keep_checkpoints: false: remove the weights of a run that is done.
-        seconds: begin no further training after so long.
+        seconds: start no further training after this time.
         device: number of the GPU to use; None leaves the choice to Lightning.
         say: where progress goes.
 
@@ -63,7 +63,7 @@ def run_missing(
         heading = f"[{number}/{len(jobs)}] {_named(job)}"
         wanted = run.state in (State.OPEN, State.STARTED) or (retry and run.state is State.FAILED)
         if wanted and seconds is not None and time.monotonic() - began > seconds:
-            say(f"{heading}: not begun, the time is over")
+            say(f"{heading}: not started, max_hours is over")
         elif wanted:
             run = _run_locked(job, heading, keep_checkpoints, device, say)
         else:
@@ -102,7 +102,7 @@ def _run_locked(job: Job, heading: str, keep_checkpoints: bool, device: int | No
 
 
 def _train(job: Job, folder: Path, device: int | None, say: Callable[[str], None]) -> None:
-    """Train in ``folder``; what goes wrong is said, and recorded where the training itself is to blame."""
+    """Train in ``folder``; errors are printed, and recorded where the training itself is to blame."""
     config = _configuration(job, folder, device, say)
     try:
         _refuse_several_devices(config)
@@ -132,7 +132,7 @@ def _configuration(job: Job, folder: Path, device: int | None, say: Callable[[st
         except CheckpointError as error:  # written by half when the process was killed
             aside = folder / f"{LAST}.damaged"
             (folder / LAST).replace(aside)
-            say(f"{error}\nkept as {aside}; the training starts anew")
+            say(f"{error}\nkept as {aside}; the training starts from the first epoch")
     if device is not None:
         config.trainer.devices = [device]
     if config.logger.logger is not None and "save_dir" in config.logger.logger:

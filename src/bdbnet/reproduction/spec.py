@@ -1,4 +1,4 @@
-"""The paper's tables and figures as data: which rows and columns, which training fills a cell, what the paper states."""
+"""The paper's tables and figures as data: rows, columns, the training of each cell, the paper's numbers."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from bdbnet.config import PACKAGE_DIR, ConfigError
+from bdbnet.results import metric_of
 
 
 class SpecError(ConfigError):
@@ -22,7 +23,8 @@ class Row:
     Attributes:
         name: as the paper writes it.
         run: overrides of ``bdbnet.train`` that make the training; None where the method is not built here.
-        paper: dataset -> percentages in the order of the table's metrics, None where the paper has a dash.
+        paper: dataset -> numbers in the order of the table's metrics, as the paper prints them (percentages), None where it has
+            a dash.
         x: of a curve's point.
     """
 
@@ -177,9 +179,14 @@ def _paper(
     stated = {}
     for dataset, values in (paper or {}).items():
         if dataset not in columns or not isinstance(values, list) or len(values) != len(columns[dataset]):
-            raise SpecError(f"{path}: row {name}: paper: {dataset}: give one percentage for each metric of a column")
-        if not all(value is None or (isinstance(value, int | float) and 0 <= value <= 100) for value in values):
-            raise SpecError(f"{path}: row {name}: paper: {dataset}: {values} are no percentages")
+            raise SpecError(f"{path}: row {name}: paper: {dataset}: give one number for each metric of a column")
+        for metric, value in zip(columns[dataset], values):
+            if value is not None and not isinstance(value, int | float):
+                raise SpecError(f"{path}: row {name}: paper: {dataset}: {metric}: {value} is not a number")
+            if value is not None and metric_of(metric).unit == "%" and not 0 <= value <= 100:
+                raise SpecError(
+                    f"{path}: row {name}: paper: {dataset}: {metric}: {value} is not a percentage (0 to 100)"
+                )
         stated[dataset] = tuple(None if value is None else float(value) for value in values)
     return stated
 

@@ -1,20 +1,20 @@
-"""Measured tables as text, Markdown, CSV, LaTeX and one page; the paper's numbers beside ours."""
+"""Measured tables as text, Markdown, CSV, LaTeX and one page, with the paper's numbers beside ours."""
 
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from bdbnet.figures import ParameterCurve, label_of, parameter_curves
-from bdbnet.reporting.page import page
+from bdbnet.figures import ParameterCurve, parameter_curves
+from bdbnet.reporting.page import note_paragraphs, page
 from bdbnet.reporting.pictures import themed_picture
-from bdbnet.reporting.table import MINUS, Grid, Spread, as_csv, as_html, as_latex, as_markdown, percent_spread
+from bdbnet.reporting.table import Grid, Spread, as_csv, as_html, as_latex, as_markdown, scaled, spread_text
 from bdbnet.reporting.wording import duration
 from bdbnet.reproduction.cells import State
 from bdbnet.reproduction.masks import drop_masks
 from bdbnet.reproduction.measured import Entry, Measured
 from bdbnet.reproduction.spec import Axis
 from bdbnet.reproduction.statistics import statistics_grid
-from bdbnet.results import Result, write_atomically
+from bdbnet.results import Metric, Result, metric_heads, metric_of, write_atomically
 
 _HEADS = [
     "table", "budget", "row", "x", "dataset", "measured_on", "metric", "paper", "ours", "std", "seeds", "difference",
@@ -22,8 +22,8 @@ _HEADS = [
 ]  # fmt: skip
 
 
-def grid_of(measured: Measured, *, portable: bool = False) -> Grid:
-    """The table to read: for each row the paper's line, ours, and the difference where the two may be compared.
+def reproduction_grid(measured: Measured, *, portable: bool = False) -> Grid:
+    """The table to read: for each row the paper's line, ours, and the difference where the two are comparable.
 
     With ``portable`` nothing in it depends on which data lie on this machine.
     """
@@ -32,27 +32,28 @@ def grid_of(measured: Measured, *, portable: bool = False) -> Grid:
         return statistics_grid(table, measured.counts)
     columns = [(dataset, metric) for dataset in measured.datasets for metric in table.columns[dataset]]
     heads = [table.x.title if table.x else "Method", ""]
-    heads += [f"{d} {label_of(m)}" if len(measured.datasets) > 1 else label_of(m) for d, m in columns]
+    titles = metric_heads([metric for _, metric in columns])
+    heads += [f"{d} {title}" if len(measured.datasets) > 1 else title for (d, _), title in zip(columns, titles)]
     rows = []
     for number, row in enumerate(table.rows):
         entries = {dataset: measured.entries[number, dataset] for dataset in measured.datasets}
         name = row.name if row.x is None else f"{row.name} {row.x:g}"
         lines = []
         if row.paper:
-            lines.append(["paper", *(_stated(entries[d].paper(m)) for d, m in columns)])
+            lines.append(["paper", *(metric_of(m).printed(entries[d].paper(m)) for d, m in columns)])
         if any(entry.cell is not None for entry in entries.values()):
             seeds = sorted({len(entry.counted) for entry in entries.values() if entry.counted}) or [1]
             count = f", {seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f", {seeds[0]} seeds"
             lines.append(["ours" + count * (seeds[-1] > 1), *(_ours(entries[d], m, portable) for d, m in columns)])
         differences = [_difference(measured, entries[d], m) for d, m in columns]
         if any(difference is not None for difference in differences):
-            lines.append(["difference", *("" if d is None else f"{d:+.1f}".replace("-", MINUS) for d in differences)])
+            signed = [
+                "" if apart is None else metric_of(metric).signed(apart)
+                for apart, (_, metric) in zip(differences, columns)
+            ]
+            lines.append(["difference", *signed])
         rows += [[name if place == 0 else "", *line] for place, line in enumerate(lines)]
     return Grid(f"{table.heading}: {table.title}", heads, rows, _notes(measured, portable))
-
-
-def _stated(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
 
 
 def _ours(entry: Entry, metric: str, portable: bool) -> str:
@@ -60,15 +61,15 @@ def _ours(entry: Entry, metric: str, portable: bool) -> str:
         return "-"
     ours = entry.ours(metric)
     if ours is not None:
-        return percent_spread(ours)
+        return spread_text(metric_of(metric), ours)
     if portable and entry.state is State.ABSENT:
         return State.OPEN.value
     return entry.state.value if entry.state is not State.DONE else "not listed"
 
 
 def _difference(measured: Measured, entry: Entry, metric: str) -> float | None:
-    ours, paper = entry.ours(metric), entry.paper(metric)
-    return None if ours is None or paper is None or measured.budget.compare != "numbers" else 100 * ours.mean - paper
+    ours, paper = scaled(metric_of(metric), entry.ours(metric)), entry.paper(metric)
+    return None if ours is None or paper is None or measured.budget.compare != "numbers" else ours.mean - paper
 
 
 def _notes(measured: Measured, portable: bool) -> list[str]:
@@ -78,18 +79,21 @@ def _notes(measured: Measured, portable: bool) -> list[str]:
     if budget.compare != "numbers":
         replaced = {d: measured.stand_in(d) for d in measured.datasets if measured.stand_in(d) != d}
         instead = "".join(
-            f" {ours} stands in for {', '.join(d for d in replaced if replaced[d] == ours)}."
+            f" {ours} replaces {', '.join(d for d in replaced if replaced[d] == ours)}."
             for ours in dict.fromkeys(replaced.values())
         )
-        what = "only their order with the paper's" if budget.compare == "order" else "nothing with the paper's"
-        notes.append(f"Not the paper's training: of these numbers, compare {what}.{instead}")
+        what = {
+            "order": "only the order of these numbers is comparable with the paper's",
+            "nothing": "these numbers are not comparable with the paper's",
+        }
+        notes.append(f"Not the paper's training: {what[budget.compare]}.{instead}")
     if left_out := [dataset for dataset in table.columns if dataset not in measured.datasets]:
         notes.append(f"Not part of this budget: {', '.join(left_out)}.")
     if any(len(entry.counted) > 1 for entry in measured):
         notes.append("± is the standard deviation over seeds.")
     if budget.compare != "nothing":
-        metric = label_of(next(iter(table.columns.values()))[0])
-        notes += [f"Order by {metric}: {line}." for line in measured.order()]
+        metric = metric_of(next(iter(table.columns.values()))[0])
+        notes += [f"Order by {metric.title}: {line}." for line in measured.order()]
     if results := _results(measured):
         notes.append(_effort(results))
     notes += [f"{row.name}: {row.note}." for row in table.rows if row.note and (row.x in (None, table.rows[0].x))]
@@ -112,11 +116,11 @@ def _effort(results: Sequence[Result]) -> str:
 
 
 def rows_of(measured: Measured) -> list[list[str]]:
-    """One line per row, dataset and metric, for a program to read; numbers unrounded, in percent."""
+    """One line per row, dataset and metric, for a program to read; numbers in the metric's unit with four decimals."""
     lines = []
     for entry in measured:
         for metric in entry.metrics:
-            ours, paper = entry.ours(metric), entry.paper(metric)
+            ours, paper = scaled(metric_of(metric), entry.ours(metric)), entry.paper(metric)
             difference = _difference(measured, entry, metric)
             lines.append([
                 measured.table.name, measured.budget.name, entry.row.name,
@@ -130,12 +134,12 @@ def rows_of(measured: Measured) -> list[list[str]]:
 def _spread_fields(ours: Spread | None) -> list[str]:
     if ours is None:
         return ["", "", ""]
-    return [f"{100 * ours.mean:.4f}", "" if ours.std is None else f"{100 * ours.std:.4f}", str(ours.count)]
+    return [f"{ours.mean:.4f}", "" if ours.std is None else f"{ours.std:.4f}", str(ours.count)]
 
 
 def write_tables(tables: Sequence[Measured], folder: Path) -> list[Path]:
     """Write each table as Markdown, CSV and LaTeX, and all of them as one page; returns the page and the table files."""
-    written, grids = [], [grid_of(measured) for measured in tables]
+    written, grids = [], [reproduction_grid(measured) for measured in tables]
     for measured, grid in zip(tables, grids):
         texts = {
             "md": f"# {as_markdown(grid)}",
@@ -150,14 +154,14 @@ def write_tables(tables: Sequence[Measured], folder: Path) -> list[Path]:
 
 
 def write_summary(tables: Sequence[Measured], path: Path, command: str) -> Path:
-    """Write all tables into one Markdown file, which says how it was made.
+    """Write all tables into one Markdown file with the command that generates it.
 
-    Budgets that are not the paper's take part with the tables that they have a number for.
+    Of budgets other than the paper's it has the tables with a number.
     """
     parts = [
         "# The paper's tables and figures, and what has been measured so far",
-        f"Generated by `{command}`; not to be edited by hand. A cell without a number says why: no number here comes from "
-        "anything but a run whose `result.json` was kept.",
+        f"Generated by `{command}`; not to be edited by hand. A cell without a number says why. Every number comes from a run "
+        "whose `result.json` was kept.",
     ]
     for budget in dict.fromkeys(measured.budget.name for measured in tables):
         shown = [measured for measured in tables if measured.budget.name == budget]
@@ -165,7 +169,7 @@ def write_summary(tables: Sequence[Measured], path: Path, command: str) -> Path:
             shown = [measured for measured in shown if any(entry.counted for entry in measured)]
         parts += [
             f"## Budget {budget}",
-            *(f"### {as_markdown(grid_of(measured, portable=True))}" for measured in shown),
+            *(f"### {as_markdown(reproduction_grid(measured, portable=True))}" for measured in shown),
         ]
     return write_atomically(path, ("\n\n".join(part.strip() for part in parts) + "\n").encode())
 
@@ -175,10 +179,8 @@ def _page(tables: Sequence[Measured], grids: Sequence[Grid]) -> str:
     heading = titles[0] if len(titles) == 1 else "Tables and figures of the paper"
     sections = []
     for measured, grid in zip(tables, grids):
-        notes = "".join(f'<p class="soft">{escape(note)}</p>\n' for note in grid.notes)
-        sections.append(
-            f"<section>\n<h2>{escape(grid.title)}</h2>\n{_curves(measured)}{drop_masks(measured)}{as_html(grid)}\n{notes}</section>"
-        )
+        body = f"{_curves(measured)}{drop_masks(measured)}{as_html(grid)}\n{note_paragraphs(grid.notes)}"
+        sections.append(f"<section>\n<h2>{escape(grid.title)}</h2>\n{body}</section>")
     return page(heading, "Reproduction", "Batch DropBlock Network", sections)
 
 
@@ -186,37 +188,36 @@ def _curves(measured: Measured) -> str:
     if measured.table.x is None:
         return ""
     columns = ((dataset, metric) for dataset in measured.datasets for metric in measured.table.columns[dataset])
-    pictures = "".join(_curve(measured, measured.table.x, *column) for column in columns)
+    pictures = "".join(_curve(measured, measured.table.x, dataset, metric_of(name)) for dataset, name in columns)
     return f'<div class="curves">\n{pictures}</div>\n' if pictures else ""
 
 
-def _curve(measured: Measured, axis: Axis, dataset: str, metric: str) -> str:
+def _curve(measured: Measured, axis: Axis, dataset: str, metric: Metric) -> str:
     lines = [line for line in _lines(measured, dataset, metric) if any(y is not None for y in line.y)]
     if not any(not line.dashed for line in lines):
         return ""
-    title = f"{label_of(metric)} on {measured.stand_in(dataset)}"
-    words = "; ".join(f"{line.name}: " + ", ".join(_points(line)) for line in lines)
-    return themed_picture(
-        lambda theme: parameter_curves(f"{title}, %", axis.title, "", lines, theme=theme), title, words
-    )
+    title = f"{metric.title} on {measured.stand_in(dataset)}"
+    heading = f"{title}, {metric.unit}" if metric.unit else title
+    words = "; ".join(f"{line.name}: " + ", ".join(_points(metric, line)) for line in lines)
+    return themed_picture(lambda theme: parameter_curves(heading, axis.title, "", lines, theme=theme), title, words)
 
 
-def _points(line: ParameterCurve) -> list[str]:
-    return [f"{x:g} {y:.1f}" for x, y in zip(line.x, line.y) if y is not None]
+def _points(metric: Metric, line: ParameterCurve) -> list[str]:
+    return [f"{x:g} {metric.printed(y)}" for x, y in zip(line.x, line.y) if y is not None]
 
 
-def _lines(measured: Measured, dataset: str, metric: str) -> list[ParameterCurve]:
-    """Ours with error bars, and the paper's stated points where they may be compared."""
+def _lines(measured: Measured, dataset: str, metric: Metric) -> list[ParameterCurve]:
+    """Ours with error bars, and the paper's points where they are comparable."""
     lines = []
     entries = [entry for entry in measured if entry.dataset == dataset]
     for name in dict.fromkeys(entry.row.name for entry in entries):
         points = [entry for entry in entries if entry.row.name == name]
         x = [float(entry.row.x) for entry in points if entry.row.x is not None]
-        ours = [entry.ours(metric) for entry in points]
-        y = [None if value is None else 100 * value.mean for value in ours]
-        error = [None if value is None or value.std is None else 100 * value.std for value in ours]
+        ours = [scaled(metric, entry.ours(metric.name)) for entry in points]
+        y = [value and value.mean for value in ours]
+        error = [value and value.std for value in ours]
         lines.append(ParameterCurve(name, x, y, error if any(e is not None for e in error) else None))
-        paper = [entry.paper(metric) for entry in points]
+        paper = [entry.paper(metric.name) for entry in points]
         if measured.budget.compare == "numbers" and any(value is not None for value in paper):
             lines.append(ParameterCurve(f"{name}, paper", x, paper, None, dashed=True))
     return lines

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Sized
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytorch_lightning as pl
 from tqdm import tqdm
 
 from bdbnet.evaluation.progress import EvaluationProgress
+from bdbnet.results import headline_metrics, metric_of
 
 
 class TrainingProgress(EvaluationProgress):
@@ -22,7 +23,7 @@ class TrainingProgress(EvaluationProgress):
     def __init__(self, seconds_between: float = 0.5) -> None:
         super().__init__()
         self.seconds_between = seconds_between
-        self._bar: tqdm | None = None
+        self._bar: tqdm[NoReturn] | None = None
         self._refreshed = self._epoch_began = self._run_began = self._rate = 0.0
         self._images = self._first_epoch = 0
 
@@ -64,7 +65,8 @@ class TrainingProgress(EvaluationProgress):
         evaluated = (
             getattr(module, "metrics", {}) if getattr(module, "metrics_epoch", None) == trainer.current_epoch else {}
         )
-        scores = "  ".join(f"{k} {100 * v:.1f}" for k, v in evaluated.items() if k in ("rank1", "mAP", "recall@1"))
+        headlines = {metric_of(name): evaluated[name] for name in headline_metrics(evaluated)}
+        scores = "  ".join(f"{metric.title} {metric.number(value)}" for metric, value in headlines.items())
         seconds = time.perf_counter() - self._run_began
         left = seconds / (epoch - self._first_epoch) * (epochs - epoch)
         if scores or not self.live:

@@ -1,4 +1,4 @@
-"""Whether a run may start in its folder, and from which checkpoint it goes on."""
+"""Run folders of training: whether a run may start there, and the checkpoint from which it resumes."""
 
 from pathlib import Path
 
@@ -6,49 +6,39 @@ from bdbnet.config import ConfigError, flatten
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import BEST, HISTORY, LAST, REPORT, RESULT, TOP_K
+from bdbnet.settings import setting_of
 from bdbnet.training.module import TrainingModule
-
-#: Groups and keys that decide what a training computes; they have to be the same when it goes on.
-_SHAPING = ("augmentation", "dataset", "dropping", "loss", "model", "optimizer", "sampler", "schedule", "seed")
-_SHAPING_KEYS = (
-    "backbone_rate",
-    "trainer.max_epochs",
-    # What history.csv holds of earlier epochs must have been evaluated alike.
-    *(f"evaluation.{key}" for key in ("ap_at", "normalize", "precision", "ranks", "recall_at")),
-)
 
 
 def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> Path | None:
-    """Make the run folder and find the checkpoint to go on from.
+    """Make the run folder and find the checkpoint to resume from.
 
     Args:
         folder: of the run; made if it does not exist.
         ckpt_path: None, ``last``, or a file.
-        overwrite: an earlier run may be thrown away, by ``clear_folder`` once all settings have proved usable.
+        overwrite: an earlier run may be deleted, by ``clear_folder`` once all settings have proved usable.
 
     Raises:
         ConfigError: both are given; an earlier run is there and nothing says what to do with it; or ``ckpt_path`` is no file.
     """
     if overwrite and ckpt_path is not None:
-        raise ConfigError(
-            f"overwrite=true throws the run away that ckpt_path={ckpt_path} would go on with: leave one out"
-        )
+        raise ConfigError(f"overwrite=true deletes the run that ckpt_path={ckpt_path} would resume: leave one out")
     folder.mkdir(parents=True, exist_ok=True)
     last = folder / LAST
     if ckpt_path == "last":
         if not last.is_file():
-            print(f"ckpt_path=last: no {last}, starting at the first epoch")
+            print(f"ckpt_path=last: no {last}; training starts at the first epoch")
         return last if last.is_file() else None
     if ckpt_path is not None:
         path = Path(ckpt_path).expanduser()
         if not path.is_file():
             raise ConfigError(
-                f"ckpt_path={ckpt_path}: no such file; ckpt_path=last goes on from the run's own last checkpoint"
+                f"ckpt_path={ckpt_path}: no such file; ckpt_path=last resumes from the run's own last checkpoint"
             )
         return path
     if last.is_file() and not overwrite:
         raise ConfigError(
-            f"{folder} holds an earlier run with these settings. Go on with it: ckpt_path=last. Throw it away: overwrite=true. "
+            f"{folder} holds an earlier run with these settings. Resume it: ckpt_path=last. Replace it: overwrite=true. "
             "Keep both: run_name=<another name>."
         )
     return None
@@ -62,12 +52,12 @@ def clear_folder(folder: Path) -> None:
 
 
 def check_resumable(module: TrainingModule, path: Path) -> None:
-    """Refuse a checkpoint that this run can't go on from, before anything is changed.
+    """Refuse a checkpoint that this run can't resume from, before anything is changed.
 
-    The optimiser's and the schedule's state come from the checkpoint, so that settings which shape them have to be the same.
+    The state of the optimizer and the schedule comes from the checkpoint, so the settings that shape it have to be the same.
 
     Raises:
-        CheckpointError: damaged, of another network, or without the optimiser's state.
+        CheckpointError: damaged, of another network, or without optimizer state.
         ConfigError: the checkpoint's run had other data or settings; the message names them.
     """
     checkpoint = read_checkpoint(path)
@@ -80,21 +70,15 @@ def check_resumable(module: TrainingModule, path: Path) -> None:
     load_network(module.network, path)
     if "optimizer_states" not in checkpoint or "bdbnet" not in checkpoint:
         raise CheckpointError(
-            f"{path}: weights alone, without the optimiser's state. Go on from a last.ckpt, or start anew from these weights "
-            f"with backbone.weights={path}"
+            f"{path}: contains no optimizer state. Resume from a last.ckpt, or start a new run from these weights with "
+            f"backbone.weights={path}"
         )
-    then, now = ({key: value for key, value in flatten(config) if _shapes_training(key)}
+    then, now = ({key: value for key, value in flatten(config) if setting_of(key).resume}
                  for config in (with_todays_names(checkpoint["bdbnet"]["config"]), module.record.config))  # fmt: skip
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     if changed:
         shown = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:6])
         raise ConfigError(
-            f"{path} was trained with other settings: {shown}. Go on with the settings it has, or start a new run from its "
+            f"{path} was trained with other settings: {shown}. Resume with those settings, or start a new run from its "
             f"weights with backbone.weights={path}"
         )
-
-
-def _shapes_training(key: str) -> bool:
-    group = key.partition(".")[0]
-    shaping = group in _SHAPING and key not in ("dataset.root", "dataset.options.workers")
-    return shaping or (group == "backbone" and key != "backbone.weights") or key in _SHAPING_KEYS
