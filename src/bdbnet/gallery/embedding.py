@@ -179,7 +179,7 @@ def build_embedder(config: DictConfig, *, local_rank: int = 0) -> Embedder:
         flip=evaluation.flip,
         scales=tuple(map(float, evaluation.scales or (1.0,))),
     )
-    return _embedder(stamp, path, config.accelerator, local_rank)
+    return _embedder(stamp, path, config.accelerator, local_rank, ours_only=not origin.typed)
 
 
 def embedder_of(stamp: ModelStamp, *, checkpoint: str | Path | None = None, accelerator: str = "auto") -> Embedder:
@@ -202,10 +202,10 @@ def embedder_of(stamp: ModelStamp, *, checkpoint: str | Path | None = None, acce
 _PARTS = ("model", "backbone", "dropping")
 
 
-def _embedder(stamp: ModelStamp, path: Path, accelerator: str, local_rank: int) -> Embedder:
-    """The embedder of a stamp that lacks fingerprint and dimensions."""
+def _embedder(stamp: ModelStamp, path: Path, accelerator: str, local_rank: int, *, ours_only: bool = True) -> Embedder:
+    """The embedder of a stamp that lacks fingerprint and dimensions; ``ours_only`` unless the user named the network."""
     device = _device(accelerator, local_rank)
-    network, _ = build_network(OmegaConf.create(dict(stamp.network)), num_classes=0)
+    network, _ = build_network(OmegaConf.create(dict(stamp.network)), num_classes=0, ours_only=ours_only)
     load_network(network, path, classifiers="drop")
     network.to(memory_format=torch.channels_last)
     try:

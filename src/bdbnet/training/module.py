@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from bdbnet.config import ConfigError
 from bdbnet.models import EmbeddingNetwork
 from bdbnet.training.criterion import BranchLosses
+from bdbnet.training.schedules import LearningRate
 
 #: Parameters alone, or groups of them with settings of their own.
 ParameterGroups = list[nn.Parameter] | list[dict[str, Any]]
@@ -36,7 +37,7 @@ class ReIDModule(pl.LightningModule):
         criterion: the losses; None where the module only evaluates.
         optimizer: ``parameters or groups of them -> Optimizer``.
         backbone_rate: learning rate of the backbone as a factor of the optimizer's; None: the same.
-        schedule: ``epoch -> factor on the learning rate``.
+        schedule: how the learning rate changes during a run.
         metric: torchmetrics class over the test set (``ReIDMetrics`` or ``RetrievalRecall``).
         config: the resolved configuration as plain data; goes into every checkpoint.
         num_classes: identities that the classifiers know; goes into every checkpoint.
@@ -62,7 +63,7 @@ class ReIDModule(pl.LightningModule):
         criterion: BranchLosses | None = None,
         optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] | None = None,
         backbone_rate: float | None = None,
-        schedule: Callable[[int], float] | None = None,
+        schedule: LearningRate | None = None,
         normalize: str = "none",
         precision: str = "32-true",
         flip: bool = False,
@@ -145,8 +146,11 @@ class ReIDModule(pl.LightningModule):
             group["lr"] *= group.pop("rate", 1.0)
         if self._schedule is None:
             return optimizer
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        return {"optimizer": optimizer, "lr_scheduler": self._schedule(optimizer, self._optimizer_steps)}
+
+    def _optimizer_steps(self) -> int:
+        """Steps of the whole run; before it has a trainer, where settings are tried out, any number."""
+        return 1000 if self._trainer is None else int(self.trainer.estimated_stepping_batches)
 
     def on_validation_epoch_start(self) -> None:
         self.metric.reset()

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from bdbnet.config import ConfigError, instantiate
+from bdbnet.config import IDENTITY, ConfigError, foreign_targets, instantiate
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.error_analysis import analyse, clear_analysis
 from bdbnet.evaluation.ranking_lists import write_ranking_lists
@@ -125,7 +125,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     path = Path(config.checkpoint).expanduser()
     origin = architecture_of(config, path)
     seed_everything(config.seed)
-    network, _ = build_network(origin.config, num_classes=0)
+    network, _ = build_network(origin.config, num_classes=0, ours_only=not origin.typed)
     load_network(network, path, classifiers="drop")
     network.to(memory_format=torch.channels_last)  # faster on CPUs, no slower elsewhere
     manifest = build_manifest(config)
@@ -175,11 +175,13 @@ class Origin:
         config: groups ``model``, ``backbone`` and ``dropping``, for ``build_network``.
         test_size: height and width of the test images it was trained for, pixels; None where the file doesn't say.
         trained_with: configuration of its training, None for bare weights.
+        typed: the user named the network, so that it may be of a plugin; otherwise the file did.
     """
 
     config: DictConfig
     test_size: list[int] | None
     trained_with: dict[str, Any] | None
+    typed: bool = False
 
 
 def architecture_of(config: DictConfig, path: Path) -> Origin:
@@ -200,14 +202,18 @@ def architecture_of(config: DictConfig, path: Path) -> Origin:
             )
         parts = {"model": config.model, "backbone": {**config.backbone, "weights": "none"}}
         bare = OmegaConf.create({**parts, "dropping": {"_target_": "torch.nn.Identity"}})
-        return Origin(bare, None, None)
-    if given:
-        raise ConfigError(f"{' and '.join(f'{name}=' for name in given)}: leave out, {path} knows its own network")
+        return Origin(bare, None, None, typed=True)
     settings = with_todays_names(saved["config"])
+    of_a_plugin = foreign_targets({name: settings.get(name) for name in ("model", "backbone", "dropping")})
+    if given and not (of_a_plugin and len(given) == 2):
+        raise ConfigError(f"{' and '.join(f'{name}=' for name in given)}: leave out, {path} knows its own network")
     trained = OmegaConf.create(settings)
     trained.backbone.weights = "none"
+    if given:  # a network of a plugin is what the user says it is; the drop layer has no part in an embedding
+        trained.model, trained.backbone = config.model, {**config.backbone, "weights": "none"}
+        trained.dropping = {"_target_": IDENTITY}
     size = trained.dataset.get("test_size") or trained.dataset.image_size
-    return Origin(trained, list(size), settings)
+    return Origin(trained, list(size), settings, typed=bool(given))
 
 
 def _record_training(

@@ -4,7 +4,6 @@ import ctypes
 import logging
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torchmetrics import Metric
 
-from bdbnet.config import ConfigError, instantiate, is_ours
+from bdbnet.config import ConfigError, arguments_of, check_class, instantiate, is_ours, is_set, locate, without
 from bdbnet.loading.from_config import is_reid, query_expansion, query_pooling, reranking, single_shot
 from bdbnet.models import EmbeddingNetwork, initialize_from
 from bdbnet.retrieval import POOLINGS, ReIDMetrics, RetrievalRecall
 from bdbnet.training.callbacks import EpochTimer
 from bdbnet.training.criterion import BranchLosses
-from bdbnet.training.module import ParameterGroups, ReIDModule
+from bdbnet.training.module import ReIDModule
+from bdbnet.training.objective import build_metric_loss, build_schedule, optimizer_factory
 
 #: Keys of the trainer group that are ours, not Lightning's.
 _OWN_TRAINER_KEYS = frozenset({"channels_last", "compile"})
@@ -87,16 +87,70 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", pattern)
 
 
-def build_network(config: DictConfig, num_classes: int) -> tuple[EmbeddingNetwork, list[str]]:
-    """The network, and the names of its parts that start from a file of weights."""
-    backbone = instantiate(config.backbone)
+def build_network(
+    config: DictConfig, num_classes: int, *, ours_only: bool = False
+) -> tuple[EmbeddingNetwork, list[str]]:
+    """The network, and the names of its parts that start from a file of weights.
+
+    Args:
+        config: groups ``model``, ``backbone`` and, for networks with branches, ``dropping``.
+        num_classes: identities that the classifiers know; 0 leaves them out.
+        ours_only: the config comes from a checkpoint, not from the user: only networks of bdbnet are built.
+
+    Raises:
+        ConfigError: settings that a class refuses, a class that is not allowed, or a backbone that is none.
+    """
+    backbone = _build_backbone(config, ours_only=ours_only)
     # Networks with a choice of branches have a drop layer; others have no use for one.
-    drop = {"dropping": instantiate(config.dropping)} if "branches" in config.model else {}
-    network: EmbeddingNetwork = instantiate(config.model, num_classes=num_classes, backbone=backbone, **drop)
+    drop = {"dropping": instantiate(config.dropping, ours_only=ours_only)} if "branches" in config.model else {}
+    network: EmbeddingNetwork = instantiate(
+        config.model, ours_only=ours_only, num_classes=num_classes, backbone=backbone, **drop
+    )
     weights = config.backbone.get("weights")
     if weights in (None, "none", "imagenet"):
         return network, []
     return network, initialize_from(network, weights)
+
+
+def _build_backbone(config: DictConfig, *, ours_only: bool) -> torch.nn.Module:
+    settings, target = config.backbone, config.backbone.get("_target_")
+    check_class(settings, "backbone", ours_only=ours_only)
+    weights = settings.get("weights")
+    is_own = str(target).startswith("bdbnet.")
+    if not is_own and "weights" in settings and "weights" not in arguments_of(locate(target)):
+        if weights == "imagenet":
+            raise ConfigError(f"backbone.weights=imagenet: {target} has no argument `weights`; give none, or a file")
+        settings = without(settings, ["weights"])
+    backbone = instantiate(settings, ours_only=ours_only)
+    if not isinstance(backbone, torch.nn.Module):
+        raise ConfigError(f"backbone {target} is a {type(backbone).__name__}; expected a torch.nn.Module")
+    channels = getattr(backbone, "out_channels", None)
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+        raise ConfigError(
+            f"backbone {target} has no out_channels: set self.out_channels to the number of channels of its feature map"
+        )
+    if not is_own and is_set(config.get("dataset"), "image_size"):
+        _check_feature_map(backbone, target, list(config.dataset.image_size))
+    return backbone
+
+
+def _check_feature_map(backbone: torch.nn.Module, name: str, size: list[int]) -> None:
+    """Try a backbone of a plugin on two blank images, before anything is written."""
+    expected = f"expected a feature map (N, C, H, W), here (2, {backbone.out_channels}, H, W)"
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            found = backbone.eval()(torch.zeros(2, 3, *size))
+    except Exception as error:
+        raise ConfigError(
+            f"backbone {name} fails on images (2, 3, {size[0]}, {size[1]}): {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        backbone.train(training)
+    if not isinstance(found, torch.Tensor):
+        raise ConfigError(f"backbone {name} returned a {type(found).__name__}; {expected}")
+    if found.ndim != 4 or found.shape[:2] != (2, backbone.out_channels):
+        raise ConfigError(f"backbone {name} returned shape {tuple(found.shape)}; {expected}")
 
 
 def build_metric(config: DictConfig, *, progress: bool = False) -> Metric:
@@ -190,20 +244,17 @@ def build_module(
     settings: dict[str, Any] = {}
     if train:
         loss = config.loss
-        # A loss that keeps numbers for every identity has to know how many there are.
-        known = {"num_classes": num_classes} if loss.get("per_class") else {}
-        metric_loss = instantiate(loss.metric, **known) if loss.metric is not None else None
         rate = config.backbone_rate
         if rate is not None and not (isinstance(rate, int | float) and rate > 0):
             raise ConfigError(f"backbone_rate={rate}: give a factor above 0, or null")
         settings = {
             "criterion": BranchLosses(
-                metric_loss, name=loss.name, metric_weight=loss.metric_weight, softmax_weight=loss.softmax_weight,
-                label_smoothing=loss.label_smoothing,
+                build_metric_loss(config, network, num_classes), name=loss.name, metric_weight=loss.metric_weight,
+                softmax_weight=loss.softmax_weight, label_smoothing=loss.label_smoothing,
             ),
-            "optimizer": _optimizer_factory(config.optimizer),
+            "optimizer": optimizer_factory(config.optimizer),
             "backbone_rate": rate,
-            "schedule": instantiate(config.schedule),
+            "schedule": build_schedule(config),
             "compile": config.trainer.compile,
         }  # fmt: skip
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
@@ -226,7 +277,7 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
     settings: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     for key in _OWN_TRAINER_KEYS:
         settings.pop(key, None)
-    logger = config.get("logger")
+    groups = [config.get("logger"), *(config.get("loggers") or {}).values()]
     progress = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
     limit = settings.pop("max_time", None)
     for key in _PARTIAL:
@@ -238,7 +289,7 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
         timer = [] if limit is None else [EpochTimer(limit)]
         return pl.Trainer(
             **settings,
-            logger=instantiate(logger.logger) if logger is not None and logger.logger is not None else False,
+            logger=[instantiate(group.logger) for group in groups if is_set(group, "logger")] or False,
             callbacks=[*callbacks, *timer],
             default_root_dir=folder,
             num_sanity_val_steps=0,
@@ -253,11 +304,3 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
         raise ConfigError(
             f"trainer: {error} (keys of this group are arguments of pytorch_lightning.Trainer)"
         ) from error
-
-
-def _optimizer_factory(config: DictConfig) -> Callable[[ParameterGroups], torch.optim.Optimizer]:
-    def build(parameters: ParameterGroups) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = instantiate(config, params=parameters)
-        return optimizer
-
-    return build
