@@ -3,11 +3,12 @@
 import functools
 import hashlib
 import importlib
+import inspect
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +17,30 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bdbnet import plugins
+from bdbnet.command_line import list_of_plugins, one_logger_each, typed_plugins
+from bdbnet.command_line import quote_paths as quote_paths
 from bdbnet.renamed import TARGETS, with_todays_keys
 from bdbnet.settings import unnamed_settings
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 
-#: What a config may build besides the public names of bdbnet's own rooms.
-ALLOWED_TARGETS = frozenset(
-    {
-        "torch.nn.Identity",
-        *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "SGD")),
-        *(f"pytorch_lightning.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger")),
-        *(
-            f"pytorch_lightning.callbacks.{name}"
-            for name in ("DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor", "StochasticWeightAveraging")
-        ),
-    }
-)
+#: Rooms whose public names a config may build.
 ALLOWED_ROOMS = frozenset({"models", "losses", "loading", "training", "retrieval", "reporting"})
 
-#: Keys whose values are files or folders, which may have any name.
-PATH_KEYS = frozenset(
-    {
-        "archive",
-        "backbone.weights",
-        "checkpoint",
-        "ckpt_path",
-        "images",
-        "index",
-        "index_folder",
-        "output",
-        "queries",
-        "root",
-        "data_root",
-        "output_root",
-        "run",
-        "summary",
-        "weights_root",
-        "compare",
-    }
-    | {"dataset.manifest", "dataset.root", "loading.cache_root"}
-)
+#: Modules of other libraries whose classes a config may build, and the base that those classes have in common.
+LIBRARIES = {
+    "torch.optim": "torch.optim.Optimizer",
+    "torch.optim.lr_scheduler": "torch.optim.lr_scheduler.LRScheduler",
+    "pytorch_lightning.callbacks": "pytorch_lightning.callbacks.Callback",
+    "pytorch_lightning.loggers": "pytorch_lightning.loggers.logger.Logger",
+} | {
+    f"pytorch_metric_learning.{part}": "torch.nn.Module"
+    for part in ("distances", "losses", "miners", "reducers", "regularizers")
+}
+
+#: The one class of another library that a network is built with: the drop layer that drops nothing.
+IDENTITY = "torch.nn.Identity"
 
 
 class ConfigError(ValueError):
@@ -72,6 +56,10 @@ def config_dir() -> Path:
     """Folder of the Hydra groups: ``conf/`` of a checkout, else the copy that the wheel carries."""
     checkout = PACKAGE_DIR.parent.parent / "conf"
     return checkout if (checkout / "train.yaml").is_file() else PACKAGE_DIR / "conf"
+
+
+for _kind in ("loss", "backbone", "dataset"):
+    plugins.reserve(_kind, (path.stem for path in (config_dir() / _kind).glob("*.yaml")))
 
 
 def run_name(override_dirname: str) -> str:
@@ -92,29 +80,85 @@ def run_name(override_dirname: str) -> str:
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("unnamed_settings", unnamed_settings, replace=True)
+OmegaConf.register_new_resolver("class_name", lambda target: target.rpartition(".")[2], replace=True)
 
 
-def check_target(target: str) -> None:
-    """Refuse a ``_target_`` outside the allow-list: a config file must not be able to run arbitrary code."""
-    if target in ALLOWED_TARGETS:
+def check_target(target: str, *, ours_only: bool = False) -> None:
+    """Refuse a ``_target_`` that a configuration may not build: a file of settings must not be able to run arbitrary code.
+
+    Args:
+        target: dotted path.
+        ours_only: for what a checkpoint says: the classes of ``bdbnet.models`` and ``torch.nn.Identity`` alone. Otherwise, for
+            what a user typed: the public names of bdbnet's rooms, the classes of ``LIBRARIES``, and what lies in a plugin.
+
+    Raises:
+        ConfigError: it is not on the list; the message says what is.
+        PluginError: it is in a plugin, but not there.
+    """
+    if target == IDENTITY or _is_public_name(target, ours_only=ours_only):
         return
-    match = re.fullmatch(r"bdbnet\.(\w+)\.(\w+)", target)
-    if match and match[1] in ALLOWED_ROOMS and match[2] in importlib.import_module(f"bdbnet.{match[1]}").__all__:
+    if ours_only:
+        raise ConfigError(
+            f"_target_: {target} is not on the allow-list of what a file may build: the networks of bdbnet.models. A file never "
+            f"names a plugin. Where the network really is of one, and you trust it, {_typed(target)}"
+        )
+    if _is_of_library(target):
         return
+    if plugins.is_in_plugin(target):
+        plugins.find(target)
+        return
+    top = target.partition(".")[0]
     raise ConfigError(
-        f"_target_: {target} is not on the allow-list. Use a public name of bdbnet.{{{', '.join(sorted(ALLOWED_ROOMS))}}} "
-        f"or one of {', '.join(sorted(ALLOWED_TARGETS))}."
+        f"_target_: {target} is not on the allow-list. Use a public name of bdbnet.{{{', '.join(sorted(ALLOWED_ROOMS))}}} or "
+        f"a class of {', '.join(LIBRARIES)}. What is in a package of your own is allowed by naming that as a plugin: "
+        f"plugins=[{top if plugins.may_be_plugin(top) else 'mypkg'}]."
     )
 
 
-def instantiate(config: DictConfig | ListConfig, **arguments: Any) -> Any:
+def _typed(target: str) -> str:
+    """What to type for a network that lies in a plugin."""
+    return (
+        f"name both yourself: plugins=[{target.partition('.')[0]}], and model= and backbone= as they were in training "
+        f"(for a backbone: backbone=custom backbone._target_={target})."
+    )
+
+
+def _is_public_name(target: str, *, ours_only: bool) -> bool:
+    match = re.fullmatch(r"bdbnet\.(\w+)\.(\w+)", target)
+    if match is None or match[1] not in ({"models"} if ours_only else ALLOWED_ROOMS):
+        return False
+    room = importlib.import_module(f"bdbnet.{match[1]}")
+    return match[2] in room.__all__ and (not ours_only or isinstance(getattr(room, match[2]), type))
+
+
+def _is_of_library(target: str) -> bool:
+    """Whether a dotted path is a public class of one of `LIBRARIES` that is of the library's kind."""
+    module_name, _, name = target.rpartition(".")
+    if module_name not in LIBRARIES or name.startswith("_"):
+        return False
+    base_module, _, base_name = LIBRARIES[module_name].rpartition(".")
+    try:
+        base = getattr(importlib.import_module(base_module), base_name)
+        found = getattr(importlib.import_module(module_name), name, None)
+    except ImportError as error:
+        package = module_name.partition(".")[0].replace("_", "-")
+        raise ConfigError(f"_target_: {target} needs {package} ({error}): pip install {package}") from error
+    return isinstance(found, type) and issubclass(found, base) and found is not base
+
+
+def instantiate(config: DictConfig | ListConfig, *, ours_only: bool = False, **arguments: Any) -> Any:
     """Build the object that ``config`` describes, after checking every ``_target_`` in it.
+
+    Args:
+        config: class, as ``_target_``, and arguments; or a list of such.
+        ours_only: the config comes from a checkpoint or a result, not from the user: see ``check_target``.
+        arguments: further arguments, handed over as they are.
 
     Raises:
         ConfigError: a ``_target_`` is not on the allow-list, or an argument in the config is refused by its class.
     """
     plain = OmegaConf.to_container(config, resolve=True)
-    _check_targets(plain)
+    _check_targets(plain, ours_only=ours_only)
     name = plain.get("_target_", "config") if isinstance(plain, dict) else "config"
     try:
         if not arguments:
@@ -123,25 +167,91 @@ def instantiate(config: DictConfig | ListConfig, **arguments: Any) -> Any:
         return hydra.utils.instantiate({**plain, "_partial_": True}, _convert_="all")(**arguments)  # type: ignore[dict-item]
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, ValueError | TypeError):
+        if isinstance(cause, ValueError | TypeError | ImportError):
             raise (cause if is_ours(cause) else ConfigError(f"{name}: {cause}")) from cause
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         if is_ours(error):
             raise
         raise ConfigError(f"{name}: {error}") from error
 
 
-def _check_targets(node: Any) -> None:
+def check_class(node: DictConfig, key: str, *, ours_only: bool = False) -> None:
+    """Refuse a group without an allowed ``_target_``.  Raises ConfigError that names the key, and see ``check_target``."""
+    target = None if OmegaConf.is_missing(node, "_target_") else node.get("_target_")
+    if not isinstance(target, str):
+        raise ConfigError(f"{key}._target_ is missing: give the dotted path of a class, such as mypkg.MyClass")
+    try:
+        check_target(TARGETS.get(target, target), ours_only=ours_only)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.{error}") from error
+
+
+def foreign_targets(node: Any) -> list[str]:
+    """Every ``_target_`` in plain settings of a checkpoint that nothing but the user may name."""
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        own = target is None or (
+            isinstance(target, str)
+            and (target == IDENTITY or _is_public_name(TARGETS.get(target, target), ours_only=True))
+        )
+        return [
+            *([] if own else [str(target)]),
+            *(found for child in node.values() for found in foreign_targets(child)),
+        ]
+    return [found for child in node for found in foreign_targets(child)] if isinstance(node, list) else []
+
+
+def locate(target: str) -> Any:
+    """The class or function at the dotted path of an allowed ``_target_``."""
+    module, _, name = TARGETS.get(target, target).rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def arguments_of(cls: Any) -> dict[str, bool]:
+    """Arguments of a class or function by name, and whether each has a default.
+
+    Where a constructor hands ``**kwargs`` on, those of the next class count too.
+    """
+    found: dict[str, bool] = {}
+    makers = (
+        [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)] if isinstance(cls, type) else [cls]
+    )
+    for maker in makers:
+        parameters = inspect.signature(maker).parameters.values()
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(parameter.name, parameter.default is not parameter.empty)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def without(node: DictConfig, keys: Iterable[str]) -> DictConfig:
+    """A group of a configuration, resolved, without some of its keys."""
+    plain: Any = OmegaConf.to_container(node, resolve=True)
+    return OmegaConf.create({key: value for key, value in plain.items() if key not in {*keys}})
+
+
+def is_set(node: Any, key: str) -> bool:
+    """Whether a key is in a node of a configuration, with a value: neither null nor ``???``."""
+    return node is not None and not OmegaConf.is_missing(node, key) and node.get(key) is not None
+
+
+def _check_targets(node: Any, *, ours_only: bool) -> None:
     if isinstance(node, dict):
         if "_target_" in node:
+            if not isinstance(node["_target_"], str) or node["_target_"] == "???":
+                raise ConfigError(
+                    f"_target_={node['_target_']}: give the dotted path of a class, such as mypkg.MyClass"
+                )
             node["_target_"] = TARGETS.get(node["_target_"], node["_target_"])
-            check_target(node["_target_"])
+            check_target(node["_target_"], ours_only=ours_only)
         for child in node.values():
-            _check_targets(child)
+            _check_targets(child, ours_only=ours_only)
     elif isinstance(node, list):
         for child in node:
-            _check_targets(child)
+            _check_targets(child, ours_only=ours_only)
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
@@ -180,7 +290,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         @functools.wraps(main)
         def composed(config: DictConfig) -> Any:
             restore_setting()  # the processes of other ranks start from here
-            return speaking(main)(config)
+
+            def with_plugins(config: DictConfig) -> Any:
+                plugins.load(list_of_plugins(config.get("plugins")))
+                return main(config)
+
+            return speaking(with_plugins)(config)
 
         # Inside Hydra for what the command raises, outside for what Hydra does with the command line.
         start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(composed)
@@ -190,10 +305,15 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             renamed, notes = with_todays_keys(sys.argv[1:])
             for note in notes:
                 print(f"note: {note}", file=sys.stderr)
-            sys.argv[1:] = quote_paths(renamed)
+            sys.argv[1:] = one_logger_each(quote_paths(renamed))
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, then, instead of printing half a trace and leaving
+
+            def started(*config: DictConfig) -> Any:
+                plugins.load(typed_plugins(sys.argv[1:]))  # before Hydra looks for the choices that they bring
+                return start(*config)
+
             try:
-                return speaking(start)(*config)
+                return speaking(started)(*config)
             finally:
                 restore_setting()
 
@@ -226,32 +346,6 @@ def shown_path(path: str | Path) -> Path:
     """A path as a user would type it: relative to the working directory where it lies below it."""
     path = Path(path)
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def quote_paths(arguments: Sequence[str]) -> list[str]:
-    """Put paths into quotes: Hydra's grammar would take a name like ``loss=none,seed=2`` or one with a space apart.
-
-    >>> quote_paths(["run=outputs/train/loss=none,seed=2", "seed=2"])
-    ['run="outputs/train/loss=none,seed=2"', 'seed=2']
-
-    A number stays one: some keys are a folder to one command and a number to another.
-
-    >>> quote_paths(["queries=20"])
-    ['queries=20']
-    """
-    quoted = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if (
-            key.lstrip("+") in PATH_KEYS
-            and value
-            and value[0] not in "\"'["
-            and not value.isdigit()
-            and value not in ("null", "last", "none", "imagenet")
-        ):
-            argument = f'{key}="' + value.replace('"', '\\"') + '"'
-        quoted.append(argument)
-    return quoted
 
 
 def _is_meant(error: Exception) -> bool:

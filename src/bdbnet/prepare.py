@@ -98,10 +98,12 @@ def _set_up(cfg: DictConfig) -> tuple[Manifest, list[str]]:
 
 def _read(dataset: DictConfig) -> tuple[Manifest, list[str]]:
     """The manifest, and what its reader says it left out."""
+    if OmegaConf.is_missing(dataset, "reader"):
+        raise DatasetError("dataset.reader= is missing: give the dotted path of a function, such as mypkg.read_mine")
     options: Any = OmegaConf.to_container(dataset.options, resolve=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        manifest = load_manifest(dataset.name, dataset.root, **options)
+        manifest = load_manifest(dataset.name, dataset.root, reader=dataset.get("reader"), **options)
     # Counts and identities in train and test are findings; they end this command with an error.
     said = [warning for warning in caught if not issubclass(warning.category, CountWarning | OverlapWarning)]
     return manifest, [str(warning.message) for warning in said]

@@ -40,6 +40,7 @@ SETTINGS = {
     "output":                          Setting(False, "yes",  "yes",  False),
     "output_root":                     Setting(False, "no",   "no",   False),
     "overwrite":                       Setting(False, "no",   "no",   False),
+    "plugins":                         Setting(False, "no",   "no",   False),
     "run_name":                        Setting(False, "no",   "no",   False),
     "sweep_name":                      Setting(False, "no",   "no",   False),
     # What is trained.

@@ -3,8 +3,10 @@
 import importlib
 import inspect
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from bdbnet import plugins
 from bdbnet.datasets.catalogue import FACTS, PUBLISHED_COUNTS, DatasetFacts
 from bdbnet.datasets.manifest import (
     BOX_COLUMNS,
@@ -52,23 +54,34 @@ READERS: dict[str, str] = {
 }
 
 
-def load_manifest(name: str, root: str | Path | None, **options: object) -> Manifest:
+def load_manifest(
+    name: str, root: str | Path | None, *, reader: str | Callable[..., Manifest] | None = None, **options: object
+) -> Manifest:
     """Read the dataset `name` from the folder `root`; `options` are arguments of its reader.
 
-    Only `table` takes None for `root`. Warns (OverlapWarning) where train and test share identities.
-    Raises DatasetError for an unknown name, an unknown option, and for data that can't be used.
+    `reader` is a function of your own, `(root, **options) -> Manifest`, or its dotted path in a plugin that the user named;
+    without it the dataset is one of bdbnet, or one that a plugin registered.
+
+    Only `table` and readers of your own take None for `root`. Warns (OverlapWarning) where train and test share identities.
+    Raises DatasetError for an unknown name, an unknown option, and for data that can't be used; PluginError for a `reader` in no
+    plugin.
     """
-    if name not in READERS:
-        raise DatasetError(f"unknown dataset {name!r}: choose one of {', '.join(READERS)}")
-    module, function = READERS[name].split(":")
-    reader = getattr(importlib.import_module(module), function)
-    known = [option for option in inspect.signature(reader).parameters if option != "root"]
+    own = reader is None and name in READERS
+    if own:
+        module, function = READERS[name].split(":")
+        read, said = getattr(importlib.import_module(module), function), f"dataset {name}"
+    else:
+        read, said = _foreign_reader(name, reader)
+    parameters = inspect.signature(read).parameters
+    known = [option for option in parameters if option != "root"]
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     unknown = [option for option in options if option not in known]
-    if unknown:
-        raise DatasetError(f"dataset {name} has no option {', '.join(unknown)}: its options are {', '.join(known)}")
-    if root is None and name != "table":
+    if unknown and not takes_all:
+        raise DatasetError(f"{said} has no option {', '.join(unknown)}: its options are {', '.join(known) or 'none'}")
+    if root is None and own and name != "table":
         raise DatasetError(f"dataset {name} has no folder: set dataset.root to where it lies")
-    manifest: Manifest = reader(None if root is None else expanded(root), **options)
+    folder = None if root is None else expanded(root)
+    manifest: Manifest = read(folder, **options) if own else _read_foreign(read, said, folder, options)
     shared = manifest.shared_labels()
     if len(shared):
         warnings.warn(
@@ -77,4 +90,43 @@ def load_manifest(name: str, root: str | Path | None, **options: object) -> Mani
             OverlapWarning,
             stacklevel=2,
         )
+    return manifest
+
+
+def _foreign_reader(name: str, reader: str | Callable[..., Manifest] | None) -> tuple[Callable[..., Manifest], str]:
+    """A reader that is not bdbnet's, and how messages name it."""
+    if callable(reader):
+        return reader, f"reader {getattr(reader, '__module__', '')}.{getattr(reader, '__qualname__', reader)}"
+    if reader is not None:
+        read = plugins.find(str(reader))
+        if not callable(read):
+            kind = type(read).__name__
+            raise DatasetError(
+                f"dataset.reader={reader} is a {kind}; expected a function (root, **options) -> Manifest"
+            )
+        return read, f"dataset.reader={reader}"
+    if (registered := plugins.reader(name)) is not None:
+        return registered, f"dataset {name} (reader {registered.__module__}.{registered.__qualname__})"
+    raise DatasetError(f"unknown dataset {name!r}: choose one of {', '.join(READERS)}")
+
+
+def _read_foreign(
+    read: Callable[..., Manifest], said: str, root: Path | None, options: Mapping[str, object]
+) -> Manifest:
+    """What a plugin's reader returns, checked."""
+    try:
+        manifest = read(root, **options)
+    except (DatasetError, OSError):
+        raise
+    except Exception as error:
+        raise DatasetError(f"{said} fails: {type(error).__name__}: {error}. HYDRA_FULL_ERROR=1 shows where") from error
+    if not isinstance(manifest, Manifest):
+        raise DatasetError(f"{said} returned a {type(manifest).__name__}; expected a bdbnet.datasets.Manifest")
+    for role in ("query", "gallery"):
+        if not len(manifest.subset(role).table):
+            raise DatasetError(
+                f"{said} returned no {role} images ({len(manifest.table):,} rows, of split "
+                f"{', '.join(sorted(set(manifest.table['split']))) or 'none'}): give some rows split {role}, or test for images "
+                "that are query and gallery"
+            )
     return manifest

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import ConfigError, config_dir
+from bdbnet.config import IDENTITY, ConfigError, config_dir, foreign_targets
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings, Origin
 from bdbnet.evaluation.network import PARTS, build_network
 from bdbnet.evaluation.saved import is_saved, read_saved
@@ -159,11 +159,18 @@ def _refuse_architecture(source: str, wanted: Wanted) -> None:
 
 
 def _from_checkpoint(path: Path, source: str, saved: Mapping[str, Any], wanted: Wanted) -> Embedder:
-    _refuse_architecture(source, wanted)
     trained_with = with_todays_names(saved["config"])
     config = OmegaConf.create(trained_with)
+    typed = wanted.model is not None and wanted.backbone is not None
+    if typed and foreign_targets({name: trained_with.get(name) for name in PARTS}):
+        # A network of a plugin is what the user says it is; the drop layer has no part in an embedding.
+        config.model, config.backbone = _group("model", wanted.model), _group("backbone", wanted.backbone)
+        config.dropping = {"_target_": IDENTITY}
+    else:
+        _refuse_architecture(source, wanted)
+        typed = False
     config.backbone.weights = "none"
-    network = _built(config, path, ours_only=True)
+    network = _built(config, path, ours_only=not typed)
     dataset, evaluation = trained_with.get("dataset") or {}, trained_with.get("evaluation") or {}
     size = wanted.image_size or dataset.get("test_size") or dataset.get("image_size") or wanted.fallback_size
     padded = bool(dataset.get("pad_test")) if wanted.pad_to_square is None else wanted.pad_to_square

@@ -1,8 +1,9 @@
 """The network that a configuration describes, with its starting weights."""
 
+import torch
 from omegaconf import DictConfig
 
-from bdbnet.config import instantiate
+from bdbnet.config import ConfigError, arguments_of, check_class, instantiate, is_set, locate, without
 from bdbnet.models import EmbeddingNetwork, initialize_from
 
 #: Groups of a configuration that a network is built from.
@@ -15,22 +16,64 @@ def build_network(
     """The network, and the names of its parts that start from a file of weights.
 
     Args:
-        config: groups `model`, `backbone` and `dropping`.
-        num_classes: identities of the training set; 0: no classifiers.
-        ours_only: build nothing outside of bdbnet's own names: for configurations that a file brings.
+        config: groups ``model``, ``backbone`` and, for networks with branches, ``dropping``.
+        num_classes: identities that the classifiers know; 0 leaves them out.
+        ours_only: the config comes from a checkpoint, not from the user: only networks of bdbnet are built.
 
     Raises:
-        ConfigError: a `_target_` that is not allowed, or an argument that its class refuses.
-        CheckpointError: the file of weights can't be used.
+        ConfigError: settings that a class refuses, a class that is not allowed, or a backbone that is none.
     """
-    backbone = instantiate(config.backbone)
+    backbone = _build_backbone(config, ours_only=ours_only)
     # Networks with a choice of branches have a drop layer; others have no use for one.
-    drop = {"dropping": instantiate(config.dropping)} if "branches" in config.model else {}
-    network: EmbeddingNetwork = instantiate(config.model, num_classes=num_classes, backbone=backbone, **drop)
+    drop = {"dropping": instantiate(config.dropping, ours_only=ours_only)} if "branches" in config.model else {}
+    network: EmbeddingNetwork = instantiate(
+        config.model, ours_only=ours_only, num_classes=num_classes, backbone=backbone, **drop
+    )
     weights = config.backbone.get("weights")
     if weights in (None, "none", "imagenet"):
         return network, []
     return network, initialize_from(network, weights)
+
+
+def _build_backbone(config: DictConfig, *, ours_only: bool) -> torch.nn.Module:
+    settings, target = config.backbone, config.backbone.get("_target_")
+    check_class(settings, "backbone", ours_only=ours_only)
+    weights = settings.get("weights")
+    is_own = str(target).startswith("bdbnet.")
+    if not is_own and "weights" in settings and "weights" not in arguments_of(locate(target)):
+        if weights == "imagenet":
+            raise ConfigError(f"backbone.weights=imagenet: {target} has no argument `weights`; give none, or a file")
+        settings = without(settings, ["weights"])
+    backbone = instantiate(settings, ours_only=ours_only)
+    if not isinstance(backbone, torch.nn.Module):
+        raise ConfigError(f"backbone {target} is a {type(backbone).__name__}; expected a torch.nn.Module")
+    channels = getattr(backbone, "out_channels", None)
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+        raise ConfigError(
+            f"backbone {target} has no out_channels: set self.out_channels to the number of channels of its feature map"
+        )
+    if not is_own and is_set(config.get("dataset"), "image_size"):
+        _check_feature_map(backbone, target, list(config.dataset.image_size))
+    return backbone
+
+
+def _check_feature_map(backbone: torch.nn.Module, name: str, size: list[int]) -> None:
+    """Try a backbone of a plugin on two blank images, before anything is written."""
+    expected = f"expected a feature map (N, C, H, W), here (2, {backbone.out_channels}, H, W)"
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            found = backbone.eval()(torch.zeros(2, 3, *size))
+    except Exception as error:
+        raise ConfigError(
+            f"backbone {name} fails on images (2, 3, {size[0]}, {size[1]}): {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        backbone.train(training)
+    if not isinstance(found, torch.Tensor):
+        raise ConfigError(f"backbone {name} returned a {type(found).__name__}; {expected}")
+    if found.ndim != 4 or found.shape[:2] != (2, backbone.out_channels):
+        raise ConfigError(f"backbone {name} returned shape {tuple(found.shape)}; {expected}")
 
 
 def count_parameters(network: EmbeddingNetwork) -> int:

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from bdbnet.config import ConfigError, instantiate, is_ours
+from bdbnet.config import ConfigError, instantiate, is_ours, is_set
 
 #: Keys of the trainer group that are ours, not Lightning's.
 _OWN_TRAINER_KEYS = frozenset({"channels_last", "compile"})
@@ -62,7 +62,7 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
     settings: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     for key in _OWN_TRAINER_KEYS:
         settings.pop(key, None)
-    logger = config.get("logger")
+    groups = [config.get("logger"), *(config.get("loggers") or {}).values()]
     progress = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
     settings.pop("max_time", None)  # of training, see `EpochTimer`
     for key in _PARTIAL:
@@ -73,7 +73,7 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
     try:
         return pl.Trainer(
             **settings,
-            logger=instantiate(logger.logger) if logger is not None and logger.logger is not None else False,
+            logger=[instantiate(group.logger) for group in groups if is_set(group, "logger")] or False,
             callbacks=callbacks,
             default_root_dir=folder,
             num_sanity_val_steps=0,

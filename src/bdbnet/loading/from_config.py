@@ -22,8 +22,11 @@ _RETRIEVAL: dict[str, Any] = {
 
 def read_manifest(dataset: DictConfig) -> Manifest:
     """The dataset that a `dataset` group names.  Raises DatasetError."""
+    if OmegaConf.is_missing(dataset, "reader"):
+        raise ConfigError("dataset.reader= is missing: give the dotted path of a function, such as mypkg.read_mine")
     options: Any = OmegaConf.to_container(dataset.options, resolve=True)
-    return load_manifest(dataset.name, dataset.root, **options)
+    reader = {} if dataset.get("reader") is None else {"reader": dataset.reader}
+    return load_manifest(dataset.name, dataset.root, **reader, **options)
 
 
 def build_manifest(config: DictConfig) -> Manifest:

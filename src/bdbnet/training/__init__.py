@@ -1,5 +1,5 @@
 """Training and evaluation: where network, losses, data and metrics meet."""
 
-from bdbnet.training.schedules import PaperSchedule
+from bdbnet.training.schedules import CosineSchedule, PaperSchedule
 
-__all__ = ["PaperSchedule"]
+__all__ = ["CosineSchedule", "PaperSchedule"]

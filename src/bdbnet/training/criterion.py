@@ -1,5 +1,6 @@
 """The paper's objective: a metric loss and a softmax loss on every branch."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bdbnet.config import is_ours
 from bdbnet.training.distributed import gather, gather_with_gradient
+
+MetricLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class LossError(ValueError):
+    """A metric loss that can't be trained with; the message names it and says what is expected."""
 
 
 class BranchLosses(nn.Module):
@@ -17,7 +25,8 @@ class BranchLosses(nn.Module):
     mean over images, which averaging over ranks gives anyway. Both are computed in float32 under autocast.
 
     Args:
-        metric: ``loss(embeddings (N, D), labels (N,)) -> scalar``, or None for the softmax alone.
+        metric: ``loss(embeddings (N, D), labels (N,)) -> scalar``; or branch name -> such a loss, for losses that are made for one
+            length of embedding; or None for the softmax alone.
         name: of the metric loss in logs, for example ``triplet``.
         metric_weight: factor of the metric loss.
         softmax_weight: factor of the softmax loss; 0 leaves it out.
@@ -25,11 +34,12 @@ class BranchLosses(nn.Module):
 
     Raises:
         ValueError: neither loss is left, or a weight or the smoothing is out of range.
+        LossError: a metric loss does not take (embeddings, labels); in ``forward``: it fails, or returns no scalar.
     """
 
     def __init__(
         self,
-        metric: Callable[[Tensor, Tensor], Tensor] | None,
+        metric: MetricLoss | Mapping[str, MetricLoss] | None,
         *,
         name: str = "metric",
         metric_weight: float = 1.0,
@@ -41,7 +51,13 @@ class BranchLosses(nn.Module):
             raise ValueError("metric_weight and softmax_weight must be at least 0, label_smoothing in [0, 1)")
         if (metric is None or metric_weight == 0) and softmax_weight == 0:
             raise ValueError("nothing to train with: no metric loss and softmax_weight=0")
-        self.metric = metric
+        self._by_branch = isinstance(metric, Mapping)
+        losses = dict(metric) if isinstance(metric, Mapping) else {} if metric is None else {"": metric}
+        for loss in losses.values():
+            _check_call(loss)
+        modules = {branch: loss for branch, loss in losses.items() if isinstance(loss, nn.Module)}
+        # In a ModuleDict the parameters of all are found; what is no module has none.
+        self.metric: Any = metric if not self._by_branch else nn.ModuleDict(modules) if modules else losses
         self.name = name
         self.metric_weight = metric_weight
         self.softmax_weight = softmax_weight
@@ -65,7 +81,8 @@ class BranchLosses(nn.Module):
                 embedding = output.embedding
                 # Widened before the ranks' gradients are summed, not after.
                 embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
-                loss = self.metric(gather_with_gradient(embedding), every_label)
+                metric = self.metric[branch] if self._by_branch else self.metric
+                loss = measured(metric, gather_with_gradient(embedding), every_label)
                 parts[f"{self.name}_{branch}"] = loss
                 terms.append(self.metric_weight * loss)
             if self.softmax_weight and output.logits is not None:
@@ -74,3 +91,48 @@ class BranchLosses(nn.Module):
                 parts[f"softmax_{branch}"] = loss
                 terms.append(self.softmax_weight * loss)
         return torch.stack(terms).sum(), parts
+
+
+def measured(metric: MetricLoss, embeddings: Tensor, labels: Tensor) -> Tensor:
+    """A metric loss of (N, D) embeddings with (N,) labels, in full precision whatever the autocast state.
+
+    Raises:
+        LossError: it fails, or returns something else than a scalar tensor.
+    """
+    try:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            loss = metric(embeddings, labels)
+    except Exception as error:
+        if is_ours(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        shapes = f"embeddings {tuple(embeddings.shape)} and labels {tuple(labels.shape)}"
+        raise LossError(
+            f"loss {name_of(metric)} fails on {shapes}: {type(error).__name__}: {error}. HYDRA_FULL_ERROR=1 shows where"
+        ) from error
+    if not isinstance(loss, Tensor) or loss.ndim:
+        returned = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise LossError(
+            f"loss {name_of(metric)} returned {returned}; expected a scalar tensor, such as the mean over the images"
+        )
+    return loss
+
+
+def name_of(metric: Any) -> str:
+    """A loss as messages name it: its class, or the function."""
+    described = metric if inspect.isroutine(metric) else type(metric)
+    return f"{described.__module__}.{described.__qualname__}"
+
+
+def _check_call(metric: Any) -> None:
+    call = metric.forward if isinstance(metric, nn.Module) else metric
+    if not callable(call):
+        raise LossError(
+            f"loss {name_of(metric)} can't be called; expected loss(embeddings (N, D), labels (N,)) -> scalar"
+        )
+    try:
+        inspect.signature(call).bind(None, None)
+    except TypeError as error:
+        raise LossError(
+            f"loss {name_of(metric)} does not take (embeddings, labels) ({error}); expected loss(embeddings (N, D), "
+            "labels (N,)) -> scalar"
+        ) from None

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.module import EvaluationModule
 from bdbnet.evaluation.test_set import TestSet
 from bdbnet.training.criterion import BranchLosses
-
-#: Parameters alone, or groups of them with settings of their own.
-ParameterGroups = list[nn.Parameter] | list[dict[str, Any]]
+from bdbnet.training.objective import ParameterGroups
+from bdbnet.training.schedules import LearningRate
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,14 @@ class Recipe:
     Attributes:
         criterion: the losses.
         optimizer: `parameters or groups of them -> Optimizer`.
-        schedule: `epoch -> factor on the learning rate`; None: constant.
+        schedule: how the learning rate changes during a run; None: not at all.
         backbone_rate: learning rate of the backbone as a factor of the optimizer's; None: the same.
         compile: run the training step's forward pass through `torch.compile`.
     """
 
     criterion: BranchLosses
     optimizer: Callable[[ParameterGroups], torch.optim.Optimizer]
-    schedule: Callable[[int], float] | None = None
+    schedule: LearningRate | None = None
     backbone_rate: float | None = None
     compile: bool = False
 
@@ -109,8 +108,11 @@ class TrainingModule(EvaluationModule):
             group["lr"] *= group.pop("rate", 1.0)
         if self.recipe.schedule is None:
             return optimizer
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        return {"optimizer": optimizer, "lr_scheduler": self.recipe.schedule(optimizer, self._optimizer_steps)}
+
+    def _optimizer_steps(self) -> int:
+        """Steps of the whole run; before it has a trainer, where settings are tried out, any number."""
+        return 1000 if self._trainer is None else int(self.trainer.estimated_stepping_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["bdbnet"] = {

@@ -1,6 +1,12 @@
-"""Learning-rate schedule of the paper, by epoch."""
+"""Learning-rate schedules: the paper's, a cosine, and all of ``torch.optim.lr_scheduler``, by epoch or by step."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 
 class PaperSchedule:
@@ -47,10 +53,97 @@ class PaperSchedule:
         self.decay_factor = decay_factor
         self.staircase = staircase
 
-    def __call__(self, epoch: int) -> float:
+    def __call__(self, epoch: float) -> float:
         """Factor for ``epoch``, counted from 0."""
         if epoch < self.warmup:
             if self.staircase:
                 return min(1.0, (int(10 * epoch / self.warmup) + 1) / 10)
             return min(1.0, (epoch + 1) / self.warmup)
         return self.decay_factor ** sum(epoch >= boundary for boundary in self.decays)
+
+
+class CosineSchedule:
+    """Factor on the base learning rate: a linear rise, then half a cosine down to ``min_factor``.
+
+    (Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts.) Epoch e (from 0) of w warm-up epochs runs at (e + 1) / w.
+
+    Args:
+        max_epochs: length of the run.
+        warmup_epochs: epochs of rising rate; parts of an epoch count where the rate changes by step.
+        min_factor: where the cosine ends.
+
+    Raises:
+        ValueError: a warm-up that is not shorter than the run, or a factor outside [0, 1].
+
+    >>> rate = CosineSchedule(12, warmup_epochs=2)
+    >>> [round(rate(epoch), 3) for epoch in (0, 1, 2, 7, 11)]
+    [0.5, 1.0, 1.0, 0.5, 0.024]
+    """
+
+    def __init__(self, max_epochs: int, *, warmup_epochs: float = 0.0, min_factor: float = 0.0) -> None:
+        if not 0 <= warmup_epochs < max_epochs:
+            raise ValueError(
+                f"warmup_epochs={warmup_epochs}: give at least 0 and less than the {max_epochs} epochs of the run"
+            )
+        if not 0 <= min_factor <= 1:
+            raise ValueError(f"min_factor={min_factor}: give a number from 0 to 1")
+        self.max_epochs = max_epochs
+        self.warmup = warmup_epochs
+        self.min_factor = min_factor
+
+    def __call__(self, epoch: float, step: float = 1.0) -> float:
+        """Factor at ``epoch``, counted from 0; ``step`` is the part of an epoch for which it holds."""
+        if epoch < self.warmup:
+            return min(1.0, (epoch + step) / self.warmup)
+        share = (epoch - self.warmup) / (self.max_epochs - self.warmup)
+        return self.min_factor + (1 - self.min_factor) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """How the learning rate of an optimizer changes during a run; called with the optimizer, it gives Lightning's ``lr_scheduler``.
+
+    Args:
+        make: builds a function ``epoch -> factor on the learning rate``, or, given ``optimizer``, a scheduler of
+            ``torch.optim.lr_scheduler``.
+        arguments: names of the arguments that ``make`` still takes. ``total_steps`` and ``T_max`` are filled in with the length of
+            the run in epochs or steps, ``max_lr`` with the optimizer's rates, ``mode`` with what is better for the metric.
+        max_epochs: length of the run.
+        interval: whether the rate changes with every ``epoch`` or every ``step`` of the optimizer.
+        monitor: the number that ``ReduceLROnPlateau`` follows: ``loss`` (also ``loss/<part>``), or a metric such as ``mAP``.
+        evaluated_every: epochs between two values of a metric.
+    """
+
+    make: Callable[..., Any]
+    arguments: Collection[str]
+    max_epochs: int
+    interval: str = "epoch"
+    monitor: str = "loss"
+    evaluated_every: int = 1
+
+    def __call__(self, optimizer: torch.optim.Optimizer, steps: Callable[[], int]) -> dict[str, Any]:
+        """Lightning's ``lr_scheduler`` entry; ``steps`` tells the number of optimizer steps of the run."""
+        if "optimizer" not in self.arguments:
+            schedule = self.make()
+            factor = schedule if self.interval == "epoch" else by_step(schedule, steps() / self.max_epochs)
+            return {"scheduler": LambdaLR(optimizer, factor), "interval": self.interval}
+        of_a_loss = self.monitor.startswith("loss")
+        values: dict[str, Callable[[], Any]] = {
+            "total_steps": lambda: steps() if self.interval == "step" else self.max_epochs,
+            "max_lr": lambda: [group["lr"] for group in optimizer.param_groups],
+            "mode": lambda: "min" if of_a_loss else "max",
+        }
+        values["T_max"] = values["total_steps"]
+        filled = {name: value() for name, value in values.items() if name in self.arguments}
+        scheduler = self.make(optimizer=optimizer, **filled)
+        entry = {"scheduler": scheduler, "interval": self.interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            entry |= {"monitor": self.monitor, "frequency": 1 if of_a_loss else self.evaluated_every}
+        return entry
+
+
+def by_step(schedule: Callable[..., float], steps_per_epoch: float) -> Callable[[int], float]:
+    """A function of epochs as one of optimizer steps, which counts parts of epochs."""
+    if isinstance(schedule, CosineSchedule):
+        return lambda step: schedule(step / steps_per_epoch, 1 / steps_per_epoch)
+    return lambda step: schedule(step / steps_per_epoch)

@@ -1,17 +1,18 @@
 """From a configuration to the objects that a training needs."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import ConfigError, instantiate
+from bdbnet.config import ConfigError
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.protocol import is_whole
 from bdbnet.evaluation.test_set import TestSet
+from bdbnet.models import EmbeddingNetwork
 from bdbnet.training.criterion import BranchLosses
-from bdbnet.training.module import ParameterGroups, Recipe, Record, TrainingModule
+from bdbnet.training.module import Recipe, Record, TrainingModule
+from bdbnet.training.objective import build_metric_loss, build_schedule, optimizer_factory
 
 
 def has_native_bfloat16(accelerator: str) -> bool:
@@ -46,22 +47,16 @@ def check_lengths(config: DictConfig) -> None:
             raise ConfigError(f"{key}={value}: give a whole number of at least 1")
 
 
-def build_recipe(config: DictConfig, num_classes: int) -> Recipe:
+def build_recipe(config: DictConfig, network: EmbeddingNetwork, num_classes: int) -> Recipe:
     """Losses, optimizer and schedule.  Raises ConfigError that names the key."""
-    loss = config.loss
-    # A loss that keeps numbers for every identity has to know how many there are.
-    known = {"num_classes": num_classes} if loss.get("per_class") else {}
-    metric_loss = instantiate(loss.metric, **known) if loss.metric is not None else None
-    rate = config.backbone_rate
+    loss, rate = config.loss, config.backbone_rate
     if rate is not None and not (isinstance(rate, int | float) and rate > 0):
         raise ConfigError(f"backbone_rate={rate}: give a factor above 0, or null")
     criterion = BranchLosses(
-        metric_loss, name=loss.name, metric_weight=loss.metric_weight, softmax_weight=loss.softmax_weight,
-        label_smoothing=loss.label_smoothing,
+        build_metric_loss(config, network, num_classes), name=loss.name, metric_weight=loss.metric_weight,
+        softmax_weight=loss.softmax_weight, label_smoothing=loss.label_smoothing,
     )  # fmt: skip
-    return Recipe(
-        criterion, _optimizer_factory(config.optimizer), instantiate(config.schedule), rate, config.trainer.compile
-    )
+    return Recipe(criterion, optimizer_factory(config.optimizer), build_schedule(config), rate, config.trainer.compile)
 
 
 def build_module(
@@ -69,12 +64,6 @@ def build_module(
 ) -> TrainingModule:
     """The module that is trained."""
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return TrainingModule(embedder, tests, build_recipe(config, num_classes), Record(plain, num_classes, fingerprint))
-
-
-def _optimizer_factory(config: DictConfig) -> Callable[[ParameterGroups], torch.optim.Optimizer]:
-    def build(parameters: ParameterGroups) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = instantiate(config, params=parameters)
-        return optimizer
-
-    return build
+    return TrainingModule(
+        embedder, tests, build_recipe(config, embedder.network, num_classes), Record(plain, num_classes, fingerprint)
+    )
