@@ -271,6 +271,7 @@ class Result:
         checkpoint: ``last``, or the path of the file that was evaluated.
         data: name, fingerprint and counts of the dataset evaluated on; ``train`` adds those of the training rows.
         plain: the same metrics without re-ranking and query expansion, where there was either.
+        further: metrics on further data sets, by their names, where there are any.
         before: the same metrics of the network before training, where they were asked for.
         best: metrics and epoch of the best checkpoint. It was selected on the test set, which its ``note`` says.
         seconds: wall-clock seconds per phase; ``images_per_second`` likewise.
@@ -284,6 +285,7 @@ class Result:
     config: Mapping[str, Any]
     seed: int
     plain: Mapping[str, float] | None = None
+    further: Mapping[str, Mapping[str, float]] | None = None
     before: Mapping[str, float] | None = None
     best: Mapping[str, Any] | None = None
     epochs: int | None = None
@@ -298,7 +300,10 @@ class Result:
 
     def write(self, path: str | Path) -> Path:
         """Write the record; a reader sees the old file or the whole new one, never a part."""
-        text = json.dumps(asdict(self), indent=2, allow_nan=False, default=str) + "\n"
+        record = asdict(self)
+        if self.further is None:  # most runs evaluate on one data set
+            del record["further"]
+        text = json.dumps(record, indent=2, allow_nan=False, default=str) + "\n"
         return write_atomically(Path(path), text.encode())
 
 

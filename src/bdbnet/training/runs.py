@@ -28,6 +28,7 @@ from bdbnet.training.callbacks import (
     TrainingError,
     checkpoint_callbacks,
 )
+from bdbnet.training.further_tests import further_tests
 from bdbnet.training.module import TrainingModule
 from bdbnet.training.progress import TrainingProgress
 from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
@@ -59,7 +60,9 @@ def train(config: DictConfig, folder: Path) -> Result:
     embedder = Embedder(
         network, preprocessing, settings_of(config.evaluation), channels_last=bool(config.trainer.channels_last)
     )
-    tests = [build_test_set(config, manifest)]
+    further = further_tests(config, data.test_transform.image_size)
+    data.further_tests = tuple((each.manifest, each.transform) for each in further)
+    tests = [build_test_set(config, manifest), *(each.test for each in further)]
     module = build_module(config, embedder, tests, data.num_classes, manifest.fingerprint)
     if resume is not None:
         check_resumable(module, resume)
@@ -88,7 +91,7 @@ def train(config: DictConfig, folder: Path) -> Result:
     try:
         if config.evaluation.before_training and resume is None:
             trainer.validate(module, data, verbose=False)
-            history.before, module.metrics_epoch = module.metrics, None
+            history.before, module.metrics_epoch = module.own_metrics(), None
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         if not history.rows:
             raise TrainingError(
@@ -128,7 +131,8 @@ def _record_training(
         trainer.save_checkpoint(folder / BEST, weights_only=True)
     result = Result(
         kind="train",
-        metrics=module.metrics,
+        metrics=module.own_metrics(),
+        further=module.further_metrics() or None,
         plain=module.plain_metrics,
         protocol=build_protocol(config, data),
         checkpoint="last",
@@ -137,7 +141,7 @@ def _record_training(
         seed=config.seed,
         before=history.before,
         best={
-            "metrics": {name: best[name] for name in module.metrics},
+            "metrics": {name: best[name] for name in module.own_metrics()},
             "epoch": best["epoch"],
             "note": "selected on the test set; optimistically biased",
         },
