@@ -103,7 +103,7 @@ def command_line(config: DictConfig) -> str:
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """``all`` stands for every table and every figure; what ``overrides`` lists is put into quotes for Hydra's grammar.
+    """``all`` stands for every table and every figure; items of ``overrides`` are quoted for Hydra's grammar.
 
     >>> spelled_out(["all", "budget=smoke"])
     ['table=all', 'figure=all', 'budget=smoke']

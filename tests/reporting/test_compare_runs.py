@@ -128,7 +128,7 @@ def test_folders_that_can_not_be_compared(tmp_path, ap):
     rows.to_parquet(half / "per_query.parquet", index=False)
     for a, b, message in (
         (ours, ours, "the same folder as run="),
-        (ours, other_data, "with other content: only results of the same images can be paired"),
+        (ours, other_data, "with other content: only results on the same images can be compared"),
         (ours, fewer, r"has 60 queries, .*fewer 30, and they are not the same ones"),
         (one, tmp_path / "one too", "needs at least two of them, got 1"),
         (ours, bare, r"compare=.*: no analysis there. Run .*checkpoint=last.ckpt dataset=drawn analysis=true"),

@@ -93,7 +93,7 @@ def test_what_a_killed_process_wrote_by_half_is_written_again(jobs, name, capsys
     assert again.state is State.DONE
     assert again.result.metrics == done.result.metrics
     if name == LAST:
-        assert "the training starts anew" in capsys.readouterr().out
+        assert "the training starts from the first epoch" in capsys.readouterr().out
 
 
 def test_a_training_that_diverges_is_recorded_and_the_others_go_on(jobs, trained):
@@ -130,7 +130,7 @@ def test_the_line_of_a_training_names_the_other_tables_that_show_it(jobs, capsys
         places=("Table 2: BDB on a", "Table 2: BDB on b", "Table 3: Block on a", "Table 4: BDB on a")
     )
     run_missing([job], seconds=-1)
-    assert "[1/1] Table 2: BDB on a (also Table 3, Table 4), seed 1: not begun" in capsys.readouterr().out
+    assert "[1/1] Table 2: BDB on a (also Table 3, Table 4), seed 1: not started" in capsys.readouterr().out
 
 
 def test_what_another_process_trains_is_left_to_it(jobs, trained):

@@ -22,7 +22,7 @@ class Line(NamedTuple):
 
 
 class Theme(NamedTuple):
-    """Colours of a figure. The line colours keep apart for the common kinds of colour blindness."""
+    """Colours of a figure. The line colours stay distinct for the common kinds of colour blindness."""
 
     background: str
     text: str
@@ -146,7 +146,7 @@ def _axes(theme: Theme, title: str, left: float = 0.1) -> tuple["Figure", "Axes"
 
 
 def _draw_lines(axes: "Axes", series: Sequence[Line], theme: Theme) -> None:
-    """One line per series; colour and dashes together tell them apart, points are marked where they are few."""
+    """One line per series; they differ in colour and dashes, and points are marked where they are few."""
     for i, (_, epochs, values) in enumerate(series):
         axes.plot(
             epochs,

@@ -30,7 +30,9 @@ def distance_distributions(
     figure, axes = _axes(theme, "Distances of pairs, % of each kind")
     axes.set_xlabel("distance", color=theme.text, fontsize=10.5)
     same, different = theme.lines[:2]
-    axes.stairs(100 * np.asarray(positives), edges, color=same, alpha=0.25, fill=True)  # told apart without colours too
+    axes.stairs(
+        100 * np.asarray(positives), edges, color=same, alpha=0.25, fill=True
+    )  # distinguishable without colours too
     for values, colour in ((positives, same), (negatives, different)):
         axes.stairs(100 * np.asarray(values), edges, color=colour, linewidth=2)
     axes.set_ylim(0, 118 * max((*positives, *negatives)))
@@ -103,11 +105,11 @@ def camera_matrix(
     *,
     theme: Theme = LIGHT,
 ) -> "Figure":
-    """A number for every pair of cameras, in percent: the lower, the more it stands out.
+    """A matrix of numbers for pairs of cameras, in percent; lower numbers have a stronger colour.
 
     Args:
         title: what the numbers are.
-        values: (A, B) fractions, a row per query camera; None where nothing was asked.
+        values: (A, B) fractions, a row per query camera; None where there is no query.
         query_cameras, gallery_cameras: (A,) and (B,).
     """
     from matplotlib.colors import LinearSegmentedColormap, to_rgb

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Longer names stand in a legend below the axes instead of beside the lines.
+#: Longer names are in a legend below the axes instead of beside the lines.
 _LONGEST_LABEL = 18
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -43,7 +43,7 @@ def parameter_curves(
 ) -> "Figure":
     """Curves over a numeric setting with a marker at every measured point.
 
-    The setting's axis is logarithmic where positive values lie a factor of 100 or more apart.
+    The setting's axis is logarithmic where positive values span a factor of 100 or more.
 
     Raises:
         ValueError: the parts of a line differ in length.

@@ -60,8 +60,8 @@ def read_thumbnail(picture: Picture, size: int = 224) -> Image.Image:
 def ranking_lists_figure(lists: Sequence[RankingList], *, top: int = 5, row_height: float = 1.9) -> "Figure":
     """One row per query: the query at the left, then its `top` nearest images with rank and distance.
 
-    Right images have a solid green border, wrong ones a dashed red border. A file that can't be read leaves a grey
-    field that says so. `row_height` is in inches.
+    Right images have a solid green border, wrong ones a dashed red border. In place of a file that can't be read there
+    is a grey field with a note. `row_height` is in inches.
 
     Raises:
         ValueError: `lists` is empty or `top` is below 1.

@@ -69,7 +69,7 @@ def compare_runs(folder: str | Path, other: str | Path, *, seed: int = 0) -> tup
 
 
 def _record_path(folder: Path, other: Path) -> Path:
-    """Of the comparison; with a number where a comparison with another run of the same name lies there."""
+    """File of the comparison; with a suffix where that of another run of the same name exists."""
     path = folder / f"compare-{other.resolve().name}.json"
     try:
         mine = json.loads(path.read_text())["b"] == str(other)
@@ -123,7 +123,7 @@ def _check_comparable(a: _Analysed, b: _Analysed) -> None:
     if here["fingerprint"] != there["fingerprint"]:
         raise ReportError(
             f"run={a.run.path} was evaluated on {here['name']}, compare={b.run.path} on {there['name']} with other content: "
-            "only results of the same images can be paired"
+            "only results on the same images can be compared"
         )
     columns = ["query_index", "path", "label"]
     if not a.queries[columns].equals(b.queries[columns]):

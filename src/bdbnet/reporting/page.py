@@ -11,7 +11,7 @@ def page(
     """The HTML text of a page that needs no other file.
 
     Args:
-        heading, kind, subtitle: plain texts at its top; the kind of page stands above the heading.
+        heading, kind, subtitle: plain texts at its top; the kind of page is above the heading.
         sections: HTML already.
         name: of the folder that the page is about.
         footer: plain text.

@@ -56,7 +56,9 @@ def read_run(folder: str | Path, *, key: str = "run") -> RunFolder:
         raise ReportError(f"{key}={folder}: no such folder. Give the folder that a training or an evaluation wrote.")
     if not (path / RESULT).is_file():
         runs = sorted(str(found.parent) for found in path.glob(f"*/{RESULT}"))[:5]
-        below = f" Runs below it: {'; '.join(runs)}" if runs else " A run writes it at its end: let it finish."
+        below = (
+            f" Runs below it: {'; '.join(runs)}" if runs else " A run writes it at its end: wait until it is finished."
+        )
         sweep = "" if runs else ", nor a sweep's, with runs below it"
         raise ReportError(f"{key}={folder}: not a run folder, it has no {RESULT}{sweep}.{below}")
     return RunFolder(
@@ -137,7 +139,7 @@ def choose_queries(ranking: pd.DataFrame, count: int, seed: int) -> Selection:
 def image_root(run: RunFolder) -> tuple[Path | None, str]:
     """Folder that the ranking lists' paths are relative to, and a remark for the reader ("" where all is well).
 
-    The dataset is read as the run read it; relative paths are looked for in the working folder, then in the folders above
+    The dataset is read as the run read it; relative paths are tried in the working folder, then in the folders above
     the run's. None where it cannot be found now; the remark says why.
     """
     result, dataset = run.result, run.result.config.get("dataset")
@@ -159,7 +161,7 @@ def image_root(run: RunFolder) -> tuple[Path | None, str]:
         options["manifest"] = [_found(source, run.path) for source in listed]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what readers warn of stands on the page or was said while training
+            warnings.simplefilter("ignore")  # a reader's warnings were printed when the run read the data
             manifest = load_manifest(dataset["name"], None if root is None else _found(root, run.path), **options)
     except (DatasetError, OSError) as error:
         return None, f"The images are not shown, because the dataset was not found where the run had it: {error}"

@@ -47,10 +47,10 @@ class Configuration:
 
 @dataclass(frozen=True)
 class SweepTable:
-    """Configurations whose numbers may be compared: one protocol, one dataset, one version of bdbnet.
+    """Configurations with comparable numbers: one protocol, one dataset, one version of bdbnet.
 
     Attributes:
-        differs: what sets these runs apart from those of the other tables; empty where there is one table.
+        differs: in what these runs differ from those of the other tables; empty where there is one table.
         settings: dotted keys of the settings that vary.
         configurations: sorted by their values.
         remarks: what a reader should know about the runs.
@@ -109,17 +109,19 @@ def read_sweep(folder: str | Path) -> Sweep:
     if not runs:
         reasons = [f"{name}: {reason}" for name, reason in (*unreadable, *unfinished)]
         if not reasons:
-            raise ReportError(f"run={folder}: an empty sweep, there is no run below it. Start it with bdbnet.train -m.")
-        told = [*reasons[:5], *([f"and {len(reasons) - 5} more"] if len(reasons) > 5 else [])]
+            raise ReportError(f"run={folder}: an empty sweep without runs. Start it with bdbnet.train -m.")
+        listed = [*reasons[:5], *([f"and {len(reasons) - 5} more"] if len(reasons) > 5 else [])]
         raise ReportError(
-            f"run={folder}: none of the {len(reasons)} runs of this sweep has a result:\n  " + "\n  ".join(told) + "\n"
+            f"run={folder}: none of the {len(reasons)} runs of this sweep has a result:\n  "
+            + "\n  ".join(listed)
+            + "\n"
             "Run the sweep's command again with ckpt_path=last to resume each of them."
         )
     return Sweep(path, _tables(runs), unfinished, unreadable)
 
 
 def _run_folders(path: Path) -> Iterator[Path]:
-    """Folders of runs below, in the order of their names; what lies within a run is its own."""
+    """Run folders below a folder, in the order of their names; folders within a run are part of it."""
     for place in sorted(path.iterdir()):
         if not place.is_dir() or place.is_symlink() or place.name.startswith("."):
             continue
@@ -146,7 +148,7 @@ def _tables(runs: Sequence[Run]) -> list[SweepTable]:
     apart = [name for name in names if len({key_of(c.get(name)) for c in conditions.values()}) > 1]
     data = {(condition["dataset"], condition["data"]) for condition in conditions.values()}
     if "data" in apart and len({dataset for dataset, _ in data}) == len(data):
-        apart.remove("data")  # the dataset's name says it
+        apart.remove("data")  # the dataset's name tells them apart
     tables = [_table(", ".join(f"{name} {conditions[key].get(name)}" for name in apart), groups[key]) for key in groups]
     if "data" in apart and "dataset" not in apart:
         _tell_data_apart(tables)
@@ -154,7 +156,7 @@ def _tables(runs: Sequence[Run]) -> list[SweepTable]:
 
 
 def _tell_data_apart(tables: Sequence[SweepTable]) -> None:
-    """Remark the settings by which the tables' data differ: a fingerprint alone says little."""
+    """Add remarks with the settings by which the tables' data differ: a fingerprint alone is not readable."""
     varying = varying_settings([settings_of(run.result.config) for table in tables for run in table.runs])
     rows = iter(varying.rows)
     for table in tables:
@@ -169,7 +171,7 @@ def _tell_data_apart(tables: Sequence[SweepTable]) -> None:
 
 
 def _conditions(result: Result) -> dict[str, Any]:
-    """All that has to be equal for two numbers to stand in one table."""
+    """The protocol, data and version that all numbers of one table share."""
     protocol = asdict(result.protocol)
     height, width = protocol.pop("image_size")
     steps = {"query expansion": protocol.pop("query_expansion"), "re-ranking": protocol.pop("rerank")}

@@ -14,7 +14,7 @@ from bdbnet.reporting.table import Grid, as_csv, as_html, as_latex, as_markdown,
 from bdbnet.reporting.wording import duration, protocol_line
 from bdbnet.results import REPORT, Metric, headline_metrics, in_percent, metric_heads, metric_of, write_atomically
 
-#: More lines than these cannot be told apart in one plot.
+#: One plot has at most this many lines, so that they can be distinguished.
 _MOST_LINES = 8
 
 
@@ -105,7 +105,7 @@ def numbers_of(sweep: Sweep) -> Grid:
             cells = [table.differs, *(shown(values[key]) if key in values else "" for key in keys)]
             for name in metrics:
                 spread = scaled(metric_of(name), configuration.metric(name))
-                cells += [_number(spread and spread.mean), _number(spread and spread.std)]
+                cells += ["", ""] if spread is None else [_number(spread.mean), _number(spread.std)]
             rows.append([*cells, str(len(set(seeds_of(configuration)))), _number(configuration.seconds)])
     heads = [
         "table",
@@ -187,8 +187,8 @@ def _curves(table: SweepTable, axis: int, metric: Metric) -> str:
         measured = [configuration.metric(metric.name) for configuration in configurations]
         spreads = [scaled(metric, spread) for spread in measured]
         x = [float(configuration.values[axis]) for configuration in configurations]
-        y = [spread and spread.mean for spread in spreads]
-        error = [spread and spread.std for spread in spreads]
+        y = [None if spread is None else spread.mean for spread in spreads]
+        error = [None if spread is None else spread.std for spread in spreads]
         lines.append(ParameterCurve(name, x, y, error if any(bar is not None for bar in error) else None))
         points = ", ".join(f"{at:g} {metric.number(of.mean)}" for at, of in zip(x, measured) if of is not None)
         words.append(f"{name}: {points}" if name else points)

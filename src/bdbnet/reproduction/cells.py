@@ -27,7 +27,7 @@ _OF_THE_DROPPING_BRANCH = ("dropping.", "model.pooling")
 
 
 class State(StrEnum):
-    """What is known about one training with one seed; the value is what a table shows."""
+    """State of one training with one seed; the value is what a table shows."""
 
     DONE = "done"
     FAILED = "failed"
@@ -40,7 +40,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Run:
-    """One training with one seed: its state, its record where it is done, and what a reader should know."""
+    """One training with one seed: its state, its record where it is done, and a remark for the reader."""
 
     folder: Path
     seed: int
@@ -90,7 +90,7 @@ class Cell:
         return Run(folder, seed, State.OPEN)
 
     def check(self, folder: Path, seed: int) -> Run:
-        """Whether the record in ``folder`` is this cell's, measured alike and to the end."""
+        """Whether the record in ``folder`` counts: same version, protocol and seed, and trained to the end."""
         try:
             result = read_result(folder / RESULT)
         except ResultError as error:
@@ -109,7 +109,7 @@ class Cell:
         return Run(folder, seed, State.DONE, result)
 
     def elsewhere(self) -> list[str]:
-        """Results of the same training under another protocol or version: never counted, but worth a word."""
+        """Results of the same training under another protocol or version: listed, never counted."""
         found = []
         for path in sorted(self.folder.parent.glob(f"*/{CELL}")):
             if path.parent == self.folder or not (results := sorted(path.parent.glob(f"seed=*/{RESULT}"))):
@@ -221,7 +221,7 @@ def _drops(config: DictConfig) -> bool:
 
 
 def _label(config: DictConfig) -> str:
-    """What a person recognises a folder by; the key after it tells apart what this does not."""
+    """The readable part of a folder's name; the key after it makes it unique."""
     branches = config.model.get("branches")
     network = "+".join(branches) if branches else str(config.model._target_).rpartition(".")[2]
     parts = [network, str(config.loss.name)]
@@ -238,9 +238,7 @@ def absent_data(dataset: DictConfig) -> str:
             return f"{source}: no such file"
     renders_itself = str(dataset.name).startswith("synthetic")
     if dataset.root is not None and not renders_itself and not Path(dataset.root).expanduser().is_dir():
-        return (
-            f"{dataset.root}: no such folder; python -m bdbnet.prepare dataset={dataset.name} --help says how to get it"
-        )
+        return f"{dataset.root}: no such folder; python -m bdbnet.prepare dataset={dataset.name} --help explains how to get it"
     return ""
 
 

@@ -14,7 +14,7 @@ from bdbnet.reproduction.running import Job
 from bdbnet.reproduction.spec import Row, Table
 from bdbnet.reproduction.statistics import Counts, count_datasets
 
-#: Which state speaks for a cell whose seeds are in several; numbers speak first.
+#: State of a cell whose seeds are in several states: the first of these; numbers come before all.
 _ORDER = (State.RUNNING, State.FAILED, State.STARTED, State.OTHER, State.ABSENT, State.OPEN)
 
 
@@ -61,7 +61,7 @@ class Entry:
         return None if values is None else values[self.metrics.index(metric)]
 
     def remarks(self) -> Iterator[str]:
-        """What a reader should know about missing and uncounted runs."""
+        """Remarks on missing and uncounted runs."""
         if self.cell is None:
             return
         counted = {run.folder for run in self.counted}
@@ -103,7 +103,7 @@ class Measured:
         return iter(self.entries.values())
 
     def order(self) -> Iterator[str]:
-        """Whether the rows of each dataset's first metric stand in the paper's order; names the pairs that do not."""
+        """The number of pairs of rows in the paper's order, by the first metric of each dataset, and the other pairs."""
         for dataset in self.datasets:
             metric = self.table.columns[dataset][0]
             pairs, others = 0, []
@@ -130,7 +130,7 @@ def measure(table: Table, budget: Budget, root: Path, seeds: Sequence[int], *, c
 
     Args:
         root: folder of all trainings.
-        seeds: that are asked for; others that lie in a cell's folder count as well.
+        seeds: that are asked for; others in a cell's folder count as well.
         code: version of bdbnet whose results count; None is the installed one.
 
     Raises:

@@ -84,7 +84,7 @@ def _run_locked(job: Job, heading: str, keep_checkpoints: bool, device: int | No
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK, timeout=2):
-            # Another process may have finished it between the look and the lock; who only looks holds a lock for a moment.
+            # Another process may have finished it before this one got the lock.
             if (folder / RESULT).is_file() and (run := job.cell.check(folder, job.seed)).state is State.DONE:
                 return run
             say(f"\n{heading}")

@@ -25,7 +25,7 @@ _HEADS = [
 def reproduction_grid(measured: Measured, *, portable: bool = False) -> Grid:
     """The table to read: for each row the paper's line, ours, and the difference where the two are comparable.
 
-    With ``portable`` nothing in it depends on which data lie on this machine.
+    With ``portable`` the table does not depend on the data of this machine.
     """
     table = measured.table
     if table.statistics:
@@ -214,8 +214,8 @@ def _lines(measured: Measured, dataset: str, metric: Metric) -> list[ParameterCu
         points = [entry for entry in entries if entry.row.name == name]
         x = [float(entry.row.x) for entry in points if entry.row.x is not None]
         ours = [scaled(metric, entry.ours(metric.name)) for entry in points]
-        y = [value and value.mean for value in ours]
-        error = [value and value.std for value in ours]
+        y = [None if value is None else value.mean for value in ours]
+        error = [None if value is None else value.std for value in ours]
         lines.append(ParameterCurve(name, x, y, error if any(e is not None for e in error) else None))
         paper = [entry.paper(metric.name) for entry in points]
         if measured.budget.compare == "numbers" and any(value is not None for value in paper):

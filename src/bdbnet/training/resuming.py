@@ -19,7 +19,7 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
         overwrite: an earlier run may be deleted, by ``clear_folder`` once all settings have proved usable.
 
     Raises:
-        ConfigError: both are given; an earlier run is there and nothing says what to do with it; or ``ckpt_path`` is no file.
+        ConfigError: both are given; an earlier run is there without ``overwrite`` or ``ckpt_path``; or ``ckpt_path`` is no file.
     """
     if overwrite and ckpt_path is not None:
         raise ConfigError(f"overwrite=true deletes the run that ckpt_path={ckpt_path} would resume: leave one out")
