@@ -1,7 +1,11 @@
 """Fixtures that every part's tests share."""
 
+import importlib
 import os
-from collections.abc import Callable
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +62,37 @@ def tiny_config(tiny_data: Path) -> Callable[..., DictConfig]:
             return compose(command, [*shared, *overrides])
 
     return build
+
+
+@pytest.fixture
+def plugin(tmp_path_factory, monkeypatch) -> Iterator[Callable[[str, str], Path]]:
+    """``plugin(name, source)`` writes a module that can be imported during this test, and nothing of it stays after it."""
+    from hydra.core.config_store import ConfigStore
+
+    from bdbnet import plugins
+
+    folder = tmp_path_factory.mktemp("plugins")
+    monkeypatch.syspath_prepend(folder)
+    for name in ("_named", "_taken", "_brought"):
+        monkeypatch.setattr(plugins, name, deepcopy(getattr(plugins, name)))
+    monkeypatch.setattr(plugins, "_loaded_entry_points", set())
+    before = set(sys.modules)
+
+    def write(name: str, source: str) -> Path:
+        path = folder / f"{name.replace('.', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+        return path
+
+    yield write
+    for kind in ("loss", "backbone", "dataset"):
+        choices = ConfigStore.instance().repo.get(kind, {})
+        for choice in [key for key, node in choices.items() if node.provider == "a plugin"]:
+            del choices[choice]
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
