@@ -43,7 +43,7 @@ def test_embeddings_are_bit_for_bit_those_that_are_evaluated(
         runs, "build_module", lambda *given, **more: modules.append(build(*given, **more)) or modules[0]
     )
     runs.evaluate(make_config(*dataset_overrides, *settings, "trainer.accelerator=cpu", command="evaluate"), tmp_path)
-    evaluated, is_query = (tensor.numpy() for tensor in modules[0].evaluated)  # gallery before queries
+    evaluated, is_query = (part.numpy() for part in (modules[0].evaluated.embeddings, modules[0].evaluated.is_query))
     config = make_config(*dataset_overrides, *settings, "accelerator=cpu")
     found = embedded(build_embedder(config), dataset_images(config.dataset, "test"))
     assert found.shape == (27, 512)

@@ -1,4 +1,4 @@
-"""Why an evaluated network errs: every query's outcome, breakdowns with confidence intervals, and distances of pairs.
+"""Error analysis: every query's outcome, breakdowns with confidence intervals, and distances of pairs.
 
 Two files hold tables, ``per_query.parquet`` and (with cameras) ``camera_pairs.csv``; ``analysis.json`` holds everything that is
 printed or drawn.
@@ -7,7 +7,7 @@ printed or drawn.
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
-from torch import Tensor
 
-from bdbnet.evaluation.searched import Searched, by_camera, searched
 from bdbnet.evaluation.significance import bootstrap_interval
 from bdbnet.evaluation.verification import (
     OperatingPoint,
@@ -32,17 +30,15 @@ from bdbnet.evaluation.verification import (
 from bdbnet.loading import ReIDDataModule
 from bdbnet.loading.from_config import build_protocol
 from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, CAMERA_PAIRS, PER_QUERY, write_atomically
-from bdbnet.retrieval import Matches, ReIDMetrics, Search, distance_blocks, expand_queries
-from bdbnet.retrieval.query_facts import CameraPairCounter, CameraPairs, QueryFacts, query_facts, with_distances
-from bdbnet.training.module import ReIDModule
+from bdbnet.retrieval import CameraPairs, Evaluated, QueryFacts, distance_blocks
 
 _GALLERY_IMAGES = (1, 2, 4, 8, 16, 32)  # lower ends of the bins of a query's number of matches
 _FALSE_POSITIVE_RATES = (1e-3, 1e-4)
 _LISTED = 10
 
 
-def analyse(module: ReIDModule, data: ReIDDataModule, folder: Path, config: DictConfig) -> Path:
-    """Analyse the embeddings that ``module`` evaluated last and write the files into ``folder``.  For rank 0 alone.
+def analyse(evaluated: Evaluated, data: ReIDDataModule, folder: Path, config: DictConfig) -> Path:
+    """Analyse what was evaluated, with facts of every query, and write the files into ``folder``.
 
     Columns of ``per_query.parquet``: ``query_index`` (row of the test set), ``path``, ``label``, ``camera``, ``matches`` (in
     the gallery), ``first_match_rank``, ``last_match_rank``, ``ap``, ``inp``, ``map_at_r``, ``r_precision``; ``match_`` (nearest
@@ -57,35 +53,15 @@ def analyse(module: ReIDModule, data: ReIDDataModule, folder: Path, config: Dict
     Returns:
         ``analysis.json``.
     """
-    search: Search = module.metric.search  # type: ignore[assignment]
-    table = data.test_table
-    labels, cameras = table["label"].to_numpy(), table["camera"].to_numpy()
-    sides = searched(module, data)
-    same_set = sides.query is sides.gallery
-    query_labels, gallery_labels = labels[sides.query_rows], labels[sides.gallery_rows]
-    views = (cameras[sides.query_rows], cameras[sides.gallery_rows]) if by_camera(module, data) else (None, None)
-    matches = Matches(query_labels, gallery_labels, *views, same_set=same_set)
-
-    query: np.ndarray | Tensor = sides.query
-    if search.query_expansion is not None:
-        query = expand_queries(
-            query, sides.gallery, search.query_expansion, distance=search.distance, same_set=same_set,
-            chunk_memory_mb=search.chunk_memory_mb,
-        )  # fmt: skip
-    blocks = replace(search, query_expansion=None).blocks(query, sides.gallery)
-    counter = None
-    if views[0] is not None and views[1] is not None:
-        counter = CameraPairCounter(query_labels, gallery_labels, *views)
-        blocks = counter.counted(blocks)
-    facts = query_facts(blocks, matches, ap_at=getattr(module.metric, "ap_at", None))
-    if not search.rerank:
-        facts = with_distances(facts, query, sides.gallery, distance=search.distance)
+    facts, search, matches = evaluated.facts, evaluated.search, evaluated.matches
+    assert facts is not None
     plain = distance_blocks(
-        sides.query, sides.gallery, distance=search.distance, absolute=True, chunk_memory_mb=search.chunk_memory_mb
-    )
-    pairs = pair_distances(plain, matches, query_labels, gallery_labels, seed=config.seed)
-
-    queries = _query_table(table, sides, facts)
+        evaluated.query, evaluated.gallery, distance=search.distance, absolute=True,
+        chunk_memory_mb=search.chunk_memory_mb,
+    )  # fmt: skip
+    pairs = pair_distances(plain, matches, seed=config.seed)
+    cameras = evaluated.camera_pairs
+    queries = _query_table(data.test_table, evaluated, facts)
     record = {
         "schema": ANALYSIS_SCHEMA,
         "data": {"name": data.manifest.name, "fingerprint": data.manifest.fingerprint},
@@ -95,8 +71,8 @@ def analyse(module: ReIDModule, data: ReIDDataModule, folder: Path, config: Dict
         "distance": "re-ranked" if search.rerank else search.distance,
         "queries": len(queries),
         "valid_queries": int((facts.matches > 0).sum()),
-        "metrics": _intervals(_values(module, facts), query_labels, config.seed),
-        "camera_pairs": None if counter is None else _camera_record(counter.result()),
+        "metrics": _intervals(evaluated.per_query, matches.query_labels, config.seed),
+        "camera_pairs": None if cameras is None else _camera_record(cameras),
         "by_gallery_images": _by_gallery_images(facts),
         "worst_queries": _worst(queries),
         "confused_identities": _confused(queries),
@@ -109,8 +85,8 @@ def analyse(module: ReIDModule, data: ReIDDataModule, folder: Path, config: Dict
     buffer = io.BytesIO()
     queries.to_parquet(buffer, index=False)
     write_atomically(folder / PER_QUERY, buffer.getvalue())
-    if counter is not None:
-        write_atomically(folder / CAMERA_PAIRS, _camera_table(counter.result()).to_csv(index=False).encode())
+    if cameras is not None:
+        write_atomically(folder / CAMERA_PAIRS, _camera_table(cameras).to_csv(index=False).encode())
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     return write_atomically(folder / ANALYSIS, text.encode())
 
@@ -121,10 +97,10 @@ def clear_analysis(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _query_table(table: pd.DataFrame, sides: Searched, facts: QueryFacts) -> pd.DataFrame:
-    rows, paths = table.iloc[sides.query_rows], table["path"].to_numpy()
+def _query_table(table: pd.DataFrame, evaluated: Evaluated, facts: QueryFacts) -> pd.DataFrame:
+    rows, paths = table.iloc[evaluated.query_rows], table["path"].to_numpy()
     columns: dict[str, Any] = {
-        "query_index": sides.query_rows, "path": rows["path"].to_numpy(), "label": rows["label"].to_numpy(),
+        "query_index": evaluated.query_rows, "path": rows["path"].to_numpy(), "label": rows["label"].to_numpy(),
         "camera": rows["camera"].to_numpy(), "matches": facts.matches, "first_match_rank": facts.first_rank,
         "last_match_rank": facts.last_rank, "ap": facts.ap, "inp": facts.inp, "map_at_r": facts.map_at_r,
         "r_precision": facts.r_precision,
@@ -134,24 +110,13 @@ def _query_table(table: pd.DataFrame, sides: Searched, facts: QueryFacts) -> pd.
         ("negative", facts.negative, facts.negative_distance),
     ):
         there = index >= 0
-        found = np.where(there, sides.gallery_rows[index], -1)
+        found = np.where(there, evaluated.gallery_rows[index], -1)
         columns[f"{name}_index"] = found
         columns[f"{name}_path"] = [paths[row] if row >= 0 else None for row in found]
         for column in ("label", "camera"):
             columns[f"{name}_{column}"] = np.where(there, table[column].to_numpy()[found], -1)
         columns[f"{name}_distance"] = away
     return pd.DataFrame({**columns, "margin": facts.margin})
-
-
-def _values(module: ReIDModule, facts: QueryFacts) -> dict[str, np.ndarray]:
-    """Each metric's value per query, NaN without a match."""
-    if isinstance(module.metric, ReIDMetrics):
-        hits, means = {f"rank{k}": k for k in module.metric.ranks}, {"mAP": facts.ap, "mINP": facts.inp}
-    else:
-        hits = {f"recall@{k}": k for k in module.metric.ks}  # type: ignore[union-attr]
-        means = {"map@r": facts.map_at_r, "r_precision": facts.r_precision}
-    found = {name: np.where(facts.matches > 0, facts.first_rank <= k, np.nan) for name, k in hits.items()}
-    return {**found, **means}
 
 
 def _intervals(values: dict[str, np.ndarray], identities: np.ndarray, seed: int) -> dict[str, Any]:

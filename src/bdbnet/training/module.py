@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from bdbnet.config import ConfigError
 from bdbnet.models import EmbeddingNetwork
+from bdbnet.retrieval import Evaluated
 from bdbnet.training.criterion import BranchLosses
 
 #: Parameters alone, or groups of them with settings of their own.
@@ -94,9 +95,8 @@ class ReIDModule(pl.LightningModule):
         )
         self.metrics_epoch: int | None = None
         self.evaluation_seconds = 0.0
-        self.evaluated: tuple[Tensor, Tensor | None] | None = (
-            None  # embeddings and which are queries, as last evaluated
-        )
+        self.top_k, self.facts = 0, False  # what an evaluation keeps besides metrics, see ``ReIDMetrics.evaluate``
+        self.evaluated: Evaluated | None = None  # what was evaluated last
         self._make_optimizer = optimizer
         self._backbone_rate = backbone_rate
         self._schedule = schedule
@@ -161,19 +161,22 @@ class ReIDModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         try:
-            metrics, plain = self.metric.compute(), self.metric.compute_plain()  # type: ignore[operator]
+            # Ranks are still together now: afterwards nothing can be gathered. Files are written by the first one.
+            first = self.trainer.is_global_zero
+            found: Evaluated = self.metric.evaluate(  # type: ignore[operator]
+                top_k=self.top_k if first else 0, facts=self.facts and first
+            )
         except ValueError as error:
             raise EvaluationError(f"the embeddings can't be evaluated: {error}") from error
-        # Kept now, while the ranks are still together and on their devices: afterwards nothing can be gathered.
-        embeddings, _, _, is_query = self.metric.collected()  # type: ignore[operator]
-        self.evaluated = (embeddings.cpu(), None if is_query is None else is_query.cpu())
-        zeros = (self.evaluated[0] == 0).all(1)
+        self.evaluated = found
+        zeros = (found.embeddings == 0).all(1)
         if zeros.any():
             rank_zero_warn(
-                f"{int(zeros.sum())} of {len(embeddings)} test images have an embedding of zeros, which says nothing about them; "
+                f"{int(zeros.sum())} of {len(zeros)} test images have an embedding of zeros, which says nothing about them; "
                 f"the first is row {int(zeros.int().argmax())} (gallery before queries)"
             )
-        self.metrics = {name: float(value) for name, value in metrics.items()}
+        plain = found.plain_metrics
+        self.metrics = {name: float(value) for name, value in found.metrics.items()}
         self.plain_metrics = None if plain is None else {name: float(value) for name, value in plain.items()}
         self.metrics_epoch = self.current_epoch
         self.evaluation_seconds = time.perf_counter() - self._evaluation_began

@@ -63,6 +63,7 @@ def train(config: DictConfig, folder: Path) -> Result:
     if config.trainer.channels_last:
         network.to(memory_format=torch.channels_last)
     module = build_module(config, network, data.num_classes, train=True, fingerprint=manifest.fingerprint)
+    module.top_k = config.evaluation.top_k
     if resume is not None:
         check_resumable(module, resume)
     history = History(folder, resumed_here=resume is None or resume.parent.resolve() == folder.resolve())
@@ -132,6 +133,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     size = config.image_size or origin.test_size or config.dataset.test_size
     data = build_data(config, manifest, test_size=size, channels_last=True)
     module = build_module(config, network, 0, train=False)
+    module.top_k, module.facts = config.evaluation.top_k, config.analysis
     trainer = build_trainer(config, folder, [TrainingProgress()])
     trainer.validate(module, data, verbose=False)
     result = Result(
@@ -150,9 +152,10 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     )
     if trainer.is_global_zero:
         clear_analysis(folder)
-    _write(result, module, data, folder, config.evaluation.top_k)
+    _write(result, module, data, folder)
     if config.analysis and trainer.is_global_zero:
-        analyse(module, data, folder, config)
+        assert module.evaluated is not None
+        analyse(module.evaluated, data, folder, config)
     return result
 
 
@@ -250,14 +253,15 @@ def _record_training(
             "evaluate": round(len(data.test_table) / module.evaluation_seconds, 2),
         },
     )
-    _write(result, module, data, folder, config.evaluation.top_k)
+    _write(result, module, data, folder)
     return result
 
 
-def _write(result: Result, module: ReIDModule, data: ReIDDataModule, folder: Path, k: int) -> None:
+def _write(result: Result, module: ReIDModule, data: ReIDDataModule, folder: Path) -> None:
     if module.trainer.is_global_zero:
         result.write(folder / RESULT)  # first: what was measured must not be lost with a list that can't be written
-        write_ranking_lists(module, data, folder, k=k)
+        if module.evaluated is not None:
+            write_ranking_lists(module.evaluated, data.test_table, folder)
 
 
 def _count_parameters(network: torch.nn.Module) -> int:
