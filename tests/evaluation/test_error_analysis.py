@@ -11,6 +11,7 @@ from bdbnet.config import ConfigError
 from bdbnet.datasets import Manifest, load_manifest
 from bdbnet.evaluation.evaluate import evaluate
 from bdbnet.results import read_result
+from bdbnet.retrieval import rerank
 
 
 @pytest.fixture
@@ -132,6 +133,16 @@ def test_ranks_are_those_of_the_metrics_and_pairs_are_not_re_ranked(evaluated, o
     assert record["distance"] == distance
     assert (queries.loc[queries["margin"] > 0, "first_match_rank"] == 1).all()
     assert record["pairs"] == evaluated()[1]["pairs"]
+
+
+def test_a_re_ranked_evaluation_with_lists_and_analysis_encodes_the_images_once(evaluated, monkeypatch):
+    encoded = []
+    encode = rerank._encoded
+    monkeypatch.setattr(rerank, "_encoded", lambda *given: encoded.append(len(given[0])) or encode(*given))
+    result, _, queries = evaluated("evaluation.rerank={k1: 5, k2: 2}", "evaluation.top_k=3")
+    assert encoded == [18]
+    assert result.plain is not None
+    assert len(queries) == 8
 
 
 def test_cosine_distances(evaluated):

@@ -30,7 +30,7 @@ def case(seed: int, queries: int = 17, images: int = 43, spread: float = 1.0):
 
 def counted(q, g, ql, gl, qc=None, gc=None, *, seed=0, chunk=None, same_set=False):
     blocks = distance_blocks(q, g, absolute=True, chunk_memory_mb=chunk)
-    return pair_distances(blocks, Matches(ql, gl, qc, gc, same_set=same_set), ql, gl, seed=seed)
+    return pair_distances(blocks, Matches(ql, gl, qc, gc, same_set=same_set), seed=seed)
 
 
 def naive_pairs(q, g, ql, gl, qc, gc):
@@ -127,7 +127,7 @@ def test_the_order_of_the_pairs_does_not_matter():
 
 def test_a_negative_zero_is_a_zero():
     blocks = [(0, np.array([[-0.0, 0.0, 2.0]], np.float32))]
-    counts = pair_distances(blocks, Matches(np.array([1]), np.array([1, 2, 2])), np.array([1]), np.array([1, 2, 2]))
+    counts = pair_distances(blocks, Matches(np.array([1]), np.array([1, 2, 2])))
     assert counts.everything.positives.tolist() == [1, 0]
     assert counts.everything.negatives.tolist() == [1, 1]
 

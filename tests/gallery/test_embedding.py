@@ -47,8 +47,8 @@ def test_embeddings_are_bit_for_bit_those_that_are_evaluated(
         make_config(*dataset_overrides, *settings, "trainer.accelerator=cpu", command="evaluate"), tmp_path
     )
     evaluated, is_query = (
-        tests[0].outcome.embeddings.numpy(),
-        tests[0].outcome.is_query.numpy(),
+        tests[0].evaluated.embeddings.numpy(),
+        tests[0].evaluated.is_query.numpy(),
     )  # gallery before queries
     config = make_config(*dataset_overrides, *settings, "accelerator=cpu")
     found = embedded(build_embedder(config), dataset_images(config.dataset, "test"))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bdbnet.retrieval import ReIDMetrics, RetrievalRecall, recall_at_k, reid_metrics
+from bdbnet.retrieval import QueryExpansion, ReIDMetrics, RetrievalRecall, recall_at_k, reid_metrics, rerank
 
 
 def some_images(seed: int = 0, images: int = 80) -> tuple[torch.Tensor, ...]:
@@ -74,15 +74,112 @@ def test_states_pass_through_the_sync_of_torchmetrics():
     assert filled(metric, data, mine).compute() == expected_reid(*data[:4])
 
 
-def test_collected_images_come_once_and_in_row_order():
-    data = some_images()
+def test_evaluated_images_come_once_and_in_row_order():
+    embeddings, _, cameras, is_query, index = data = some_images()
     parts = [filled(ReIDMetrics(), data, rows) for rows in rank_indices(80, 3)]
     for other in parts[1:]:
         parts[0].merge_state(other)
+    found = parts[0].evaluate(top_k=2)
     gallery_first = torch.cat([torch.arange(25, 80), torch.arange(25)])
-    for found, given in zip(parts[0].collected(), data[:4], strict=True):
-        assert torch.equal(found, given[gallery_first])
-    assert filled(RetrievalRecall(), data, torch.arange(80), roles=False).collected()[3] is None
+    assert torch.equal(found.embeddings, embeddings[gallery_first])
+    assert torch.equal(found.is_query, is_query[gallery_first])
+    assert torch.equal(found.query, embeddings[is_query])
+    assert torch.equal(found.gallery, embeddings[~is_query])
+    assert found.query_rows.tolist() == index[is_query].tolist()
+    assert found.gallery_rows.tolist() == index[~is_query].tolist()
+    np.testing.assert_array_equal(found.matches.query_cameras, cameras[is_query])
+    assert found.top_k.indices.shape == (25, 2)
+    assert (found.facts, found.camera_pairs, found.per_query) == (None, None, {})
+
+
+def test_images_without_roles_are_one_set():
+    data = some_images()
+    found = filled(RetrievalRecall(), data, torch.arange(80), roles=False).evaluate(facts=True)
+    assert found.is_query is None
+    assert found.query is found.gallery
+    assert found.camera_pairs is None
+    assert (found.facts.match != np.arange(80)).all()
+
+
+METRICS = {
+    "re-ID": lambda **options: ReIDMetrics(**options),
+    "cut": lambda **options: ReIDMetrics(ap_at=3, **options),
+    "multi-query": lambda **options: ReIDMetrics(query_pooling="mean", **options),
+    "retrieval": lambda **options: RetrievalRecall(precision=True, **options),
+    "recall": lambda **options: RetrievalRecall(**options),
+}
+RERANK = {"rerank": {"k1": 5, "k2": 2}}
+
+
+@pytest.mark.parametrize("options", [{}, RERANK, {"query_expansion": QueryExpansion(2)}], ids=["plain", "rerank", "qe"])
+@pytest.mark.parametrize("name", METRICS)
+def test_an_evaluation_gives_the_metrics_and_values_per_query_whose_means_they_are(name, options):
+    metric = filled(METRICS[name](**options), some_images(), torch.arange(80))
+    found = metric.evaluate(top_k=3, facts=True)
+    assert found.metrics == metric.compute()
+    assert found.plain_metrics == metric.compute_plain()
+    assert (found.plain_metrics is None) is (options == {})
+    for of, values in found.per_query.items():
+        if of in found.metrics:
+            assert values[~np.isnan(values)].mean() == pytest.approx(found.metrics[of], abs=1e-15)
+    assert set(found.metrics) - {"valid_queries"} <= set(found.per_query)
+    assert (found.camera_pairs is not None) is isinstance(metric, ReIDMetrics)
+
+
+def test_a_pooled_query_stands_under_its_first_image():
+    embeddings, labels, cameras, is_query, index = data = some_images()
+    found = filled(ReIDMetrics(query_pooling="max"), data, torch.arange(80)).evaluate(top_k=1, facts=True)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row in index[is_query].tolist():
+        groups.setdefault((int(labels[row]), int(cameras[row])), []).append(row)
+    assert found.query_rows.tolist() == [rows[0] for rows in groups.values()]
+    assert torch.equal(found.query, torch.stack([embeddings[rows].amax(0) for rows in groups.values()]))
+    assert found.matches.query_labels.tolist() == [label for label, _ in groups]
+    assert len(found.facts.ap) == len(found.top_k.indices) == len(groups) < 25
+
+
+def test_one_image_per_identity_is_drawn_for_the_metrics_alone():
+    data = some_images()
+    metric = filled(ReIDMetrics(single_shot=5), data, torch.arange(80))
+    found = metric.evaluate(top_k=60, facts=True)
+    assert found.metrics == metric.compute()
+    assert set(found.metrics) == {"rank1", "rank5", "rank10", "valid_queries"}
+    assert found.per_query["mAP"].mean() == pytest.approx(expected_reid(*data[:4])["mAP"])
+    assert (found.top_k.indices >= 0).sum(1).max() > len(torch.unique(data[1]))
+
+
+def test_re_ranking_runs_once_for_metrics_lists_and_facts(monkeypatch):
+    calls = []
+    encode = rerank._encoded
+    monkeypatch.setattr(rerank, "_encoded", lambda *given: calls.append(len(given[0])) or encode(*given))
+    filled(ReIDMetrics(**RERANK), some_images(), torch.arange(80)).evaluate(top_k=3, facts=True)
+    assert calls == [80]
+
+
+def test_an_evaluation_passes_through_the_sync_of_torchmetrics():
+    data = some_images()
+    mine, theirs = rank_indices(80, 2)
+    other = filled(ReIDMetrics(), data, theirs)
+    their_states = iter([torch.cat(getattr(other, name)) for name in other._reductions])
+    metric = ReIDMetrics(
+        dist_sync_fn=lambda tensor, group: [tensor, next(their_states)], distributed_available_fn=lambda: True
+    )
+    found = filled(metric, data, mine).evaluate(facts=True)
+    assert found.metrics == expected_reid(*data[:4])
+    assert len(found.embeddings) == 80
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ReIDMetrics(ranks=(0,)), "ranks must be"),
+        (lambda: ReIDMetrics(ap_at=0), "ap_at must be"),
+        (lambda: RetrievalRecall(ks=()), "ks must be"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_order_of_batches_does_not_break_ties():

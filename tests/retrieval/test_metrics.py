@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdbnet.retrieval import Matches, counting, positive_ranks, recall_at_k, reid_metrics, retrieval_metrics
+from bdbnet.retrieval import Matches, positive_ranks, recall_at_k, reid_metrics, retrieval_metrics
 from bdbnet.retrieval import ranks as ranks_module
-from bdbnet.retrieval.ranks import label_array
+from bdbnet.retrieval.matches import label_array
 
 TINY_CHUNK = 1e-3  # MiB: a few queries at a time
 
@@ -51,16 +51,12 @@ def test_reid_equals_the_definition(naive, case, chunk, ap_at):
 
 
 @settings(max_examples=30, deadline=None)
-@given(reid_cases(), st.integers(1, 7), st.integers(1, 9), st.integers(1, 5))
-def test_counting_piece_by_piece_and_on_several_threads_changes_nothing(naive, case, segment, flags, rows):
+@given(reid_cases(), st.integers(1, 5))
+def test_ranking_on_several_threads_changes_nothing(naive, case, rows):
     expected = naive.reid(*case)
     if expected is not None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(counting, "_SEGMENT", segment)
-            patch.setattr(counting, "_FLAGS", flags)
-            patch.setattr(counting, "_CHEAP", flags % 3)
-            patch.setattr(counting, "_FEW", flags / 8)
-            patch.setattr(ranks_module, "ROWS", rows)
+            patch.setattr(ranks_module, "_ROWS", rows)
             patch.setattr(torch, "get_num_threads", lambda: 3)
             assert reid_metrics(*case) == pytest.approx(expected, abs=1e-12)
 
@@ -77,9 +73,9 @@ def test_counting_as_on_a_gpu_gives_the_same_ranks(case, nearest_only):
     assert there.offsets.tolist() == here.offsets.tolist()
 
 
-def test_long_rows_are_counted_in_segments(naive):
+def test_long_rows_with_many_equal_distances():
     rng = np.random.default_rng(0)
-    g = rng.integers(-400, 400, (2 * counting._SEGMENT + 77, 1)).astype(np.float32)
+    g = rng.integers(-400, 400, (40_000, 1)).astype(np.float32)
     gl = np.zeros(len(g), int)
     gl[rng.permutation(len(g))[:90]] = 1
     found = positive_ranks([(0, np.abs(g.T - 3))], Matches(np.array([1]), gl))

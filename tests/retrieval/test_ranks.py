@@ -1,5 +1,3 @@
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdbnet.retrieval import Matches, Search, distance_blocks, positive_ranks, top_k
-from bdbnet.retrieval.distances import DISTANCES, _device_blocks, _torch_product
+from bdbnet.retrieval.distances import DISTANCES, _device_blocks
 
 
 @st.composite
@@ -103,13 +101,10 @@ def test_torch_products_are_full_precision_whatever_the_session_allows():
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = np.concatenate([block for _, block in _device_blocks(q, g, norms, norms, 4, False)])
-            product = np.empty((9, 31), np.float32)
-            _torch_product(q.numpy(), g.numpy(), product)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
     np.testing.assert_allclose(found, norms - 2 * q.numpy() @ g.numpy().T, atol=1e-4)
-    np.testing.assert_allclose(product, q.numpy() @ g.numpy().T, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", [np.asarray, torch.from_numpy])
@@ -125,18 +120,6 @@ def test_absolute_blocks_are_the_distances(distance, form):
         expected = 1 - (q @ g.T) / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(g, axis=1)
     np.testing.assert_allclose(np.concatenate(whole), expected, atol=1e-7)
     assert np.concatenate(whole).min() >= 0
-
-
-def test_either_product_gives_the_same_blocks(monkeypatch):
-    rng = np.random.default_rng(0)
-    q, g = (rng.standard_normal((n, 40), dtype=np.float32) for n in (30, 50))
-    module = importlib.import_module("bdbnet.retrieval.distances")  # its function has the same name
-    monkeypatch.setattr(module, "_WORTH_A_RACE", 0)
-    found = []
-    for faster in (True, False):
-        monkeypatch.setattr(module, "_torch_is_faster", lambda dtype, faster=faster: faster)
-        found.append(np.concatenate([block.copy() for _, block in distance_blocks(q, g, chunk_memory_mb=0.005)]))
-    np.testing.assert_allclose(*found, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -1,4 +1,4 @@
-"""Why an evaluated network errs: every query's outcome, breakdowns with confidence intervals, and distances of pairs.
+"""Error analysis: every query's outcome, breakdowns with confidence intervals, and distances of pairs.
 
 Two files hold tables, ``per_query.parquet`` and (with cameras) ``camera_pairs.csv``; ``analysis.json`` holds everything that is
 printed or drawn.
@@ -7,16 +7,14 @@ printed or drawn.
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
-from bdbnet.evaluation.searched import Searched, searched
 from bdbnet.evaluation.significance import bootstrap_interval
 from bdbnet.evaluation.test_set import TestSet
 from bdbnet.evaluation.verification import (
@@ -30,8 +28,7 @@ from bdbnet.evaluation.verification import (
     roc_points,
 )
 from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, CAMERA_PAIRS, PER_QUERY, Protocol, write_atomically
-from bdbnet.retrieval import Matches, ReIDMetrics, Search, distance_blocks, expand_queries
-from bdbnet.retrieval.query_facts import CameraPairCounter, CameraPairs, QueryFacts, query_facts, with_distances
+from bdbnet.retrieval import CameraPairs, Evaluated, QueryFacts, distance_blocks
 
 _GALLERY_IMAGES = (1, 2, 4, 8, 16, 32)  # lower ends of the bins of a query's number of matches
 _FALSE_POSITIVE_RATES = (1e-3, 1e-4)
@@ -41,13 +38,15 @@ _LISTED = 10
 def analyse(
     test: TestSet, folder: Path, *, protocol: Protocol, data: Mapping[str, Any], checkpoint: str, seed: int
 ) -> Path:
-    """Analyse the embeddings of ``test`` as evaluated last and write the files into ``folder``.  For rank 0 alone.
+    """Analyse what was evaluated last, with facts of every query, and write the files into ``folder``.
 
     Columns of ``per_query.parquet``: ``query_index`` (row of the test set), ``path``, ``label``, ``camera``, ``matches`` (in
     the gallery), ``first_match_rank``, ``last_match_rank``, ``ap``, ``inp``, ``map_at_r``, ``r_precision``; ``match_`` (nearest
     match) and ``negative_`` (hardest negative: nearest wrong image) each with ``index``, ``path``, ``label``, ``camera``,
     ``distance``; ``margin`` (their difference, positive where rank 1 is right). Without a match ranks are -1 and values are
     missing.
+
+    A metric of a plugin that has a value per query has a column of its name.
 
     Ranks are those of the metrics, with query expansion and re-ranking where the metrics have them. Distances are those by
     which was ranked; the statistics of pairs are always of the embeddings' own. All images of the gallery are searched, also
@@ -56,35 +55,17 @@ def analyse(
     Returns:
         ``analysis.json``.
     """
-    search: Search = test.metric.search  # type: ignore[assignment]
-    table = test.table
-    labels, cameras = table["label"].to_numpy(), table["camera"].to_numpy()
-    sides = searched(test)
-    same_set = sides.query is sides.gallery
-    query_labels, gallery_labels = labels[sides.query_rows], labels[sides.gallery_rows]
-    views = (cameras[sides.query_rows], cameras[sides.gallery_rows]) if test.by_camera else (None, None)
-    matches = Matches(query_labels, gallery_labels, *views, same_set=same_set)
-
-    query: np.ndarray | Tensor = sides.query
-    if search.query_expansion is not None:
-        query = expand_queries(
-            query, sides.gallery, search.query_expansion, distance=search.distance, same_set=same_set,
-            chunk_memory_mb=search.chunk_memory_mb,
-        )  # fmt: skip
-    blocks = replace(search, query_expansion=None).blocks(query, sides.gallery)
-    counter = None
-    if views[0] is not None and views[1] is not None:
-        counter = CameraPairCounter(query_labels, gallery_labels, *views)
-        blocks = counter.counted(blocks)
-    facts = query_facts(blocks, matches, ap_at=getattr(test.metric, "ap_at", None))
-    if not search.rerank:
-        facts = with_distances(facts, query, sides.gallery, distance=search.distance)
+    evaluated, values = test.evaluated, test.per_query
+    assert evaluated is not None
+    assert evaluated.facts is not None
+    facts, search, matches = evaluated.facts, evaluated.search, evaluated.matches
     plain = distance_blocks(
-        sides.query, sides.gallery, distance=search.distance, absolute=True, chunk_memory_mb=search.chunk_memory_mb
-    )
-    pairs = pair_distances(plain, matches, query_labels, gallery_labels, seed=seed)
-
-    queries = _query_table(table, sides, facts)
+        evaluated.query, evaluated.gallery, distance=search.distance, absolute=True,
+        chunk_memory_mb=search.chunk_memory_mb,
+    )  # fmt: skip
+    pairs = pair_distances(plain, matches, seed=seed)
+    cameras = evaluated.camera_pairs
+    queries = _query_table(test.table, evaluated, facts, test.plugin_values)
     record = {
         "schema": ANALYSIS_SCHEMA,
         "data": {"name": data["name"], "fingerprint": data["fingerprint"]},
@@ -94,8 +75,8 @@ def analyse(
         "distance": "re-ranked" if search.rerank else search.distance,
         "queries": len(queries),
         "valid_queries": int((facts.matches > 0).sum()),
-        "metrics": _intervals(_values(test, facts), query_labels, seed),
-        "camera_pairs": None if counter is None else _camera_record(counter.result()),
+        "metrics": _intervals(values, matches.query_labels, seed),
+        "camera_pairs": None if cameras is None else _camera_record(cameras),
         "by_gallery_images": _by_gallery_images(facts),
         "worst_queries": _worst(queries),
         "confused_identities": _confused(queries),
@@ -108,8 +89,8 @@ def analyse(
     buffer = io.BytesIO()
     queries.to_parquet(buffer, index=False)
     write_atomically(folder / PER_QUERY, buffer.getvalue())
-    if counter is not None:
-        write_atomically(folder / CAMERA_PAIRS, _camera_table(counter.result()).to_csv(index=False).encode())
+    if cameras is not None:
+        write_atomically(folder / CAMERA_PAIRS, _camera_table(cameras).to_csv(index=False).encode())
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     return write_atomically(folder / ANALYSIS, text.encode())
 
@@ -120,10 +101,12 @@ def clear_analysis(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _query_table(table: pd.DataFrame, sides: Searched, facts: QueryFacts) -> pd.DataFrame:
-    rows, paths = table.iloc[sides.query_rows], table["path"].to_numpy()
+def _query_table(
+    table: pd.DataFrame, evaluated: Evaluated, facts: QueryFacts, of_plugins: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    rows, paths = table.iloc[evaluated.query_rows], table["path"].to_numpy()
     columns: dict[str, Any] = {
-        "query_index": sides.query_rows, "path": rows["path"].to_numpy(), "label": rows["label"].to_numpy(),
+        "query_index": evaluated.query_rows, "path": rows["path"].to_numpy(), "label": rows["label"].to_numpy(),
         "camera": rows["camera"].to_numpy(), "matches": facts.matches, "first_match_rank": facts.first_rank,
         "last_match_rank": facts.last_rank, "ap": facts.ap, "inp": facts.inp, "map_at_r": facts.map_at_r,
         "r_precision": facts.r_precision,
@@ -133,24 +116,13 @@ def _query_table(table: pd.DataFrame, sides: Searched, facts: QueryFacts) -> pd.
         ("negative", facts.negative, facts.negative_distance),
     ):
         there = index >= 0
-        found = np.where(there, sides.gallery_rows[index], -1)
+        found = np.where(there, evaluated.gallery_rows[index], -1)
         columns[f"{name}_index"] = found
         columns[f"{name}_path"] = [paths[row] if row >= 0 else None for row in found]
         for column in ("label", "camera"):
             columns[f"{name}_{column}"] = np.where(there, table[column].to_numpy()[found], -1)
         columns[f"{name}_distance"] = away
-    return pd.DataFrame({**columns, "margin": facts.margin})
-
-
-def _values(test: TestSet, facts: QueryFacts) -> dict[str, np.ndarray]:
-    """Each metric's value per query, NaN without a match."""
-    if isinstance(test.metric, ReIDMetrics):
-        hits, means = {f"rank{k}": k for k in test.metric.ranks}, {"mAP": facts.ap, "mINP": facts.inp}
-    else:
-        hits = {f"recall@{k}": k for k in test.metric.ks}  # type: ignore[union-attr]
-        means = {"map@r": facts.map_at_r, "r_precision": facts.r_precision}
-    found = {name: np.where(facts.matches > 0, facts.first_rank <= k, np.nan) for name, k in hits.items()}
-    return {**found, **means}
+    return pd.DataFrame({**columns, "margin": facts.margin, **of_plugins})
 
 
 def _intervals(values: dict[str, np.ndarray], identities: np.ndarray, seed: int) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     size = embedder.preprocessing.image_size
     data = build_data(config, manifest, test_size=list(size), channels_last=True)
     data.test_transform = embedder.preprocessing.transform
-    test = build_test_set(config, manifest, progress=True)
+    test = build_test_set(config, manifest, progress=True, facts=config.analysis)
     module = EvaluationModule(embedder, [test])
     trainer = build_trainer(config, folder, [EvaluationProgress()])
     trainer.validate(module, data, verbose=False)
@@ -70,7 +70,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     )
     if trainer.is_global_zero:
         clear_analysis(folder)
-        write_outcome(result, test, folder, config.evaluation.top_k)
+        write_outcome(result, test, folder)
         if config.analysis:
             analyse(
                 test, folder, protocol=result.protocol, data=result.data, checkpoint=result.checkpoint, seed=config.seed
@@ -78,16 +78,25 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     return result
 
 
-def build_test_set(config: DictConfig, manifest: Manifest, *, name: str = "", progress: bool = False) -> TestSet:
-    """The test images of a manifest with the metric of its protocol; with ``progress`` re-ranking shows a bar."""
-    metric = build_metric(config, progress=progress)
-    return TestSet(metric, test_rows(manifest), has_cameras=manifest.has_cameras, name=name)
+def build_test_set(
+    config: DictConfig, manifest: Manifest, *, name: str = "", progress: bool = False, facts: bool = False
+) -> TestSet:
+    """The test images of a manifest with the metric of its protocol.
+
+    Args:
+        name: of a further test set.
+        progress: re-ranking shows a bar.
+        facts: keep what happened to each query, for the error analysis.
+    """
+    top_k = 0 if name else config.evaluation.top_k
+    return TestSet(build_metric(config, progress=progress), test_rows(manifest), name=name, top_k=top_k, facts=facts)
 
 
-def write_outcome(result: Result, test: TestSet, folder: Path, k: int) -> None:
+def write_outcome(result: Result, test: TestSet, folder: Path) -> None:
     """Write ``result.json`` and the ranking lists.  For rank 0 alone."""
     result.write(folder / RESULT)  # first: what was measured must not be lost with a list that can't be written
-    write_ranking_lists(test, folder, k=k)
+    if test.evaluated is not None:
+        write_ranking_lists(test.evaluated, test.table, folder)
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:

@@ -50,17 +50,19 @@ class EvaluationModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.metrics, self.plain_metrics = {}, None
         for test in self.tests:
-            outcome = test.evaluate()
-            if outcome.zeros.any():
+            found = test.evaluate(writes=self.trainer.is_global_zero)
+            zeros = (found.embeddings == 0).all(1)
+            if zeros.any():
                 rank_zero_warn(
-                    f"{int(outcome.zeros.sum())} of {len(outcome.zeros)} test images{f' of {test.name}' if test.name else ''} have "
-                    f"an embedding of zeros, which says nothing about them; the first is row {int(outcome.zeros.argmax())} "
+                    f"{int(zeros.sum())} of {len(zeros)} test images{f' of {test.name}' if test.name else ''} have "
+                    f"an embedding of zeros, which says nothing about them; the first is row {int(zeros.int().argmax())} "
                     "(gallery before queries)"
                 )
             prefix = f"{test.name}/" if test.name else ""
-            self.metrics |= {f"{prefix}{name}": value for name, value in outcome.metrics.items()}
+            self.metrics |= {f"{prefix}{name}": value for name, value in test.metrics.items()}
             if test is self.tests[0]:
-                self.plain_metrics = outcome.plain
+                plain = found.plain_metrics
+                self.plain_metrics = None if plain is None else {name: float(value) for name, value in plain.items()}
         self.metrics_epoch = self.current_epoch
         self.evaluation_seconds = time.perf_counter() - self._evaluation_began
         # The same on every rank, which Lightning cannot know.

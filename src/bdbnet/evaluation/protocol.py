@@ -5,7 +5,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
-from torchmetrics import Metric
 
 from bdbnet.config import ConfigError
 from bdbnet.evaluation.load import settings_of
@@ -49,7 +48,7 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def build_metric(config: DictConfig, *, progress: bool = False) -> Metric:
+def build_metric(config: DictConfig, *, progress: bool = False) -> ReIDMetrics | RetrievalRecall:
     """What the dataset's protocol is evaluated by; with ``progress`` re-ranking shows a bar."""
     evaluation = config.evaluation
     try:

@@ -2,43 +2,38 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bdbnet.datasets import BOX_COLUMNS
-from bdbnet.evaluation.searched import searched
-from bdbnet.evaluation.test_set import TestSet
 from bdbnet.results import TOP_K, write_atomically
-from bdbnet.retrieval import top_k
+from bdbnet.retrieval import Evaluated
 
 
-def write_ranking_lists(test: TestSet, folder: Path, *, k: int) -> Path | None:
-    """Write each query's k nearest gallery images, in the order and under the rule by which the metrics were computed; of a
+def write_ranking_lists(evaluated: Evaluated, table: pd.DataFrame, folder: Path) -> Path | None:
+    """Write each query's nearest gallery images, in the order and under the rule by which the metrics were computed; of a
     single gallery shot from the whole gallery.
 
     Columns: ``query_index``, ``rank`` (from 1), ``gallery_index`` (both rows of the test set), ``distance`` (Euclidean or cosine),
     ``query_path``, ``gallery_path`` (relative to the dataset's root), ``query_label``, ``gallery_label``, ``query_camera``,
     ``gallery_camera``, ``correct``;
-    ``query_x1`` ... ``gallery_y2`` where images have boxes. A multi-query stands under its first image. For rank 0 alone.
+    ``query_x1`` ... ``gallery_y2`` where images have boxes. A multi-query stands under its first image.
+
+    Args:
+        evaluated: with the ``top_k`` that is written.
+        table: the test set (``ReIDDataModule.test_table``).
+        folder: for the file.
 
     Returns:
-        The file, or None for k = 0.
+        The file, or None where no nearest images were kept.
     """
-    if k == 0 or test.outcome is None:
+    if evaluated.top_k is None:
         return None
-    table = test.table
     labels, cameras = table["label"].to_numpy(), table["camera"].to_numpy()
-    query, gallery_embeddings, queries, gallery = searched(test)
-    options: dict[str, Any] = {"search": test.metric.search}
-    if test.by_camera:
-        options |= {"query_labels": labels[queries], "query_cameras": cameras[queries]}
-        options |= {"gallery_labels": labels[gallery], "gallery_cameras": cameras[gallery]}
-    same_set = query is gallery_embeddings
-    nearest, distances = top_k(query, None if same_set else gallery_embeddings, k, **options)
+    nearest, distances = evaluated.top_k
     row, place = np.nonzero(nearest >= 0)  # a query may have fewer than k gallery images to be compared with
-    q, g = queries[row], gallery[nearest[row, place]]
+    q, g = evaluated.query_rows[row], evaluated.gallery_rows[nearest[row, place]]
     paths = table["path"].to_numpy()
     lists = pd.DataFrame(
         {

@@ -1,57 +1,56 @@
-"""A test set in an evaluation: its table of images, its metric, and what was measured last."""
+"""A test set in an evaluation: its table of images, its metric, and what was found last."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
-from torchmetrics import Metric
 
-from bdbnet.retrieval import ReIDMetrics
+from bdbnet import plugins
+from bdbnet.retrieval import Evaluated, ReIDMetrics, RetrievalRecall
 
 
 class EvaluationError(RuntimeError):
     """Embeddings that no metric can be computed from; the message says why."""
 
 
-class Outcome(NamedTuple):
-    """What was measured of a test set.
-
-    Attributes:
-        metrics: fractions in 0..1, and `valid_queries`.
-        plain: the same without re-ranking and query expansion, where there was either.
-        embeddings: (N, D) float32 on the CPU, gallery before queries.
-        is_query: bool (N,), None where every image is both.
-        zeros: bool (N,), embeddings of zeros.
-    """
-
-    metrics: dict[str, float]
-    plain: dict[str, float] | None
-    embeddings: Tensor
-    is_query: Tensor | None
-    zeros: np.ndarray
-
-
 class TestSet:
     """Images to evaluate on.
 
     Args:
-        metric: `ReIDMetrics` or `RetrievalRecall`.
+        metric: of its protocol.
         table: of all test images, see `ReIDDataModule.test_table`.
-        has_cameras: whether cameras are known.
         name: empty for the run's own test set.
+        top_k: nearest images to keep for each query, for the ranking lists.
+        facts: keep what happened to each query, for the error analysis.
+
+    Attributes:
+        evaluated: what was found last; None before the first evaluation. Lists and facts are those of rank 0.
+        metrics: every metric of it, those of plugins too; fractions in 0..1, and `valid_queries`.
+        per_query: values of the metrics per query (Q,), NaN without a match; empty without facts.
+        plugin_values: those of plugins alone.
     """
 
     __test__ = False  # no test of pytest's
 
-    def __init__(self, metric: Metric, table: pd.DataFrame, *, has_cameras: bool, name: str = "") -> None:
+    def __init__(
+        self,
+        metric: ReIDMetrics | RetrievalRecall,
+        table: pd.DataFrame,
+        *,
+        name: str = "",
+        top_k: int = 0,
+        facts: bool = False,
+    ) -> None:
         self.metric = metric
         self.table = table
         self.name = name
-        self.outcome: Outcome | None = None
-        #: Whether gallery images of a query's own identity and camera are left out.
-        self.by_camera = isinstance(metric, ReIDMetrics) and has_cameras
+        self.top_k = top_k
+        self.facts = facts
+        self.evaluated: Evaluated | None = None
+        self.metrics: dict[str, float] = {}
+        self.per_query: dict[str, np.ndarray] = {}
+        self.plugin_values: dict[str, np.ndarray] = {}
         # Images that are query and gallery at once have no role to tell apart.
         self._one_set = bool((table["split"] == "test").all())
 
@@ -64,24 +63,26 @@ class TestSet:
         is_query = None if self._one_set else batch["is_query"]
         self.metric.update(embeddings, batch["label"], batch["camera"], is_query, batch["index"])
 
-    def evaluate(self) -> Outcome:
-        """Compute the metrics of everything that was added, on all ranks.
+    def evaluate(self, *, writes: bool = True) -> Evaluated:
+        """Rank everything that was added on all ranks, once. Ranks that write no files need no lists.
 
         Raises:
             EvaluationError: embeddings that no metric can be computed from.
+            PluginError: a metric of a plugin fails.
         """
+        # A metric of a plugin is a function of the facts, and every rank logs it.
+        of_plugins = bool(plugins.metrics())
         try:
-            metrics, plain = self.metric.compute(), self.metric.compute_plain()  # type: ignore[operator]
+            found = self.metric.evaluate(top_k=self.top_k if writes else 0, facts=of_plugins or (self.facts and writes))
         except ValueError as error:
             raise EvaluationError(f"the embeddings can't be evaluated: {error}") from error
-        # Kept now, while the ranks are still together and on their devices: afterwards nothing can be gathered.
-        embeddings, _, _, is_query = self.metric.collected()  # type: ignore[operator]
-        embeddings = embeddings.cpu()
-        self.outcome = Outcome(
-            {name: float(value) for name, value in metrics.items()},
-            None if plain is None else {name: float(value) for name, value in plain.items()},
-            embeddings,
-            None if is_query is None else is_query.cpu(),
-            (embeddings == 0).all(1).numpy(),
-        )
-        return self.outcome
+        self.evaluated = found
+        self.metrics = {name: float(value) for name, value in found.metrics.items()}
+        if of_plugins:
+            # Before the number of valid queries, which stands last.
+            valid = self.metrics.pop("valid_queries")
+            self.metrics |= plugins.extra_metrics(found.facts) | {"valid_queries": valid}
+            values = plugins.metric_values(found.facts)
+            self.plugin_values = {name: of for name, of in values.items() if of.ndim == 1}
+        self.per_query = {**found.per_query, **self.plugin_values}
+        return found

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bdbnet.retrieval.ranks import Matches
+from bdbnet.retrieval import Matches
 
 # The upper bits of a float32 number its bin: 8 of the exponent and 12 of the mantissa, in the order of the numbers.
 _DROPPED_BITS = 11
@@ -66,14 +66,7 @@ class OperatingPoint(NamedTuple):
     false_positive_rate: float
 
 
-def pair_distances(
-    blocks: Iterable[tuple[int, np.ndarray]],
-    matches: Matches,
-    query_labels: np.ndarray,
-    gallery_labels: np.ndarray,
-    *,
-    seed: int = 0,
-) -> PairDistances:
+def pair_distances(blocks: Iterable[tuple[int, np.ndarray]], matches: Matches, *, seed: int = 0) -> PairDistances:
     """Count the distances of all pairs of a query and a gallery image in one pass.
 
     Pairs that `matches` leaves out do not count. Where a set is searched in itself, both images of a pair ask for the
@@ -82,14 +75,13 @@ def pair_distances(
     Args:
         blocks: `(first query, distances (queries, G))`, 0 or more, as from `distance_blocks(..., absolute=True)`.
         matches: positives and left-out images of each query.
-        query_labels, gallery_labels: int64 (Q,) and (G,).
         seed: of the random halves. Gallery images whose identity no query has, distractors, are divided one by one:
             they often share one label.
     """
-    query_half, gallery_half = _halves(query_labels, gallery_labels, seed)
+    query_half, gallery_half = _halves(matches.query_labels, matches.gallery_labels, seed)
     inside = [np.flatnonzero(gallery_half == half) for half in (0, 1)]
     positives, negatives = (np.zeros((3, _BINS), np.int64) for _ in range(2))  # in the first half, the second, across
-    rows = max(1, _PAIRS_AT_ONCE // len(gallery_labels))
+    rows = max(1, _PAIRS_AT_ONCE // len(gallery_half))
     for begin, block in blocks:
         for first in range(0, len(block), rows):
             bins = _bins(block[first : first + rows])

@@ -1,13 +1,14 @@
 """Ranking and its metrics: from query and gallery embeddings to CMC, mAP, mINP, Recall@K and lists of neighbours."""
 
 from bdbnet.retrieval.distances import DISTANCES, distance_blocks
+from bdbnet.retrieval.matches import Matches
 from bdbnet.retrieval.matrices import prepared
-from bdbnet.retrieval.metric_classes import ReIDMetrics, RetrievalRecall
-from bdbnet.retrieval.metrics import recall_at_k, reid_metrics, retrieval_metrics, summarize_reid
+from bdbnet.retrieval.metric_classes import Evaluated, ReIDMetrics, RetrievalRecall
+from bdbnet.retrieval.metrics import recall_at_k, reid_metrics, retrieval_metrics, summarize_reid, summarize_retrieval
 from bdbnet.retrieval.multi_query import POOLINGS, PooledQueries, pool_queries
-from bdbnet.retrieval.neighbours import top_k
 from bdbnet.retrieval.query_expansion import QueryExpansion, expand_queries
-from bdbnet.retrieval.ranks import Matches, PositiveRanks, positive_ranks
+from bdbnet.retrieval.rankings import CameraPairs, QueryFacts, Rankings, TopK, rank_queries, top_k
+from bdbnet.retrieval.ranks import PositiveRanks, positive_ranks
 from bdbnet.retrieval.rerank import (
     KReciprocal,
     k_reciprocal_rerank,
@@ -20,14 +21,19 @@ from bdbnet.retrieval.single_shot import single_shot_cmc
 __all__ = [
     "DISTANCES",
     "POOLINGS",
+    "CameraPairs",
+    "Evaluated",
     "KReciprocal",
     "Matches",
     "PooledQueries",
     "PositiveRanks",
     "QueryExpansion",
+    "QueryFacts",
+    "Rankings",
     "ReIDMetrics",
     "RetrievalRecall",
     "Search",
+    "TopK",
     "as_reranking",
     "distance_blocks",
     "expand_queries",
@@ -36,11 +42,13 @@ __all__ = [
     "pool_queries",
     "positive_ranks",
     "prepared",
+    "rank_queries",
     "recall_at_k",
     "reid_metrics",
     "reranked_blocks",
     "retrieval_metrics",
     "single_shot_cmc",
     "summarize_reid",
+    "summarize_retrieval",
     "top_k",
 ]

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdbnet.retrieval.distances import Block, FullPrecision, product_for, rows_in_block
-from bdbnet.retrieval.matrices import Array, as_matrix, norms_and_duplicates
+from bdbnet.retrieval.distances import Block, full_precision, product, rows_in_block
+from bdbnet.retrieval.matrices import Array, Prepared, prepared
 
 _GROUP = 128  # columns whose minimum is taken, and
 _FEWEST_GROUPS = 4  # groups for each neighbour wanted, below which a row is sorted
@@ -53,7 +53,7 @@ def smallest(block: Block, k: int) -> np.ndarray:
     if width < 2:
         return _sorted_columns(values, k).cpu().numpy()
     groups = count // width
-    grouped = values[:, : groups * width].unflatten(1, (groups, width))
+    grouped = values[:, : groups * width].view(rows, groups, width)
     rest = values[:, groups * width :]
     minima = grouped.amin(2)
     # The k smallest minima are k values of the row, so none of its k smallest is above them.
@@ -86,7 +86,7 @@ def _sorted_columns(values: Tensor, k: int) -> Tensor:
 
 def _table(owner: Tensor, value: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
     """Values and numbers of each owner as a row, filled up with infinity and 0; owners come in ascending order."""
-    counts = owner.unique_consecutive(return_counts=True)[1]
+    counts = torch.unique_consecutive(owner, return_counts=True)[1]
     row = torch.arange(len(counts), device=owner.device).repeat_interleave(counts)
     place = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[row]
     shape = (len(counts), int(counts.max()))
@@ -107,7 +107,7 @@ def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_neighbours(
-    embeddings: Array,
+    embeddings: Array | Prepared,
     k: int,
     *,
     chunk_memory_mb: float | None = None,
@@ -127,11 +127,10 @@ def nearest_neighbours(
     Raises:
         ValueError: bad embeddings, `k` outside of 1 to N, or memory that does not hold one image's distances.
     """
-    matrix = as_matrix(embeddings, "image")
+    matrix, norms, _, later, first = embeddings if isinstance(embeddings, Prepared) else prepared(embeddings, "image")
     count = len(matrix)
     if not 1 <= k <= count:
         raise ValueError(f"k must be from 1 to {count}, the number of images, got {k}")
-    norms, later, first = norms_and_duplicates(matrix, "image")
     if len(later) == 0:
         return _of_distinct(matrix, norms, k, chunk_memory_mb, progress)
     # The product's rounding differs from column to column, and copies must be equally far from all: so distinct
@@ -210,11 +209,11 @@ def _panels(matrix: Array, chunk_memory_mb: float | None) -> Iterator[tuple[int,
     for begin in range(0, count, most):
         part = slice(begin, begin + most)
         if isinstance(matrix, Tensor):
-            with FullPrecision(matrix.device.type):
+            with full_precision(matrix.device.type):
                 products = (matrix[part] * -2) @ matrix[begin:].T
         else:
             buffer = np.empty((min(most, count - begin), count - begin), matrix.dtype)
-            product_for(count, matrix)(matrix[part] * matrix.dtype.type(-2), matrix[begin:], buffer)
+            product(matrix[part] * matrix.dtype.type(-2), matrix[begin:], buffer)
             products = torch.from_numpy(buffer)
         yield begin, products
 
@@ -234,7 +233,7 @@ def _serve_columns(block: Tensor, begin: int, squared: Tensor, indices: Tensor) 
         return
     order = column.argsort(stable=True)
     row, column = row[order], column[order]
-    images = column.unique_consecutive()
+    images = torch.unique_consecutive(column)
     known, known_indices = squared[images], indices[images]
     _merge(known, known_indices, *_table(column, block[row, column], row + begin))
     squared[images], indices[images] = known, known_indices

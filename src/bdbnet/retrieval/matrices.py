@@ -1,4 +1,4 @@
-"""Embeddings as matrices that can be compared: checked, of one dtype, on one device."""
+"""Embeddings as matrices that can be compared: checked once, of one precision, on one device."""
 
 from typing import NamedTuple
 
@@ -40,11 +40,112 @@ def as_matrix(embeddings: Array, name: str) -> Array:
     return matrix
 
 
-def matching_matrices(query: Array, gallery: Array) -> tuple[Array, Array]:
+class Prepared(NamedTuple):
+    """Embeddings that were looked through once.
+
+    Attributes:
+        matrix: (N, D), see `as_matrix`.
+        norms: squared norms (N,) in the matrix's precision.
+        hashes: uint64 (N,), equal for equal rows.
+        later, first: int64, the rows that repeat an earlier one, and the first such row of each.
+    """
+
+    matrix: Array
+    norms: np.ndarray
+    hashes: np.ndarray
+    later: np.ndarray
+    first: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+
+def prepared(embeddings: Array, name: str = "gallery") -> Prepared:
+    """Embeddings for many calls of `distance_blocks`, which then need not look through them again.
+
+    Raises `ValueError` where they can't be compared: see `as_matrix`; a row with NaN, infinity or a norm too large for the
+    precision, which `name` and its number name.
+    """
+    matrix = as_matrix(embeddings, name)
+    norms, hashes = _norms_and_hashes(matrix, name)
+    later, first = _repeated_rows(matrix, hashes)
+    norms[later] = norms[first]
+    return Prepared(matrix, norms, hashes, later, first)
+
+
+def compared(query: Array | Prepared, gallery: Array | Prepared) -> tuple[Prepared, Prepared]:
+    """Query and gallery prepared, in one precision; one object for both where the same object was given twice.
+
+    Raises `ValueError`: see `prepared`; other dimensions, or sets on two devices.
+    """
+    if query is gallery:
+        both = query if isinstance(query, Prepared) else prepared(query, "query")
+        return both, both
+    given = (query, gallery)
+    matrices = _matching(*(side.matrix if isinstance(side, Prepared) else side for side in given))
+    left, right = (
+        side if isinstance(side, Prepared) and side.matrix is matrix else prepared(matrix, name)
+        for side, matrix, name in zip(given, matrices, ("query", "gallery"), strict=True)
+    )
+    return left, right
+
+
+def joined(query: Prepared, gallery: Prepared) -> Prepared:
+    """All images of two sets, queries first; equal rows are looked for in both together."""
+    matrix: Array
+    if isinstance(query.matrix, Tensor) and isinstance(gallery.matrix, Tensor):
+        matrix = torch.cat([query.matrix, gallery.matrix])
+    else:
+        matrix = np.concatenate([query.matrix, gallery.matrix])
+    norms, hashes = (np.concatenate(parts) for parts in ((query.norms, gallery.norms), (query.hashes, gallery.hashes)))
+    later, first = _repeated_rows(matrix, hashes)
+    norms[later] = norms[first]
+    return Prepared(matrix, norms, hashes, later, first)
+
+
+def unit_rows(embeddings: Prepared, name: str) -> Prepared:
+    """Embeddings at unit length.  Raises `ValueError` for a row of zeros."""
+    refuse_zeros(embeddings.norms, name)
+    lengths, matrix = np.sqrt(embeddings.norms)[:, None], embeddings.matrix
+    return prepared(
+        matrix / (torch.from_numpy(lengths).to(matrix.device) if isinstance(matrix, Tensor) else lengths), name
+    )
+
+
+def rows_of(matrix: Array, index: slice | np.ndarray) -> np.ndarray:
+    """The chosen rows as a contiguous NumPy matrix."""
+    if isinstance(matrix, Tensor):
+        return matrix[index if isinstance(index, slice) else torch.from_numpy(index).to(matrix.device)].cpu().numpy()
+    return np.ascontiguousarray(matrix[index])
+
+
+def distances_between(left: np.ndarray, right: np.ndarray, distance: str) -> np.ndarray:
+    """Distances (N,) float64 of rows to rows, (N, D) or one row for all: Euclidean, or 1 minus the cosine similarity.
+
+    They come from differences in float64, and so are accurate near zero, unlike those of a matrix product.
+    """
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    if distance == "cosine":
+        left, right = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (left, right))
+    difference = left - right
+    squared: np.ndarray = np.einsum("ij,ij->i", difference, difference)
+    # Between unit vectors 1 minus the cosine is half the squared distance.
+    return squared / 2 if distance == "cosine" else np.sqrt(squared)
+
+
+def refuse_zeros(norms: np.ndarray, name: str) -> None:
+    """Raise `ValueError` where a squared norm is zero: such a row has no direction."""
+    zero = norms == 0
+    if zero.any():
+        raise ValueError(
+            f"{name} embedding {int(np.argmax(zero))} is all zeros and so has no direction for the cosine distance "
+            f"({int(zero.sum())} such rows of {len(norms)})"
+        )
+
+
+def _matching(query: Array, gallery: Array) -> tuple[Array, Array]:
     """Query and gallery as matrices of one dtype; raises `ValueError` where dimensions or devices differ."""
-    same_set = query is gallery
-    query = as_matrix(query, "query")
-    gallery = query if same_set else as_matrix(gallery, "gallery")
+    query, gallery = as_matrix(query, "query"), as_matrix(gallery, "gallery")
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query embeddings have {query.shape[1]} dimensions, gallery embeddings {gallery.shape[1]}")
     if isinstance(query, np.ndarray) and isinstance(gallery, np.ndarray):
@@ -57,56 +158,8 @@ def matching_matrices(query: Array, gallery: Array) -> tuple[Array, Array]:
     raise ValueError(f"query embeddings are on {places[0]}, gallery embeddings on {places[1]}: move them to one device")
 
 
-def distances_between(left: np.ndarray, right: np.ndarray, distance: str) -> np.ndarray:
-    """Distances (N,) float64 of rows to rows, (N, D) or one row for all: Euclidean, or 1 minus the cosine similarity.
-
-    They come from differences in float64, and so are accurate near zero, unlike those of a matrix product.
-    """
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    if distance == "cosine":
-        left, right = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (left, right))
-    difference = left - right
-    squared = np.einsum("ij,ij->i", difference, difference)
-    # Between unit vectors 1 minus the cosine is half the squared distance.
-    return squared / 2 if distance == "cosine" else np.sqrt(squared)
-
-
-class Prepared(NamedTuple):
-    """A gallery that was looked through once: its matrix (G, D), squared norms (G,), and the rows that repeat an earlier
-    one, each with the first such row."""
-
-    matrix: Array
-    norms: np.ndarray
-    later: np.ndarray
-    first: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.matrix)
-
-
-def prepared(embeddings: Array, name: str = "gallery") -> Prepared:
-    """A gallery for many calls of `distance_blocks`, which then need not look through it again.
-
-    Raises `ValueError` where the embeddings can't be compared.
-    """
-    matrix = as_matrix(embeddings, name)
-    return Prepared(matrix, *norms_and_duplicates(matrix, name))
-
-
-def rows_of(matrix: Array, index: slice | np.ndarray) -> np.ndarray:
-    """The chosen rows as a contiguous NumPy matrix."""
-    if isinstance(matrix, Tensor):
-        return matrix[index if isinstance(index, slice) else torch.from_numpy(index).to(matrix.device)].cpu().numpy()
-    return np.ascontiguousarray(matrix[index])
-
-
-def norms_and_duplicates(
-    matrix: Array, name: str, *, duplicates: bool = True
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Squared norms (N,); for each row that repeats an earlier one its index, and the index of the first such row.
-
-    Raises `ValueError` for a row with NaN, infinity or a norm too large for the precision.
-    """
+def _norms_and_hashes(matrix: Array, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Squared norms (N,), and hashes (N,) that are equal for equal rows."""
     count, dimensions = matrix.shape
     norms = np.empty(count)
     hashes = np.empty(count, np.uint64)
@@ -118,9 +171,8 @@ def norms_and_duplicates(
         rows = rows_of(matrix, part)
         wide = rows.astype(np.float64)
         np.einsum("ij,ij->i", wide, wide, out=norms[part])
-        if duplicates:
-            # Integer arithmetic is exact, so equal rows have equal hashes wherever they lie in memory.
-            hashes[part] = np.einsum("ij,j->i", rows.view(bits), multipliers)
+        # Integer arithmetic is exact, so equal rows have equal hashes wherever they lie in memory.
+        hashes[part] = np.einsum("ij,j->i", rows.view(bits), multipliers)
     dtype = rows.dtype
     # By Cauchy-Schwarz no element of a block can overflow below this bound.
     fine = norms <= np.finfo(dtype).max / 8
@@ -129,10 +181,7 @@ def norms_and_duplicates(
         values = rows_of(matrix, slice(row, row + 1))
         fault = "has a norm too large for " + str(dtype) if np.isfinite(values).all() else "contains NaN or infinity"
         raise ValueError(f"{name} embedding {row} {fault} ({int((~fine).sum())} such rows of {count})")
-    later, first = _repeated_rows(matrix, hashes) if duplicates else (np.empty(0, np.int64), np.empty(0, np.int64))
-    norms = norms.astype(dtype)
-    norms[later] = norms[first]
-    return norms, later, first
+    return norms.astype(dtype), hashes
 
 
 def _repeated_rows(matrix: Array, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,13 +197,3 @@ def _repeated_rows(matrix: Array, hashes: np.ndarray) -> tuple[np.ndarray, np.nd
             pairs.append((row, of))
     later, first = np.array(pairs, np.int64).reshape(-1, 2).T
     return later, first
-
-
-def refuse_zeros(norms: np.ndarray, name: str) -> None:
-    """Raise `ValueError` where a squared norm is zero: such a row has no direction."""
-    zero = norms == 0
-    if zero.any():
-        raise ValueError(
-            f"{name} embedding {int(np.argmax(zero))} is all zeros and so has no direction for the cosine distance "
-            f"({int(zero.sum())} such rows of {len(norms)})"
-        )

@@ -6,22 +6,84 @@ count once, and everything is put in row order first: the result does not depend
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from bdbnet.retrieval.metrics import recall_at_k, reid_metrics, retrieval_metrics
+from bdbnet.renamed import accepts_former
+from bdbnet.retrieval.matches import Matches
+from bdbnet.retrieval.matrices import Prepared, compared
+from bdbnet.retrieval.metrics import check_ap_at, checked_cutoffs, summarize_reid, summarize_retrieval
 from bdbnet.retrieval.multi_query import pool_queries
 from bdbnet.retrieval.query_expansion import QueryExpansion
+from bdbnet.retrieval.rankings import CameraPairs, QueryFacts, Rankings, TopK, rank_queries
 from bdbnet.retrieval.search import Reranking, Search
-from bdbnet.retrieval.single_shot import single_shot_cmc
+from bdbnet.retrieval.single_shot import single_shot_ranks
 
 _GALLERY, _QUERY, _BOTH = 0, 1, 2
 _NO_CAMERA = -1
 _STATES = ("embeddings", "labels", "cameras", "roles", "indices")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was compared, and what was found.
+
+    Attributes:
+        metrics: see `compute`.
+        plain_metrics: see `compute_plain`.
+        embeddings: (N, D) on the CPU, every image once, in row order, gallery before queries.
+        is_query: bool (N,), None where every image is query and gallery.
+        query, gallery: (Q, D) and (G, D) on the CPU, one object where a set is searched in itself; several images of one
+            query are pooled.
+        query_rows, gallery_rows: int64 (Q,) and (G,), their rows in the test set; a pooled query has that of its first image.
+        matches: what each query should find.
+        search: distance, query expansion and re-ranking.
+        top_k, facts, camera_pairs: see `rank_queries`; None where they were not asked for.
+        per_query: the value of each metric per query (Q,), NaN without a match; empty without `facts`.
+    """
+
+    metrics: dict[str, float | int]
+    plain_metrics: dict[str, float | int] | None
+    embeddings: Tensor
+    is_query: Tensor | None
+    query: Tensor
+    gallery: Tensor
+    query_rows: np.ndarray
+    gallery_rows: np.ndarray
+    matches: Matches
+    search: Search
+    top_k: TopK | None
+    facts: QueryFacts | None
+    camera_pairs: CameraPairs | None
+    per_query: dict[str, np.ndarray]
+
+
+class _Images(NamedTuple):
+    """Distinct images in row order, gallery before queries: embeddings (N, D), the rest (N,)."""
+
+    embeddings: Tensor
+    labels: Tensor
+    cameras: Tensor
+    roles: Tensor
+    rows: Tensor
+
+    def of(self, chosen: Tensor | slice) -> "_Images":
+        return _Images(*(values[chosen] for values in self))
+
+
+class _Sides(NamedTuple):
+    """Queries, pooled where they are, and gallery: one object where a set is searched in itself."""
+
+    query: _Images
+    gallery: _Images
+    prepared: tuple[Prepared, Prepared]
+    matches: Matches
 
 
 class _EmbeddingCollector(Metric):
@@ -35,6 +97,8 @@ class _EmbeddingCollector(Metric):
     roles: list[Tensor] | Tensor
     indices: list[Tensor] | Tensor
     search: Search
+    query_pooling: str | None = None
+    _by_camera: bool  # whether images of a query's own identity and camera are left out
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -69,32 +133,85 @@ class _EmbeddingCollector(Metric):
             stored = getattr(self, name)
             stored.append(values if values is embeddings else values.to(embeddings.device, torch.int64))
 
-    def collected(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Everything given to `update` on all ranks, once per image and in row order, gallery before queries.
-
-        Returns embeddings (N, D), labels (N,), cameras (N,; -1 for none) and `is_query` bool (N,), None where every
-        image is both.
-        """
-        with self.sync_context():
-            embeddings, labels, cameras, roles = self._collected()
-        return embeddings, labels, cameras, None if bool((roles == _BOTH).all()) else roles == _QUERY
-
     def compute(self) -> dict[str, float | int]:
         """The metrics of everything given to `update`; raises the errors of the functions that compute them."""
-        return self._evaluate(self.search)
+        return self._metrics(self._sides(self._collected()), self.search)[0]
 
     def compute_plain(self) -> dict[str, float | int] | None:
         """The same without query expansion and re-ranking; None where there is neither."""
-        if self.search.query_expansion is None and self.search.rerank is None:
+        if not self.search.reorders:
             return None
-        with self.sync_context():
-            return self._evaluate(Search(self.search.distance, chunk_memory_mb=self.search.chunk_memory_mb))
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            return self._metrics(self._sides(self._collected()), self.search.plain)[0]
+
+    def evaluate(self, *, top_k: int = 0, facts: bool = False) -> Evaluated:
+        """`compute` and `compute_plain`, what was compared, and what else is asked for.
+
+        One pass over the distances gives all of it, so that query expansion and re-ranking run once; where there is
+        either, a second pass without them gives the plain metrics. Call it on every rank; other ranks may ask for less.
+
+        Args:
+            top_k: nearest images to keep for each query, 0 for none.
+            facts: keep every query's facts and, where images of a query's own camera are left out, the results by pair of
+                cameras. Lists and facts are of the whole gallery, also where the metrics draw one image per identity.
+
+        Raises:
+            ValueError: see the functions that compute the metrics.
+        """
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            images = self._collected()
+        sides = self._sides(images)
+        metrics, rankings = self._metrics(sides, self.search, top_k=top_k, facts=facts)
+        found = None if rankings is None else rankings.facts
+        one_set = sides.query is sides.gallery
+        gallery = sides.gallery.embeddings.cpu()
+        return Evaluated(
+            metrics=metrics,
+            plain_metrics=self._metrics(sides, self.search.plain)[0] if self.search.reorders else None,
+            embeddings=images.embeddings.cpu(),
+            is_query=None if one_set else (images.roles == _QUERY).cpu(),
+            query=gallery if one_set else sides.query.embeddings.cpu(),
+            gallery=gallery,
+            query_rows=sides.query.rows.cpu().numpy(),
+            gallery_rows=sides.gallery.rows.cpu().numpy(),
+            matches=sides.matches,
+            search=self.search,
+            top_k=None if rankings is None else rankings.top_k,
+            facts=found,
+            camera_pairs=None if rankings is None else rankings.camera_pairs,
+            per_query={} if found is None else self._per_query(found),
+        )
 
     @abstractmethod
-    def _evaluate(self, search: Search) -> dict[str, float | int]: ...
+    def _metrics(
+        self, sides: _Sides, search: Search, *, top_k: int = 0, facts: bool = False
+    ) -> tuple[dict[str, float | int], Rankings | None]: ...
 
-    def _collected(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings, labels, cameras and roles of the distinct images, in row order."""
+    @abstractmethod
+    def _per_query(self, facts: QueryFacts) -> dict[str, np.ndarray]: ...
+
+    def _sides(self, images: _Images) -> _Sides:
+        query = gallery = images
+        one_set = bool((images.roles == _BOTH).all())
+        by_camera = self._by_camera and bool((images.cameras != _NO_CAMERA).any())
+        if self.query_pooling is not None and (one_set or not by_camera):
+            raise ValueError("multi-query needs queries and gallery apart, and cameras")
+        if not one_set:
+            # The gallery comes first, so both are views.
+            count = int((images.roles == _GALLERY).sum())
+            gallery, query = images.of(slice(None, count)), images.of(slice(count, None))
+        if self.query_pooling is not None:
+            pooled = pool_queries(query.embeddings, query.labels, query.cameras, self.query_pooling)
+            first = query.of(pooled.first)
+            query = first._replace(embeddings=pooled.embeddings)
+        prepared = compared(query.embeddings, gallery.embeddings)
+        cameras = (query.cameras, gallery.cameras) if by_camera else (None, None)
+        sizes = len(prepared[0]), len(prepared[1])
+        matches = Matches.of_labels(query.labels, gallery.labels, *cameras, sizes=sizes, same_set=one_set)
+        return _Sides(query, gallery, prepared, matches)
+
+    def _collected(self) -> _Images:
+        """The distinct images of all ranks."""
         if len(self.indices) == 0:
             raise ValueError("no images were given: call update before compute")
         embeddings, labels, cameras, roles, indices = (dim_zero_cat(getattr(self, name)) for name in _STATES)
@@ -112,8 +229,7 @@ class _EmbeddingCollector(Metric):
             raise ValueError(
                 f"row {row} was given twice with different labels or cameras: index must be the image's row"
             )
-        kept = order[~repeated]
-        return embeddings[kept], labels[kept], cameras[kept], roles[kept]
+        return _Images(embeddings, labels, cameras, roles, indices).of(order[~repeated])
 
 
 class ReIDMetrics(_EmbeddingCollector):
@@ -132,6 +248,9 @@ class ReIDMetrics(_EmbeddingCollector):
         kwargs: options of `torchmetrics.Metric`, such as `compute_on_cpu`.
     """
 
+    _by_camera = True
+
+    @accepts_former(measure="distance")
     def __init__(
         self,
         ranks: Sequence[int] = (1, 5, 10),
@@ -148,42 +267,34 @@ class ReIDMetrics(_EmbeddingCollector):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.ranks = tuple(ranks)
+        check_ap_at(ap_at)
+        self.ranks = tuple(checked_cutoffs(ranks, "ranks"))
         self.ap_at = ap_at
         self.search = Search(distance, query_expansion, rerank, chunk_memory_mb, progress)
         self.query_pooling = query_pooling
         self.single_shot = single_shot
         self.seed = seed
-        if single_shot is not None and not (query_expansion is self.search.rerank is query_pooling is None):
+        if single_shot is not None and (self.search.reorders or query_pooling is not None):
             raise ValueError("a single gallery shot can't be combined with multi-query, query expansion or re-ranking")
 
-    def _evaluate(self, search: Search) -> dict[str, float | int]:
-        embeddings, labels, cameras, roles = self._collected()
-        views = cameras if bool((cameras != _NO_CAMERA).any()) else None
-        one_set = bool((roles == _BOTH).all())
-        if self.query_pooling is not None and (views is None or one_set):
-            raise ValueError("multi-query needs queries and gallery apart, and cameras")
-        queries = gallery = (embeddings, labels, views)
-        if not one_set:
-            queries, gallery = (
-                (embeddings[part], labels[part], None if views is None else views[part])
-                for part in (roles == _QUERY, roles == _GALLERY)
-            )
-        if self.query_pooling is not None:
-            own_embeddings, own_labels, own_views = queries
-            assert own_views is not None
-            queries = pool_queries(own_embeddings, own_labels, own_views, self.query_pooling)[:3]
-        sides = (queries[0], gallery[0], queries[1], gallery[1], queries[2], gallery[2])
+    def _metrics(
+        self, sides: _Sides, search: Search, *, top_k: int = 0, facts: bool = False
+    ) -> tuple[dict[str, float | int], Rankings | None]:
+        drawn = None
         if self.single_shot is not None:
-            return single_shot_cmc(
-                *sides,
-                ranks=self.ranks,
-                repeats=self.single_shot,
-                seed=self.seed,
-                distance=search.distance,
-                chunk_memory_mb=search.chunk_memory_mb,
+            drawn = single_shot_ranks(
+                *sides.prepared, sides.matches, search, ranks=self.ranks, repeats=self.single_shot, seed=self.seed
             )
-        return reid_metrics(*sides, ranks=self.ranks, ap_at=self.ap_at, **_options(search))
+            if not (top_k or facts):
+                return drawn, None
+        rankings = rank_queries(
+            *sides.prepared, sides.matches, search, top_k=top_k, facts=facts, ap_at=self.ap_at,
+            camera_pairs=facts and sides.matches.query_cameras is not None,
+        )  # fmt: skip
+        return drawn or summarize_reid(rankings.ranks, ranks=self.ranks, ap_at=self.ap_at), rankings
+
+    def _per_query(self, facts: QueryFacts) -> dict[str, np.ndarray]:
+        return {f"rank{k}": facts.hits(k) for k in self.ranks} | {"mAP": facts.ap, "mINP": facts.inp}
 
 
 class RetrievalRecall(_EmbeddingCollector):
@@ -199,6 +310,9 @@ class RetrievalRecall(_EmbeddingCollector):
         kwargs: options of `torchmetrics.Metric`, such as `compute_on_cpu`.
     """
 
+    _by_camera = False
+
+    @accepts_former(measure="distance")
     def __init__(
         self,
         ks: Sequence[int] = (1, 2, 4, 8),
@@ -212,31 +326,18 @@ class RetrievalRecall(_EmbeddingCollector):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.ks = tuple(ks)
+        self.ks = tuple(checked_cutoffs(ks, "ks"))
         self.precision = precision
         self.search = Search(distance, query_expansion, rerank, chunk_memory_mb, progress)
 
-    def _evaluate(self, search: Search) -> dict[str, float | int]:
-        embeddings, labels, _, roles = self._collected()
-        metrics = retrieval_metrics if self.precision else recall_at_k
-        if bool((roles == _BOTH).all()):
-            return metrics(embeddings, labels, self.ks, **_options(search))
-        query, gallery = roles == _QUERY, roles == _GALLERY
-        return metrics(
-            embeddings[query],
-            labels[query],
-            self.ks,
-            gallery=embeddings[gallery],
-            gallery_labels=labels[gallery],
-            **_options(search),
+    def _metrics(
+        self, sides: _Sides, search: Search, *, top_k: int = 0, facts: bool = False
+    ) -> tuple[dict[str, float | int], Rankings | None]:
+        rankings = rank_queries(
+            *sides.prepared, sides.matches, search, top_k=top_k, facts=facts, nearest_only=not self.precision
         )
+        return summarize_retrieval(rankings.ranks, ks=self.ks, precision=self.precision), rankings
 
-
-def _options(search: Search) -> dict[str, Any]:
-    return {
-        "distance": search.distance,
-        "query_expansion": search.query_expansion,
-        "rerank": search.rerank,
-        "chunk_memory_mb": search.chunk_memory_mb,
-        "progress": search.progress,
-    }
+    def _per_query(self, facts: QueryFacts) -> dict[str, np.ndarray]:
+        hits = {f"recall@{k}": facts.hits(k) for k in self.ks}
+        return hits | {"map@r": facts.map_at_r, "r_precision": facts.r_precision}

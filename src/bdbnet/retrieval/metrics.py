@@ -1,17 +1,19 @@
 """Rank-based metrics of person re-identification and image retrieval, as fractions from 0 to 1."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from bdbnet.retrieval.distances import Block
-from bdbnet.retrieval.matrices import Array
-from bdbnet.retrieval.per_query import average_precision, precision_at_r
+from bdbnet.renamed import accepts_former
+from bdbnet.retrieval.matches import Matches
+from bdbnet.retrieval.matrices import Array, compared
 from bdbnet.retrieval.query_expansion import QueryExpansion
-from bdbnet.retrieval.ranks import Matches, PositiveRanks, label_array, positive_ranks
+from bdbnet.retrieval.rankings import rank_queries
+from bdbnet.retrieval.ranks import PositiveRanks
 from bdbnet.retrieval.search import Reranking, Search
 
 
+@accepts_former(measure="distance")
 def reid_metrics(
     query: Array,
     gallery: Array,
@@ -65,40 +67,35 @@ def reid_metrics(
     >>> reid_metrics(np.array([[0.2]]), gallery, [7], [7, 8, 7, 7], [0], [0, 1, 1, 1], ranks=(1, 2))
     {'rank1': 0.0, 'rank2': 1.0, 'mAP': 0.5833333333333333, 'mINP': 0.6666666666666666, 'valid_queries': 1}
     """
-    cutoffs = _cutoffs(ranks, "ranks")
-    if ap_at is not None and ap_at < 1:
-        raise ValueError(f"ap_at must be at least 1 or None, got {ap_at}")
-    blocks = Search(distance, query_expansion, rerank, chunk_memory_mb, progress).blocks(query, gallery)
-    matches = Matches(
-        label_array(query_labels, len(query), "query labels"),
-        label_array(gallery_labels, len(gallery), "gallery labels"),
-        None if query_cameras is None else label_array(query_cameras, len(query), "query cameras"),
-        None if gallery_cameras is None else label_array(gallery_cameras, len(gallery), "gallery cameras"),
-        same_set=query is gallery,
-    )
-    return summarize_reid(positive_ranks(blocks, matches), ranks=cutoffs, ap_at=ap_at)
+    cutoffs = checked_cutoffs(ranks, "ranks")
+    check_ap_at(ap_at)
+    search = Search(distance, query_expansion, rerank, chunk_memory_mb, progress)
+    sides = compared(query, gallery)
+    sizes = len(sides[0]), len(sides[1])
+    tags = (query_labels, gallery_labels, query_cameras, gallery_cameras)
+    matches = Matches.of_labels(*tags, sizes=sizes, same_set=query is gallery)
+    return summarize_reid(rank_queries(*sides, matches, search).ranks, ranks=cutoffs, ap_at=ap_at)
 
 
 def summarize_reid(
     found: PositiveRanks, *, ranks: Sequence[int] = (1, 5, 10), ap_at: int | None = None
 ) -> dict[str, float | int]:
     """The values of `reid_metrics` from the ranks of the positives, whatever distance gave them."""
-    counts = np.diff(found.offsets)
-    valid = counts > 0
+    valid = found.counts > 0
     if not valid.any():
         raise ValueError(
             "no query has a match: every gallery image of its identity is missing or from the query's own camera "
             "(pass None as cameras where the data have none)"
         )
-    nearest = found.ranks[found.offsets[:-1][valid]]
-    hardest = found.ranks[found.offsets[1:][valid] - 1]
+    nearest = found.nearest[valid]
     result: dict[str, float | int] = {f"rank{k}": float(np.mean(nearest <= k)) for k in ranks}
-    result["mAP"] = float(average_precision(found, ap_at)[valid].mean())
-    result["mINP"] = float(np.mean(counts[valid] / hardest))
+    result["mAP"] = float(found.average_precision(ap_at)[valid].mean())
+    result["mINP"] = float(found.inverse_penalty()[valid].mean())
     result["valid_queries"] = int(valid.sum())
     return result
 
 
+@accepts_former(measure="distance")
 def recall_at_k(
     embeddings: Array,
     labels: Array,
@@ -136,13 +133,11 @@ def recall_at_k(
     >>> recall_at_k(np.array([[0.0], [1.0], [1.5], [9.0]]), [3, 3, 4, 4], ks=(1, 2))
     {'recall@1': 0.5, 'recall@2': 0.75, 'valid_queries': 4}
     """
-    cutoffs = _cutoffs(ks, "ks")
     search = Search(distance, query_expansion, rerank, chunk_memory_mb, progress)
-    blocks, matches = _compared(search, embeddings, labels, gallery, gallery_labels)
-    nearest = positive_ranks(blocks, matches, nearest_only=True).ranks
-    return _recall(_answerable(nearest, gallery), cutoffs)
+    return _retrieval(embeddings, labels, ks, gallery, gallery_labels, search, precision=False)
 
 
+@accepts_former(measure="distance")
 def retrieval_metrics(
     embeddings: Array,
     labels: Array,
@@ -175,50 +170,54 @@ def retrieval_metrics(
     >>> retrieval_metrics(np.array([[0.0], [1.0], [1.5], [9.0]]), [3, 3, 4, 3], ks=(1,))
     {'recall@1': 0.3333333333333333, 'map@r': 0.3333333333333333, 'r_precision': 0.5, 'valid_queries': 3}
     """
-    cutoffs = _cutoffs(ks, "ks")
     search = Search(distance, query_expansion, rerank, chunk_memory_mb, progress)
-    found = positive_ranks(*_compared(search, embeddings, labels, gallery, gallery_labels))
-    _answerable(found.ranks, gallery)
-    counts = np.diff(found.offsets)
-    answered = counts > 0
-    within, shares = precision_at_r(found)
-    recall = _recall(found.ranks[found.offsets[:-1][answered]], cutoffs)
-    valid = recall.pop("valid_queries")
-    means = {"map@r": float(within[answered].mean()), "r_precision": float(shares[answered].mean())}
-    return {**recall, **means, "valid_queries": valid}
+    return _retrieval(embeddings, labels, ks, gallery, gallery_labels, search, precision=True)
 
 
-def _compared(
-    search: Search, embeddings: Array, labels: Array, gallery: Array | None, gallery_labels: Array | None
-) -> tuple[Iterator[tuple[int, Block]], Matches]:
-    """Distances to what is searched, the queries' own set where there is no gallery, and what should be found in it."""
+def _retrieval(
+    embeddings: Array,
+    labels: Array,
+    ks: Sequence[int],
+    gallery: Array | None,
+    gallery_labels: Array | None,
+    search: Search,
+    *,
+    precision: bool,
+) -> dict[str, float | int]:
+    cutoffs = checked_cutoffs(ks, "ks")
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("a separate gallery needs both gallery and gallery_labels")
-    target = embeddings if gallery is None else gallery
-    blocks = search.blocks(embeddings, target)
-    matches = Matches(
-        label_array(labels, len(embeddings), "labels"),
-        label_array(labels if gallery_labels is None else gallery_labels, len(target), "gallery labels"),
-        same_set=gallery is None,
-    )
-    return blocks, matches
+    sides = compared(embeddings, embeddings if gallery is None else gallery)
+    sizes = len(sides[0]), len(sides[1])
+    shown = labels if gallery_labels is None else gallery_labels
+    matches = Matches.of_labels(labels, shown, sizes=sizes, same_set=gallery is None)
+    found = rank_queries(*sides, matches, search, nearest_only=not precision).ranks
+    return summarize_retrieval(found, ks=cutoffs, precision=precision)
 
 
-def _answerable(ranks: np.ndarray, gallery: Array | None) -> np.ndarray:
-    if len(ranks) == 0:
-        reason = "no class has a second image" if gallery is None else "no query's class is in the gallery"
-        raise ValueError(f"no query has a match: {reason}")
-    return ranks
+def summarize_retrieval(
+    found: PositiveRanks, *, ks: Sequence[int] = (1, 2, 4, 8), precision: bool = True
+) -> dict[str, float | int]:
+    """The values of `retrieval_metrics` from the ranks of the positives; without `precision` those of `recall_at_k`."""
+    valid = found.counts > 0
+    if not valid.any():
+        raise ValueError("no query has a match: no class has a second image, or no query's class is in the gallery")
+    nearest = found.nearest[valid]
+    result: dict[str, float | int] = {f"recall@{k}": float(np.mean(nearest <= k)) for k in ks}
+    if precision:
+        within, shares = found.precision_at_r()
+        result |= {"map@r": float(within[valid].mean()), "r_precision": float(shares[valid].mean())}
+    return {**result, "valid_queries": int(valid.sum())}
 
 
-def _recall(nearest: np.ndarray, cutoffs: list[int]) -> dict[str, float | int]:
-    """Recall@K from the rank of each answerable query's nearest match."""
-    result: dict[str, float | int] = {f"recall@{k}": float(np.mean(nearest <= k)) for k in cutoffs}
-    return {**result, "valid_queries": len(nearest)}
-
-
-def _cutoffs(values: Sequence[int], name: str) -> list[int]:
+def checked_cutoffs(values: Sequence[int], name: str) -> list[int]:
+    """Values of K as whole numbers; raises `ValueError` where there are none or one is below 1."""
     cutoffs = [int(value) for value in values]
     if not cutoffs or min(cutoffs) < 1:
         raise ValueError(f"{name} must be one or more whole numbers from 1, got {tuple(values)}")
     return cutoffs
+
+
+def check_ap_at(ap_at: int | None) -> None:
+    if ap_at is not None and ap_at < 1:
+        raise ValueError(f"ap_at must be at least 1 or None, got {ap_at}")

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdbnet.renamed import accepts_former
 from bdbnet.retrieval.distances import distance_blocks
 from bdbnet.retrieval.knn import smallest
-from bdbnet.retrieval.matrices import Array, matching_matrices, norms_and_duplicates, refuse_zeros, rows_of
+from bdbnet.retrieval.matrices import Array, Prepared, compared, prepared, refuse_zeros, rows_of
 
 _IMAGES_MB = 64  # nearest gallery images that are averaged at a time
 
@@ -37,6 +38,7 @@ class QueryExpansion:
             raise ValueError(f"alpha of query expansion must be 0 or a finite number above it, got {self.alpha!r}")
 
 
+@accepts_former(measure="distance")
 def expand_queries(
     query: Array,
     gallery: Array,
@@ -62,7 +64,20 @@ def expand_queries(
         ValueError: see `distance_blocks`; fewer than `k` gallery images; embeddings of zeros where weights come from
             cosines; with `same_set` two sets of different size.
     """
-    query, gallery = matching_matrices(query, gallery)
+    sides = compared(query, gallery)
+    return expanded(*sides, settings, distance=distance, same_set=same_set, chunk_memory_mb=chunk_memory_mb).matrix
+
+
+def expanded(
+    query: Prepared,
+    gallery: Prepared,
+    settings: QueryExpansion,
+    *,
+    distance: str,
+    same_set: bool,
+    chunk_memory_mb: float | None,
+) -> Prepared:
+    """`expand_queries` of two sets in one precision."""
     count = len(gallery)
     if same_set and len(query) != count:
         raise ValueError(f"same_set needs queries and gallery of one size, got {len(query)} and {count}")
@@ -77,23 +92,23 @@ def expand_queries(
             rows = np.arange(len(block))
             block[rows, begin + rows] = np.inf
         near[begin : begin + len(block)] = smallest(block, settings.k)
-    expanded = _means(query, gallery, near, distance == "cosine", settings.alpha)
-    return torch.from_numpy(expanded).to(query.device) if isinstance(query, Tensor) else expanded
+    means = _means(query, gallery, near, distance == "cosine", settings.alpha)
+    matrix = query.matrix
+    return prepared(torch.from_numpy(means).to(matrix.device) if isinstance(matrix, Tensor) else means, "query")
 
 
-def _means(query: Array, gallery: Array, near: np.ndarray, unit: bool, alpha: float) -> np.ndarray:
-    lengths = [np.ones(len(matrix), rows_of(matrix, slice(0, 1)).dtype) for matrix in (query, gallery)]
+def _means(query: Prepared, gallery: Prepared, near: np.ndarray, unit: bool, alpha: float) -> np.ndarray:
+    lengths = [np.ones_like(side.norms) for side in (query, gallery)]
     if unit or alpha > 0:
-        for number, (matrix, name) in enumerate(((query, "query"), (gallery, "gallery"))):
-            squared = norms_and_duplicates(matrix, name, duplicates=False)[0]
-            refuse_zeros(squared, name)
-            lengths[number] = np.sqrt(squared)
-    expanded = np.empty(tuple(query.shape), lengths[0].dtype)
-    at_once = max(1, _IMAGES_MB * 2**20 // (near.shape[1] * query.shape[1] * expanded.itemsize))
+        for number, (side, name) in enumerate(((query, "query"), (gallery, "gallery"))):
+            refuse_zeros(side.norms, name)
+            lengths[number] = np.sqrt(side.norms)
+    expanded = np.empty(tuple(query.matrix.shape), lengths[0].dtype)
+    at_once = max(1, _IMAGES_MB * 2**20 // (near.shape[1] * expanded.shape[1] * expanded.itemsize))
     for begin in range(0, len(near), at_once):
         part = slice(begin, begin + at_once)
-        own, own_lengths = rows_of(query, part), lengths[0][part]
-        images = rows_of(gallery, near[part].ravel()).reshape(len(own), -1, own.shape[1])
+        own, own_lengths = rows_of(query.matrix, part), lengths[0][part]
+        images = rows_of(gallery.matrix, near[part].ravel()).reshape(len(own), -1, own.shape[1])
         image_lengths = lengths[1][near[part]]
         weights = np.ones_like(image_lengths)
         if alpha > 0:

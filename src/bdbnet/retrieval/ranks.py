@@ -1,19 +1,24 @@
 """Exact ranks of each query's positives, without a Q x G matrix.
 
 Only the ranks of the positives matter for CMC, mAP, mINP, Recall@K and MAP@R, and a query has few of them. So the
-distances are streamed through a small block (`distance_blocks`) and, for every positive, the gallery images before it
-are counted (`counting`). No row is sorted.
+distances are streamed through a small block (`distance_blocks`); of each row only the images no farther than the query's
+farthest positive are sorted, and the positives looked up among them.
 """
 
 from collections.abc import Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from bdbnet.retrieval.counting import COUNTED_AT_ONCE, ROWS, Ragged, counting_threads, ranks_in_rows, ranks_on_device
 from bdbnet.retrieval.distances import Block
-from bdbnet.retrieval.matrices import Array
+from bdbnet.retrieval.matches import Matches, Ragged
+
+_ROWS = 64  # queries that one thread ranks at a time
 
 
 class PositiveRanks(NamedTuple):
@@ -23,65 +28,61 @@ class PositiveRanks(NamedTuple):
     ranks: np.ndarray
     offsets: np.ndarray
 
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of ranks (Q,) of each query."""
+        return np.diff(self.offsets)
 
-def label_array(values: Array, count: int, name: str) -> np.ndarray:
-    """Labels or cameras as int64 (count,); raises `ValueError` for another shape, length or a non-integer dtype."""
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.ndim != 1 or len(array) != count:
-        raise ValueError(f"{name} must have shape ({count},), one for each embedding, got {array.shape}")
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be integers, got {array.dtype}")
-    return array.astype(np.int64, copy=False)
+    @property
+    def nearest(self) -> np.ndarray:
+        """Rank (Q,) of each query's nearest match, -1 without one."""
+        return self._at(self.offsets[:-1])
 
+    @property
+    def farthest(self) -> np.ndarray:
+        """Rank (Q,) of each query's farthest match, -1 without one."""
+        return self._at(self.offsets[1:] - 1)
 
-class Matches:
-    """Which gallery images a query should find and which ones do not count for it.
+    def average_precision(self, ap_at: int | None = None) -> np.ndarray:
+        """AP (Q,): the mean over a query's matches of (matches up to it) / (its rank); those after rank `ap_at` count 0.
 
-    A positive has the query's label. Left out of the ranking are, where cameras are given, the images with the query's
-    label and camera, and with `same_set`, where queries and gallery are one list of images, the query itself.
+        Here and below NaN for a query without a match; metrics are means over the others.
+        """
+        precision = self._numbers() / self.ranks
+        if ap_at is not None:
+            precision[self.ranks > ap_at] = 0
+        return self._share(precision)
 
-    Args:
-        query_labels, gallery_labels: int64 (Q,) and (G,).
-        query_cameras, gallery_cameras: int64 (Q,) and (G,), or None for both.
-        same_set: query `i` is gallery image `i`.
-    """
+    def inverse_penalty(self) -> np.ndarray:
+        """INP (Q,): (number of matches) / (rank of the last one)."""
+        counts = self.counts
+        return np.where(counts > 0, counts / self.farthest, np.nan)
 
-    def __init__(
-        self,
-        query_labels: np.ndarray,
-        gallery_labels: np.ndarray,
-        query_cameras: np.ndarray | None = None,
-        gallery_cameras: np.ndarray | None = None,
-        *,
-        same_set: bool = False,
-    ) -> None:
-        if (query_cameras is None) != (gallery_cameras is None):
-            raise ValueError("cameras are given for queries or gallery only: give both or none")
-        self._query_cameras, self._gallery_cameras = query_cameras, gallery_cameras
-        self._same_set = same_set
-        # A stable sort keeps the images of one label in gallery order.
-        self._by_label = np.argsort(gallery_labels, kind="stable")
-        sorted_labels = gallery_labels[self._by_label]
-        self._begin = np.searchsorted(sorted_labels, query_labels, "left")
-        self._end = np.searchsorted(sorted_labels, query_labels, "right")
+    def precision_at_r(self) -> tuple[np.ndarray, np.ndarray]:
+        """AP within the R nearest images and the share of matches among these (Q,), R being a query's number of matches."""
+        counts = self.counts
+        inside = self.ranks <= np.repeat(counts, counts)
+        return self._share(inside * self._numbers() / self.ranks), self._share(inside)
 
-    def of(self, query: int) -> tuple[np.ndarray, np.ndarray]:
-        """Gallery indices of the query's positives and of the images left out, both ascending."""
-        positives, left_out = self.of_queries(query, query + 1)
-        return positives.columns, left_out.columns
+    def _at(self, places: np.ndarray) -> np.ndarray:
+        found = np.full(len(places), -1)
+        answered = self.counts > 0
+        found[answered] = self.ranks[places[answered]]
+        return found
 
-    def of_queries(self, begin: int, end: int) -> tuple[Ragged, Ragged]:
-        """Positives and images left out of the queries from `begin` to `end`."""
-        queries = np.arange(begin, end)
-        counts = self._end[begin:end] - self._begin[begin:end]
-        of = np.repeat(queries, counts)
-        within = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
-        same = self._by_label[self._begin[of] + within]
-        left_out = same == of if self._same_set else np.zeros(len(same), bool)
-        if self._query_cameras is not None and self._gallery_cameras is not None:
-            left_out |= self._gallery_cameras[same] == self._query_cameras[of]
-        left = np.bincount(of[left_out] - begin, minlength=len(queries))
-        return Ragged(same[~left_out], counts - left), Ragged(same[left_out], left)
+    def _numbers(self) -> np.ndarray:
+        """The number of each rank among its query's, from 1."""
+        numbers: np.ndarray = np.arange(1, len(self.ranks) + 1) - np.repeat(self.offsets[:-1], self.counts)
+        return numbers
+
+    def _share(self, values: np.ndarray) -> np.ndarray:
+        """Sum of each query's values by its number of matches."""
+        counts = self.counts
+        means = np.full(len(counts), np.nan)
+        answered = counts > 0
+        owner = np.repeat(np.arange(len(counts)), counts)
+        means[answered] = np.bincount(owner, values, minlength=len(counts))[answered] / counts[answered]
+        return means
 
 
 def positive_ranks(
@@ -99,23 +100,97 @@ def positive_ranks(
         nearest_only: give the rank of the nearest positive alone, which is cheaper.
     """
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    with counting_threads() as threads:
+    with _threads() as threads:
         for begin, block in blocks:
             if isinstance(block, Tensor):
                 chosen = matches.of_queries(begin, begin + len(block))
-                found.append(ranks_on_device(block, *chosen, nearest_only=nearest_only))
+                found.append(_ranks_on_device(block, *chosen, nearest_only=nearest_only))
                 continue
-
-            at_once = max(1, min(ROWS, COUNTED_AT_ONCE // block.shape[1]))
-
-            def rank(
-                first: int, begin: int = begin, block: np.ndarray = block, at_once: int = at_once
-            ) -> tuple[np.ndarray, np.ndarray]:
-                rows = block[first : first + at_once]
-                chosen = matches.of_queries(begin + first, begin + first + len(rows))
-                return ranks_in_rows(rows, *chosen, nearest_only=nearest_only)
-
-            parts = range(0, len(block), at_once)
+            rank = partial(_ranks_of_some, block, begin, matches, nearest_only)
+            parts = range(0, len(block), _ROWS)
             found += map(rank, parts) if threads is None or len(parts) == 1 else threads.map(rank, parts)
     counts = np.concatenate([count for _, count in found])
     return PositiveRanks(np.concatenate([ranks for ranks, _ in found]), np.r_[0, np.cumsum(counts)])
+
+
+def _threads() -> AbstractContextManager[Executor | None]:
+    """As many threads as torch computes with; None where there is one alone."""
+    count = torch.get_num_threads()
+    return ThreadPoolExecutor(count) if count > 1 else nullcontext()
+
+
+def _ranks_of_some(
+    block: np.ndarray, begin: int, matches: Matches, nearest_only: bool, first: int
+) -> tuple[np.ndarray, np.ndarray]:
+    rows = block[first : first + _ROWS]
+    chosen = matches.of_queries(begin + first, begin + first + len(rows))
+    return _ranks_in_rows(rows, *chosen, nearest_only=nearest_only)
+
+
+def _ranks_in_rows(
+    distances: np.ndarray, positives: Ragged, left_out: Ragged, *, nearest_only: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of each query's positives, ascending, 1 for the nearest; equal distances rank in gallery order.
+
+    Args:
+        distances: (queries, G) without NaN; those of positives and of images left out are overwritten.
+        positives, left_out: gallery indices of each query.
+        nearest_only: rank the nearest positive alone.
+
+    Returns:
+        The ranks of all queries after each other, and how many each query has.
+    """
+    distances[left_out.rows, left_out.columns] = np.inf
+    values = distances[positives.rows, positives.columns]
+    order = np.lexsort((values, positives.rows))  # stable: of equal distances the earlier image comes first
+    columns, values, counts = positives.columns[order], values[order], positives.counts
+    if nearest_only:
+        first = positives.starts[counts > 0]
+        columns, values, counts = columns[first], values[first], np.minimum(counts, 1)
+    # Compares with nothing, so positives are counted by their order alone.
+    distances[np.repeat(np.arange(len(counts)), counts), columns] = np.nan
+    ranks = np.empty(len(columns), np.int64)
+    end = 0
+    for row, count in zip(distances, counts.tolist()):
+        if count:
+            begin, end = end, end + count
+            own = values[begin:end]
+            others = row[row <= own[-1]]
+            others.sort()
+            before = others.searchsorted(own)
+            if (others.searchsorted(own, "right") != before).any():  # the gallery's order decides
+                before += [np.count_nonzero(row[:column] == value) for column, value in zip(columns[begin:end], own)]
+            ranks[begin:end] = before + np.arange(1, count + 1)
+    return ranks, counts
+
+
+def _ranks_on_device(
+    block: Tensor, positives: Ragged, left_out: Ragged, *, nearest_only: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_ranks_in_rows` for distances on a GPU, which are compared there; only counts come back."""
+    device = block.device
+    counts = np.minimum(positives.counts, 1) if nearest_only else positives.counts
+    block[_places(left_out, device)] = torch.inf
+    most = int(positives.counts.max())
+    if most == 0:
+        return np.empty(0, np.int64), counts
+    there = torch.arange(most) < torch.from_numpy(positives.counts)[:, None]
+    columns = torch.zeros((len(block), most), dtype=torch.int64)
+    columns[there] = torch.from_numpy(positives.columns)
+    there, columns = there.to(device), columns.to(device)
+    limits, order = block.gather(1, columns).masked_fill(~there, torch.inf).sort(dim=1, stable=True)
+    columns = columns.gather(1, order)
+    if nearest_only:
+        there, limits, columns = there[:, :1], limits[:, :1], columns[:, :1]
+    else:
+        block[_places(positives, device)] = torch.nan
+    ranks = torch.arange(1, limits.shape[1] + 1, device=device).repeat(len(block), 1)
+    gallery = torch.arange(block.shape[1], device=device)
+    for number in range(limits.shape[1]):
+        limit, own = limits[:, number, None], columns[:, number, None]
+        ranks[:, number] += ((block < limit) | ((block == limit) & (gallery < own))).sum(1)
+    return ranks[there].cpu().numpy(), counts
+
+
+def _places(chosen: Ragged, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(chosen.rows).to(device), torch.from_numpy(chosen.columns).to(device)

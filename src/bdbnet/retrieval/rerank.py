@@ -9,16 +9,16 @@ no matrix of queries and gallery against themselves is held.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import numpy as np
-import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 from tqdm import tqdm
 
 from bdbnet.retrieval.distances import distance_blocks
 from bdbnet.retrieval.knn import nearest_neighbours, smallest
-from bdbnet.retrieval.matrices import Array, matching_matrices, norms_and_duplicates, rows_of
+from bdbnet.retrieval.matrices import Array, Prepared, compared, joined, rows_of
 
 _PAIRS_MB = 16  # differences of pairs of embeddings that are taken at a time
 _QUERIES = 32  # queries whose encodings are compared at a time
@@ -100,8 +100,8 @@ def k_reciprocal_rerank(
 
 
 def reranked_blocks(
-    query: Array,
-    gallery: Array,
+    query: Array | Prepared,
+    gallery: Array | Prepared,
     settings: KReciprocal,
     *,
     chunk_memory_mb: float | None = None,
@@ -112,27 +112,25 @@ def reranked_blocks(
     The call itself checks what it is given; encodings are computed when the first block is asked for. The next block
     overwrites the last one, so the caller may write into it and must not keep it.
     """
-    same_set = query is gallery
-    query, gallery = matching_matrices(query, gallery)
-    gallery = query if same_set else gallery
-    settings.neighbours_in(len(query) if same_set else len(query) + len(gallery))
+    query, gallery = compared(query, gallery)
+    settings.neighbours_in(len(query) if query is gallery else len(query) + len(gallery))
     distances = distance_blocks(query, gallery, chunk_memory_mb=chunk_memory_mb)
     return _reranked(query, gallery, distances, settings, chunk_memory_mb, progress)
 
 
 def _reranked(
-    query: Array,
-    gallery: Array,
+    query: Prepared,
+    gallery: Prepared,
     distances: Iterator[tuple[int, np.ndarray]],
     settings: KReciprocal,
     chunk_memory_mb: float | None,
     progress: bool,
 ) -> Iterator[tuple[int, np.ndarray]]:
     queries, lambda_value, same_set = len(query), settings.lambda_value, query is gallery
-    norms = norms_and_duplicates(query, "query", duplicates=False)[0]
+    norms = query.norms
     total = queries + (queries if same_set else queries + len(gallery))
     with tqdm(total=total, desc="re-ranking", unit=" images", disable=None if progress else True) as bar:
-        images = query if same_set else _joined(query, gallery)
+        images = query if same_set else joined(query, gallery)
         encodings, scale = _encoded(images, settings, chunk_memory_mb, bar)
         del images
         by_entry = _by_entry(encodings if same_set else encodings[queries:])
@@ -153,7 +151,7 @@ def _reranked(
 
 
 def _encoded(
-    images: Array, settings: KReciprocal, chunk_memory_mb: float | None, bar: tqdm
+    images: Prepared, settings: KReciprocal, chunk_memory_mb: float | None, bar: "tqdm[Any]"
 ) -> tuple[csr_array, np.ndarray]:
     """Encodings (N, N), and the squared distance (N,) by which each image's distances are divided."""
     needed = settings.neighbours_in(len(images))
@@ -161,7 +159,9 @@ def _encoded(
     scale = np.where(near.largest > 0, near.largest, 1)
 
     def scaled(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return _squared_distances(images, rows, columns, near.indices, near.squared) / scale[rows]
+        squared = _squared_distances(images.matrix, rows, columns, near.indices, near.squared)
+        squared /= scale[rows]
+        return squared
 
     return _encodings(near.indices, scaled, settings), scale
 
@@ -216,12 +216,6 @@ def k_reciprocal_rerank_distances(
     return (1 - lambda_value) * jaccard + lambda_value * scaled[:queries, queries:]
 
 
-def _joined(query: Array, gallery: Array) -> Array:
-    if isinstance(query, Tensor) and isinstance(gallery, Tensor):
-        return torch.cat([query, gallery])
-    return np.concatenate([query, gallery])
-
-
 def _squared_distances(
     images: Array, rows: np.ndarray, columns: np.ndarray, near: np.ndarray, near_squared: np.ndarray
 ) -> np.ndarray:
@@ -244,7 +238,8 @@ def _squared_distances(
 
 def _pair_codes(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
     """One number for a pair of images, whichever comes first."""
-    return np.minimum(left, right).astype(np.int64) * count + np.maximum(left, right)
+    codes: np.ndarray = np.minimum(left, right).astype(np.int64) * count + np.maximum(left, right)
+    return codes
 
 
 def _encodings(

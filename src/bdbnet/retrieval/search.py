@@ -1,15 +1,12 @@
 """How queries are compared with a gallery: the distance, and what may be done to it before ranks are taken."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-from torch import Tensor
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bdbnet.retrieval.distances import DISTANCES, Block, native_blocks
-from bdbnet.retrieval.matrices import Array, matching_matrices, norms_and_duplicates, refuse_zeros
-from bdbnet.retrieval.query_expansion import QueryExpansion, expand_queries
+from bdbnet.retrieval.matrices import Array, Prepared, compared, unit_rows
+from bdbnet.retrieval.query_expansion import QueryExpansion, expanded
 from bdbnet.retrieval.rerank import KReciprocal, reranked_blocks
 
 #: Settings of re-ranking as callers may give them; `as_reranking` reads them.
@@ -32,10 +29,10 @@ def as_reranking(value: Reranking) -> KReciprocal | None:
         return KReciprocal()
     if not isinstance(value, Mapping):
         raise ValueError(f"rerank must be true, or some of k1, k2 and lambda, got {value!r}")
-    given = {"lambda_value" if key == "lambda" else key: number for key, number in value.items()}
+    given: dict[str, Any] = {"lambda_value" if key == "lambda" else key: number for key, number in value.items()}
     if unknown := sorted(given.keys() - {"k1", "k2", "lambda_value"}):
         raise ValueError(f"rerank has no setting {', '.join(unknown)}: choose from k1, k2 and lambda")
-    return KReciprocal(**given)  # type: ignore[arg-type]
+    return KReciprocal(**given)
 
 
 @dataclass(frozen=True)
@@ -64,42 +61,58 @@ class Search:
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {self.distance!r}")
         object.__setattr__(self, "rerank", as_reranking(self.rerank))
 
-    def blocks(self, query: Array, gallery: Array) -> Iterator[tuple[int, Block]]:
-        """`(first query, block (queries, G))`, smaller for nearer images, as `positive_ranks` takes them.
+    @property
+    def reranking(self) -> KReciprocal | None:
+        """The settings of re-ranking."""
+        return as_reranking(self.rerank)
 
-        Give the same object twice to search a set in itself. Labels are not used.
+    def asked(self, query: Prepared, gallery: Prepared) -> Prepared:
+        """The queries that are compared: the expanded ones, where there is query expansion.
 
         Raises:
-            ValueError: see `distance_blocks`, `KReciprocal` and `QueryExpansion`; re-ranking of expanded queries where
-                a set is searched in itself, whose images would have to be both expanded and not.
+            ValueError: see `QueryExpansion`; re-ranking of expanded queries where a set is searched in itself, whose images
+                would have to be both expanded and not.
         """
+        if self.query_expansion is None:
+            return query
         same_set = query is gallery
-        reranking = as_reranking(self.rerank)
-        if same_set and self.query_expansion is not None and reranking is not None:
+        if same_set and self.reranking is not None:
             raise ValueError("a set that is searched in itself can have its queries expanded or be re-ranked, not both")
+        return expanded(
+            query, gallery, self.query_expansion, distance=self.distance, same_set=same_set,
+            chunk_memory_mb=self.chunk_memory_mb,
+        )  # fmt: skip
+
+    def order(self, asked: Prepared, gallery: Prepared) -> Iterator[tuple[int, Block]]:
+        """`(first query, block (queries, G))`, smaller for nearer images, as `positive_ranks` takes them.
+
+        Args:
+            asked: what `asked` gave; the gallery itself where a set is searched in itself as it is.
+            gallery: see `asked`.
+
+        Raises:
+            ValueError: see `distance_blocks` and `KReciprocal`.
+        """
         memory = self.chunk_memory_mb
-        if self.query_expansion is not None:
-            query = expand_queries(
-                query,
-                gallery,
-                self.query_expansion,
-                distance=self.distance,
-                same_set=same_set,
-                chunk_memory_mb=memory,
-            )
-        if reranking is None:
-            return native_blocks(query, gallery, distance=self.distance, chunk_memory_mb=memory)
+        if self.reranking is None:
+            return native_blocks(asked, gallery, self.distance, chunk_memory_mb=memory)
         if self.distance == "cosine":
             # Between unit vectors the squared Euclidean distance, which the method scales anyway, is twice the cosine one.
-            unit = unit_rows(query, "query")
-            query, gallery = unit, unit if same_set else unit_rows(gallery, "gallery")
-        return reranked_blocks(query, gallery, reranking, chunk_memory_mb=memory, progress=self.progress)
+            unit = unit_rows(asked, "query")
+            asked, gallery = unit, unit if asked is gallery else unit_rows(gallery, "gallery")
+        return reranked_blocks(asked, gallery, self.reranking, chunk_memory_mb=memory, progress=self.progress)
 
+    def blocks(self, query: Array | Prepared, gallery: Array | Prepared) -> Iterator[tuple[int, Block]]:
+        """`order` of queries as they come. Give the same object twice to search a set in itself. Labels are not used."""
+        query, gallery = compared(query, gallery)
+        return self.order(self.asked(query, gallery), gallery)
 
-def unit_rows(embeddings: Array, name: str) -> Array:
-    """(N, D) embeddings at unit length.  Raises `ValueError` for a row of zeros, NaN or infinity."""
-    matrix, _ = matching_matrices(embeddings, embeddings)
-    norms = norms_and_duplicates(matrix, name, duplicates=False)[0]
-    refuse_zeros(norms, name)
-    lengths = np.sqrt(norms)[:, None]
-    return matrix / (torch.from_numpy(lengths).to(matrix.device) if isinstance(matrix, Tensor) else lengths)
+    @property
+    def reorders(self) -> bool:
+        """Whether there is query expansion or re-ranking."""
+        return self.query_expansion is not None or self.reranking is not None
+
+    @property
+    def plain(self) -> "Search":
+        """The same without query expansion and re-ranking."""
+        return replace(self, query_expansion=None, rerank=None)

@@ -4,11 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bdbnet.retrieval.distances import distance_blocks
-from bdbnet.retrieval.matrices import Array
-from bdbnet.retrieval.ranks import Matches, label_array
+from bdbnet.renamed import accepts_former
+from bdbnet.retrieval.distances import on_cpu
+from bdbnet.retrieval.matches import Matches
+from bdbnet.retrieval.matrices import Array, Prepared, compared
+from bdbnet.retrieval.metrics import checked_cutoffs
+from bdbnet.retrieval.search import Search
 
 
+@accepts_former(measure="distance")
 def single_shot_cmc(
     query: Array,
     gallery: Array,
@@ -41,20 +45,29 @@ def single_shot_cmc(
     Raises:
         ValueError: see `reid_metrics`; `repeats` below 1.
     """
-    cutoffs = [int(k) for k in ranks]
-    if not cutoffs or min(cutoffs) < 1:
-        raise ValueError(f"ranks must be one or more whole numbers from 1, got {tuple(ranks)}")
+    sides = compared(query, gallery)
+    sizes = len(sides[0]), len(sides[1])
+    tags = (query_labels, gallery_labels, query_cameras, gallery_cameras)
+    matches = Matches.of_labels(*tags, sizes=sizes, same_set=query is gallery)
+    search = Search(distance, chunk_memory_mb=chunk_memory_mb)
+    return single_shot_ranks(*sides, matches, search, ranks=ranks, repeats=repeats, seed=seed)
+
+
+def single_shot_ranks(
+    query: Prepared,
+    gallery: Prepared,
+    matches: Matches,
+    search: Search,
+    *,
+    ranks: Sequence[int],
+    repeats: int,
+    seed: int,
+) -> dict[str, float | int]:
+    """`single_shot_cmc` of two sets in one precision, whose labels are known."""
+    cutoffs = checked_cutoffs(ranks, "ranks")
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    labels = label_array(gallery_labels, len(gallery), "gallery labels")
-    own_labels = label_array(query_labels, len(query), "query labels")
-    matches = Matches(
-        own_labels,
-        labels,
-        None if query_cameras is None else label_array(query_cameras, len(query), "query cameras"),
-        None if gallery_cameras is None else label_array(gallery_cameras, len(gallery), "gallery cameras"),
-        same_set=query is gallery,
-    )
+    labels, own_labels = matches.gallery_labels, matches.query_labels
     identities, identity = np.unique(labels, return_inverse=True)
     # The image with the smallest number shows its identity, so each of its images does so equally often.
     numbers = np.empty((repeats, len(labels)), np.int32)
@@ -63,8 +76,8 @@ def single_shot_cmc(
     shown = np.stack([_first_of_each(row, identity, len(identities)) for row in numbers])
     hits = dict.fromkeys(cutoffs, 0.0)
     valid = 0
-    for begin, block in distance_blocks(query, gallery, distance=distance, chunk_memory_mb=chunk_memory_mb):
-        for number, row in enumerate(block, begin):
+    for begin, block in search.order(query, gallery):
+        for number, row in enumerate(on_cpu(block), begin):
             positives = matches.of(number)[0]
             if len(positives) == 0:
                 continue

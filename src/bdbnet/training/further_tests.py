@@ -65,8 +65,8 @@ def _dataset(words: Sequence[str], data_root: str) -> DictConfig:
     overrides = quote_paths([f"dataset={words[0]}", f"data_root={data_root}", *words[1:]])
     try:
         if GlobalHydra.instance().is_initialized():
-            return compose("evaluate", overrides).dataset  # type: ignore[no-any-return]
+            return compose("evaluate", overrides).dataset
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return compose("evaluate", overrides).dataset  # type: ignore[no-any-return]
+            return compose("evaluate", overrides).dataset
     except HydraException as error:
         raise ConfigError(f"evaluations: {' '.join(words)}: {str(error).partition(chr(10))[0]}") from error

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bdbnet.retrieval.distances import DISTANCES, distance_blocks
 from bdbnet.retrieval.knn import smallest
+from bdbnet.retrieval.matches import label_array
 from bdbnet.retrieval.matrices import Array, Prepared, as_matrix, distances_between, prepared
-from bdbnet.retrieval.ranks import label_array
 
 _ROWS_PER_PASS = 8192  # rows that are widened or scaled at a time, so that a memory-mapped gallery stays on disk
 

@@ -1,0 +1,111 @@
+"""Which gallery images a query should find, and which do not count for it."""
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from bdbnet.retrieval.matrices import Array
+
+
+class Ragged(NamedTuple):
+    """Some columns of each row: those of row `i` are next to each other in `columns`, ascending; `counts` (rows,)."""
+
+    columns: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of each column."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each row's columns begin."""
+        starts: np.ndarray = np.cumsum(self.counts) - self.counts
+        return starts
+
+
+def label_array(values: Array, count: int, name: str) -> np.ndarray:
+    """Labels or cameras as int64 (count,); raises `ValueError` for another shape, length or a non-integer dtype."""
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.ndim != 1 or len(array) != count:
+        raise ValueError(f"{name} must have shape ({count},), one for each embedding, got {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, got {array.dtype}")
+    return array.astype(np.int64, copy=False)
+
+
+class Matches:
+    """Which gallery images a query should find and which ones do not count for it.
+
+    A positive has the query's label. Left out of the ranking are, where cameras are given, the images with the query's
+    label and camera, and with `same_set`, where queries and gallery are one list of images, the query itself.
+
+    Args:
+        query_labels, gallery_labels: int64 (Q,) and (G,).
+        query_cameras, gallery_cameras: int64 (Q,) and (G,), or None for both.
+        same_set: query `i` is gallery image `i`.
+    """
+
+    def __init__(
+        self,
+        query_labels: np.ndarray,
+        gallery_labels: np.ndarray,
+        query_cameras: np.ndarray | None = None,
+        gallery_cameras: np.ndarray | None = None,
+        *,
+        same_set: bool = False,
+    ) -> None:
+        if (query_cameras is None) != (gallery_cameras is None):
+            raise ValueError("cameras are given for queries or gallery only: give both or none")
+        self.query_labels, self.gallery_labels = query_labels, gallery_labels
+        self.query_cameras, self.gallery_cameras = query_cameras, gallery_cameras
+        self._same_set = same_set
+        # A stable sort keeps the images of one label in gallery order.
+        self._by_label = np.argsort(gallery_labels, kind="stable")
+        sorted_labels = gallery_labels[self._by_label]
+        self._begin = np.searchsorted(sorted_labels, query_labels, "left")
+        self._end = np.searchsorted(sorted_labels, query_labels, "right")
+
+    @classmethod
+    def of_labels(
+        cls,
+        query_labels: Array,
+        gallery_labels: Array,
+        query_cameras: Array | None = None,
+        gallery_cameras: Array | None = None,
+        *,
+        sizes: tuple[int, int],
+        same_set: bool = False,
+    ) -> "Matches":
+        """The same from labels and cameras of any integer type, NumPy or torch, for `sizes` queries and gallery images.
+
+        Raises `ValueError`: see `label_array`.
+        """
+        queries, images = sizes
+        return cls(
+            label_array(query_labels, queries, "query labels"),
+            label_array(gallery_labels, images, "gallery labels"),
+            None if query_cameras is None else label_array(query_cameras, queries, "query cameras"),
+            None if gallery_cameras is None else label_array(gallery_cameras, images, "gallery cameras"),
+            same_set=same_set,
+        )
+
+    def of(self, query: int) -> tuple[np.ndarray, np.ndarray]:
+        """Gallery indices of the query's positives and of the images left out, both ascending."""
+        positives, left_out = self.of_queries(query, query + 1)
+        return positives.columns, left_out.columns
+
+    def of_queries(self, begin: int, end: int) -> tuple[Ragged, Ragged]:
+        """Positives and images left out of the queries from `begin` to `end`."""
+        queries = np.arange(begin, end)
+        counts = self._end[begin:end] - self._begin[begin:end]
+        of = np.repeat(queries, counts)
+        within = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+        same = self._by_label[self._begin[of] + within]
+        left_out = same == of if self._same_set else np.zeros(len(same), bool)
+        if self.query_cameras is not None and self.gallery_cameras is not None:
+            left_out |= self.gallery_cameras[same] == self.query_cameras[of]
+        left = np.bincount(of[left_out] - begin, minlength=len(queries))
+        return Ragged(same[~left_out], counts - left), Ragged(same[left_out], left)
