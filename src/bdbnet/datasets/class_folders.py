@@ -82,7 +82,7 @@ def require_utf8(path: str) -> None:
 
 
 def _split_folders(root: Path, folders: list[str]) -> list[str]:
-    """Those of `folders` that are splits, if they are: a class may be called train, too."""
+    """The `folders` that are splits; none if they are classes, one of which may be called train."""
     named = [split for split in SPLITS if split in folders]
     contents = [_contents(root / split) for split in named]
     holds_classes = any(inner and not images for inner, images in contents)
@@ -99,7 +99,7 @@ def _contents(folder: Path) -> tuple[list[str], list[str]]:
                 continue
             require_utf8(entry.path)
             if entry.is_symlink():
-                entry.stat()  # names the link if it leads nowhere or in a circle
+                entry.stat()  # raises an error with the link's name if it is broken or circular
             if entry.is_dir():
                 folders.append(entry.name)
             elif is_image:

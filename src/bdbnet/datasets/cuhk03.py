@@ -1,4 +1,4 @@
-"""CUHK03 under its new protocol: pre-cut images, or images cut from the authors' file on first use."""
+"""CUHK03 under its new protocol: image files, or images extracted from the authors' file on first use."""
 
 import logging
 import re
@@ -80,7 +80,7 @@ def _read(name: str, root: Path, check_counts: bool) -> Manifest:
             return build_manifest(name, place, rows, check_counts=check_counts, explain=mistaken_kind)
         if not held:
             _refuse_without_index(name, root, index)
-        base = find_base(name, root, tuple(folders))  # says what is missing
+        base = find_base(name, root, tuple(folders))  # raises an error that names what is missing
     rows = read_folders(name, base, folders, _PRE_CUT_NAMES)
     return build_manifest(name, base, rows, check_counts=check_counts, explain=mistaken_kind)
 
@@ -190,7 +190,7 @@ def _stored_images(source: Path, kind: str, files: Sequence[str]) -> Iterator[tu
                 yield file, _stored_image(content, pairs, source, file)
     except DatasetError:
         raise
-    except Exception as error:  # of any class: whatever the content leads h5py to
+    except Exception as error:  # h5py raises exceptions of many kinds on damaged content
         raise DatasetError(
             f"{source} can't be read as the MATLAB 7.3 (HDF5) file of CUHK03 with the field {kind} ({error}). Extract the "
             "authors' archive again."

@@ -31,7 +31,7 @@ _CARS_TEST = "cars_test_annos_withlabels.mat"
 _CARS_BOX = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 _INSHOP_LIST = "list_eval_partition.txt"
-# Img/img comes before img, which Img also answers to on a file system without upper and lower case.
+# Img/img comes first: a case-insensitive file system finds Img under the name img too.
 _INSHOP_LAYOUTS = [(file, images) for images in ("Img/img", "img") for file in (_INSHOP_LIST, f"Eval/{_INSHOP_LIST}")]
 
 
@@ -220,7 +220,7 @@ def _read_annotations(file: Path, image_field: str, folder: str, crop: bool) -> 
     fields = f"a struct array 'annotations' with the fields {', '.join(needed)}"
     try:
         annotations = np.ravel(loadmat(file, squeeze_me=True, variable_names=["annotations"])["annotations"])
-    except Exception as error:  # what loadmat raises depends on where in the file it stumbles
+    except Exception as error:  # loadmat raises exceptions of many kinds on damaged content
         raise DatasetError(f"{file} can't be read as a .mat file with {fields} ({error!r}). {_GET_AGAIN}") from error
     missing = [field for field in needed if field not in (annotations.dtype.names or ())]
     if missing:

@@ -22,7 +22,7 @@ Row = tuple[str, int, int, str]
 
 
 class FileNames(NamedTuple):
-    """How a dataset writes identity (the pattern's first group) and camera (its second) into its file names."""
+    """Pattern of a dataset's file names: its first group is the identity, its second the camera."""
 
     pattern: re.Pattern[str]
     example: str
@@ -196,7 +196,7 @@ def _image_files(folder: Path, suffixes: tuple[str, ...] = (".jpg",)) -> list[st
 
 def _find_distractors(name: str, root: Path) -> tuple[Path, list[str]]:
     """The folder of distractors and its file names."""
-    # A folder with the common name images next to `root` may be anyone's.
+    # A folder called images next to `root` may be something else.
     beside = root.parent / _DISTRACTOR_FOLDERS[0]
     inside = [root / entry for entry, is_folder in sorted(list_folder(root).items()) if is_folder]
     places = [place / folder for place in (root, *inside) for folder in _DISTRACTOR_FOLDERS]

@@ -1,4 +1,4 @@
-"""Synthetic datasets: rendered on first use, kept on disk, needing no download and showing no real person.
+"""Readers of the synthetic datasets, which are rendered on first use and stored; no download, no real people.
 
 `synthetic_reid` is built so that the most salient cue does not decide: identities come in groups that share the upper
 clothing, that clothing is often hidden, and hair, hat, trousers, shoes and bag tell the members apart.
