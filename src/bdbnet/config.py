@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.errors import HydraException
@@ -164,7 +164,7 @@ def instantiate(config: DictConfig | ListConfig, *, ours_only: bool = False, **a
         if not arguments:
             return hydra.utils.instantiate(plain, _convert_="all")
         # Arguments go in by a plain call: Hydra would copy what it is handed, and a copied network is another network.
-        return hydra.utils.instantiate({**plain, "_partial_": True}, _convert_="all")(**arguments)  # type: ignore[dict-item]
+        return hydra.utils.instantiate({**cast(dict[str, Any], plain), "_partial_": True}, _convert_="all")(**arguments)
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError | TypeError | ImportError):
@@ -320,6 +320,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return entry
 
     return decorate
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain data, with its interpolations resolved."""
+    settled: Any = OmegaConf.to_container(config, resolve=True)
+    return cast(dict[str, Any], settled)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

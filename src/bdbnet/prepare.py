@@ -1,4 +1,4 @@
-"""Set a dataset up and check it: `python -m bdbnet.prepare dataset=market1501 archive=FILE`."""
+"""Command `prepare`: set up a dataset and check it: `python -m bdbnet.prepare dataset=market1501 archive=FILE`."""
 
 import shutil
 import warnings
@@ -34,7 +34,7 @@ def dataset_help(name: str | None) -> str:
         ]
         return "\n".join(["Datasets (dataset=NAME --help shows the expected folder):", *entries])
     if name not in FACTS:
-        return f"  {name}: see the head of conf/dataset/{name}.yaml"
+        return f"  {name}: see the comment at the top of conf/dataset/{name}.yaml"
     facts = FACTS[name]
     return (
         f"{facts.title}\n  {facts.paper}\n  Where and terms: {facts.obtain}\n  Expected in dataset.root, or in one folder "
@@ -47,12 +47,12 @@ OmegaConf.register_new_resolver("dataset_help", dataset_help, replace=True)
 
 @command("prepare")
 def main(cfg: DictConfig) -> None:
-    """Extract `archive` (if given) into `dataset.root`, read the dataset there, print its counts and what is wrong.
+    """Extract `archive` (if given) into `dataset.root`, read the dataset there, print its counts and its faults.
 
-    Raises DatasetError if the archive or the folder can't be used, or if anything about the data is not as it should be.
+    Raises DatasetError if the archive or the folder can't be used, or if the check finds a fault.
     """
     if "dataset" not in cfg:
-        raise DatasetError(f"which dataset? Add dataset=NAME with one of {', '.join(READERS)}. --help says more.")
+        raise DatasetError(f"choose a dataset: add dataset=NAME with one of {', '.join(READERS)}. See also --help.")
     manifest, left_out = _set_up(cfg)
     published = PUBLISHED_COUNTS.get(cfg.dataset.name, {})
     print(f"{manifest.name} in {manifest.root}\n")
@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> None:
     for note in notes:
         print(f"note: {note}")
     if not findings:
-        print("nothing is wrong")
+        print("no faults found")
         return
     listed = "\n".join(f"{number}. {finding}" for number, finding in enumerate(findings, 1))
     raise DatasetError(f"{manifest.name} in {manifest.root} has {len(findings)} fault(s):\n{listed}")
@@ -79,34 +79,34 @@ def _set_up(cfg: DictConfig) -> tuple[Manifest, list[str]]:
     if cfg.archive is None:
         return _read(cfg.dataset)
     if cfg.dataset.name not in FACTS:
-        raise DatasetError(f"dataset={cfg.dataset.name} has no authors' archive: leave archive= out")
+        raise DatasetError(f"dataset={cfg.dataset.name} has no authors' archive: leave out archive=")
     if cfg.dataset.root is None:
-        raise DatasetError("dataset.root is null: set it to the folder that the archive goes to")
+        raise DatasetError("dataset.root is null: set it to the folder to extract the archive into")
     archives = [cfg.archive] if isinstance(cfg.archive, str) else list(cfg.archive)
     root = extract_archives([expanded(str(archive)) for archive in archives], expanded(cfg.dataset.root))
     shown = ", ".join(str(shown_path(archive)) for archive in archives)
     try:
         return _read(cfg.dataset)
     except LayoutError as error:
-        shutil.rmtree(root)  # it was new or empty, and what it holds now is still in the archive
-        raise DatasetError(f"{shown}: not {cfg.dataset.name}, nothing was kept of it. {error}") from None
+        shutil.rmtree(root)  # it was new or empty before, and its files are still in the archive
+        raise DatasetError(f"{shown} is not {cfg.dataset.name}; the extracted files were removed. {error}") from None
     except DatasetError as error:
         raise DatasetError(
-            f"{error}\n{shown} was extracted to {shown_path(root)}: leave archive= out to read it again, or delete that folder"
+            f"{error}\n{shown} was extracted to {shown_path(root)}: leave out archive= to read it again, or delete that folder"
         ) from None
 
 
 def _read(dataset: DictConfig) -> tuple[Manifest, list[str]]:
-    """The manifest, and what its reader says it left out."""
+    """The manifest, and its reader's warnings about data that was left out."""
     if OmegaConf.is_missing(dataset, "reader"):
         raise DatasetError("dataset.reader= is missing: give the dotted path of a function, such as mypkg.read_mine")
     options: Any = OmegaConf.to_container(dataset.options, resolve=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         manifest = load_manifest(dataset.name, dataset.root, reader=dataset.get("reader"), **options)
-    # Counts and identities in train and test are findings; they end this command with an error.
-    said = [warning for warning in caught if not issubclass(warning.category, CountWarning | OverlapWarning)]
-    return manifest, [str(warning.message) for warning in said]
+    # Warnings about counts and shared identities are reported as findings, with an error.
+    others = [warning for warning in caught if not issubclass(warning.category, CountWarning | OverlapWarning)]
+    return manifest, [str(warning.message) for warning in others]
 
 
 def counts_table(manifest: Manifest, published: Mapping[Role, SplitCounts]) -> str:

@@ -101,7 +101,7 @@ def test_table_findings(tmp_path: Path) -> None:
     (alone,) = inspect_table(make(tmp_path, "teee", [1, 2, 2, 3]), {})
     assert "1 queries of 1 identities have no image of their identity among the other test images" in alone.problem
     (shared,) = inspect_table(make(tmp_path, "ttee", [5, 7, 7, 7]), {})
-    assert "1 identities have images in train and in test, the first is 7 (1.png)" in shared.problem
+    assert "1 identities have images in both train and test, the first is 7 (1.png)" in shared.problem
     published = {"train": SplitCounts(1, 3, 0)}
     (counts,) = inspect_table(make(tmp_path, "ttee", [1, 1, 2, 2]), published)  # type: ignore[arg-type]
     assert "not the complete toy: train has 2 images, published 3" in counts.problem

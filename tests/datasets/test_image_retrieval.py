@@ -291,7 +291,7 @@ def test_unpublished_counts_give_a_warning(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", list(SMALL))
 def test_wrong_or_no_folder(tmp_path: Path, name: str) -> None:
     write(tmp_path / "notes.txt", "none")
-    with pytest.raises(DatasetError, match=f"{name}: {tmp_path} has another layout(.|\n)*found notes.txt"):
+    with pytest.raises(DatasetError, match=f"{name}: {tmp_path} has an unexpected layout(.|\n)*found notes.txt"):
         load_manifest(name, tmp_path)
     with pytest.raises(DatasetError, match=f"there is no folder {tmp_path / 'absent'}"):
         load_manifest(name, tmp_path / "absent")

@@ -30,7 +30,10 @@ def test_the_folder_itself_or_one_in_it_is_found(tmp_path: Path) -> None:
     assert find_base("cub200", tmp_path / "a" / "CUB_200_2011", WANTED) == tmp_path / "a" / "CUB_200_2011"
     assert find_base("cub200", tmp_path / "a", WANTED) == tmp_path / "a" / "CUB_200_2011"
     message = error_of(find_base, "cub200", tmp_path, WANTED)
-    assert f"{tmp_path} has another layout: looked for images, images.txt there and one level down, found a." in message
+    assert (
+        f"{tmp_path} has an unexpected layout: looked for images, images.txt there and one level down, found a."
+        in message
+    )
 
 
 def test_a_part_of_a_dataset_is_named(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_every_query_of_listed_market1501_gets_its_boxes(
 def test_multi_query_without_drawn_boxes(tmp_path: Path) -> None:
     message = error_of(write(tmp_path, *FILES), read_market1501_multi_query)
     assert f"{tmp_path} has no folder gt_bbox" in message
-    assert "The archive in circulation without gt_bbox can't be used for multi-query" in message
+    assert "An archive without gt_bbox can't be used for multi-query" in message
     assert "dataset=market1501 " in message
 
 

@@ -112,6 +112,9 @@ def test_a_lost_worker_process_is_made_up_for(
 ) -> None:
     monkeypatch.setattr(rendering, "IMAGES_PER_WORKER", 4)
     monkeypatch.setattr(sys, "executable", "false")  # a program that fails at once
+    # A command that ran in this process before may have disabled the logger and raised the level (Hydra).
+    monkeypatch.setattr(rendering.logger, "disabled", False)
+    caplog.set_level("WARNING")
     manifest = read_synthetic_retrieval(tmp_path, **RETRIEVAL | {"workers": 2})
     assert all(Path(path).is_file() for path in manifest.paths)
     assert "ended early" in caplog.text

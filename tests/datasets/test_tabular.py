@@ -176,7 +176,7 @@ def test_train_classes_must_leave_classes_on_both_sides(tmp_path: Path) -> None:
 
 def test_without_splits_both_ways_to_get_them_are_explained(tmp_path: Path) -> None:
     message = error_of(write(tmp_path, "path,label\na.jpg,1\n"))
-    assert "my.csv does not say which images train" in message
+    assert "my.csv has no splits" in message
     assert "column split" in message
     assert "dataset.train_classes=100" in message
     assert "dataset.train_classes=0.5" in message

@@ -59,7 +59,7 @@ def test_a_manifest_that_is_no_name_or_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "is empty. Needed are path, label"),
+        ("", "is empty. Required columns are path, label"),
         ("\n\n", "is empty"),
         ("path,label,split\n", "the table has no rows"),
         ("path,camera\na.jpg,1\n", r"lacks column(s) label; it has 'path', 'camera'."),

@@ -185,7 +185,7 @@ def test_missing_parts_are_named(manifest: Manifest) -> None:
         table = manifest.table[manifest.table["split"].isin(splits)]
         return make(Manifest.from_table(table, manifest.root, "part"))
 
-    with pytest.raises(DatasetError, match="has no train images"):
+    with pytest.raises(DatasetError, match="has no training images"):
         only("query", "gallery").train_dataloader()
     with pytest.raises(DatasetError, match="has no query images"):
         only("gallery", "train").test_dataloader()

@@ -208,7 +208,7 @@ def test_damaged_images_are_replaced_and_counted_where_that_is_asked_for(tiny_co
     (tmp_path / "5.png").write_bytes(b"damaged")
     settings = ["sampler.epoch=images", "loading.on_error=replace", f"loading.cache={cache}", "trainer.max_epochs=2"]
     config = composed(tiny_config, f"dataset.manifest={table}", f"loading.cache_root={tmp_path / 'cache'}", *settings)
-    with pytest.warns(UserWarning, match="taken instead"):
+    with pytest.warns(UserWarning, match="replaced by"):
         result = train(config, tmp_path / "run")
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert (history["replaced_images"] >= 1).all()

@@ -83,7 +83,7 @@ def test_the_cache_is_read_instead_of_the_files(manifest: Manifest, capsys: pyte
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     for batch, reference in zip(batches(make(manifest, cache="packed")), expected, strict=True):
         assert batch["image"].equal(reference["image"])
-    assert "made again" not in capsys.readouterr().out
+    assert "rebuilding it" not in capsys.readouterr().out
 
 
 def pack(
@@ -148,14 +148,14 @@ def test_a_damaged_cache_is_made_again_with_a_word(
     out = capsys.readouterr().out
     assert str(again.folder) in out
     assert said in out
-    assert "made again" in out
+    assert "rebuilding it" in out
 
 
 def test_a_cache_of_changed_files_is_made_again(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
     pack(manifest)
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(manifest.root / "0.jpg")
     assert pack(manifest).made == 20  # type: ignore[attr-defined]
-    assert "is of other images or settings: it is made again" in capsys.readouterr().out
+    assert "was built from other images or settings: rebuilding it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", ["fewer rows", "another label", "another size", "another setting"])
@@ -176,7 +176,7 @@ def test_a_cache_of_another_dataset_or_size_in_its_place(
     shutil.move(other.folder, wanted)
     assert pack(manifest).made == 20  # type: ignore[attr-defined]
     said = {"fewer rows": "holds 19 images of 6 x 4", "another size": "of 8 x 4"}
-    assert said.get(change, "is of other images or settings") in capsys.readouterr().out
+    assert said.get(change, "was built from other images or settings") in capsys.readouterr().out
 
 
 def test_datasets_and_settings_do_not_share_a_cache(
@@ -257,13 +257,13 @@ def test_unreadable_images_are_noted_and_replaced(manifest: Manifest, capsys: py
     (manifest.root / "3.jpg").write_bytes(b"damaged")
     settings: dict[str, Any] = {"on_error": "replace", "epoch": "images"}
     plain = make(manifest, **settings)
-    with pytest.warns(UserWarning, match="taken instead"):
+    with pytest.warns(UserWarning, match="replaced by"):
         expected = list(batches(plain))
     assert plain.replaced == 1
     assert 3 not in torch.cat([batch["index"] for batch in expected if "is_query" not in batch])
     for cache in ("packed", "device"):
         data = make(manifest, cache=cache, **settings)
-        with pytest.warns(UserWarning, match="taken instead"):
+        with pytest.warns(UserWarning, match="replaced by"):
             found = list(batches(data))
         for batch, reference in zip(found, expected, strict=True):
             assert all(batch[name].equal(values) for name, values in reference.items())
@@ -276,7 +276,7 @@ def test_unreadable_images_are_noted_and_replaced(manifest: Manifest, capsys: py
 
 def test_a_folder_that_cannot_be_written_is_named(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     (manifest.root / "cache").write_text("a file is in the way")
-    with pytest.raises(CacheError, match=r"toy-.*-6x4 can't be made .*loading\.cache_root"):
+    with pytest.raises(CacheError, match=r"toy-.*-6x4 can't be written .*loading\.cache_root"):
         pack(manifest)
     (manifest.root / "cache").unlink()
 
@@ -284,7 +284,7 @@ def test_a_folder_that_cannot_be_written_is_named(manifest: Manifest, monkeypatc
         raise PermissionError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(CacheError, match=r"Read-only file system.*that can be written, or loading\.cache=none"):
+    with pytest.raises(CacheError, match=r"Read-only file system.*that is writable, or loading\.cache=none"):
         pack(manifest)
 
 
@@ -293,7 +293,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(manifest: Manifest, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(CacheError, match=r"can't be made \(No space left on device\).* 1 MiB of free space"):
+    with pytest.raises(CacheError, match=r"can't be written \(No space left on device\).* 1 MiB of free space"):
         pack(manifest)
     assert not [path for path in (manifest.root / "cache").iterdir() if path.is_dir()]
 

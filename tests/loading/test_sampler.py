@@ -154,12 +154,12 @@ def test_batch_size_is_split_into_identities() -> None:
 @pytest.mark.parametrize(
     ("labels", "settings", "message"),
     [
-        ([], {}, "0 identities, metric learning needs at least two"),
-        ([7, 7, 7], {}, "1 identities, metric learning needs at least two"),
+        ([], {}, "0 identities; metric learning needs at least two"),
+        ([7, 7, 7], {}, "1 identities; metric learning needs at least two"),
         ([0, 1, 2], {"identities_per_batch": 4}, "needs 4 identities .* has 3: set sampler.batch_size to at most 12"),
         ([0, 1, 2], {"identities_per_batch": 1}, "raise sampler.batch_size"),
         ([0, 1, 2], {"identities_per_batch": 2, "images_per_identity": 0}, "sampler.images_per_identity is 0"),
-        (range(6), {"identities_per_batch": 6, "world_size": 4}, "can't be shared by 4 ranks: .* multiple of 16"),
+        (range(6), {"identities_per_batch": 6, "world_size": 4}, "can't be divided among 4 ranks: .* multiple of 16"),
         (range(6), {"identities_per_batch": 6, "rank": 2, "world_size": 2}, "rank 2 does not exist among 2"),
         (range(6), {"identities_per_batch": 6, "epoch": "steps"}, "sampler.epoch is 'steps': choose"),
     ],

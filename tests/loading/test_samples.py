@@ -79,7 +79,7 @@ def test_replace_takes_another_image_of_the_identity_and_says_so(tmp_path: Path)
     dataset = ImageDataset(make_manifest(tmp_path), EvaluationTransform((6, 4)), replace=True)
     assert dataset.__getitems__([0, 1])["replaced"].tolist() == [-1, -1]
     (tmp_path / "c.png").write_bytes(b"not an image")
-    with pytest.warns(UserWarning, match=r"c\.png can't be read.*\n  taken instead: .*a\.png"):
+    with pytest.warns(UserWarning, match=r"c\.png can't be read.*\n  replaced by .*a\.png"):
         batch = dataset.__getitems__([1, 2])
     assert batch["index"].tolist() == [1, 0]
     assert batch["label"].tolist() == [10, 30]
@@ -99,7 +99,7 @@ def test_the_replacement_is_a_function_of_the_draw(tmp_path: Path) -> None:
 
     def taken(seed: int) -> list[int]:
         dataset = ImageDataset(manifest, EvaluationTransform((6, 4)), seed=seed, replace=True)
-        with pytest.warns(UserWarning, match="taken instead"):
+        with pytest.warns(UserWarning, match="replaced by"):
             return dataset.__getitems__([Draw(0, 2, position) for position in range(20)])["index"].tolist()
 
     assert taken(1) == taken(1) != taken(2)

@@ -140,7 +140,7 @@ def test_a_file_is_evaluated_without_its_classifiers(tmp_path):
 
 
 def test_a_backbone_without_stages_is_refused():
-    with pytest.raises(ValueError, match="OSNetBackbone does not have: choose a backbone like resnet50"):
+    with pytest.raises(ValueError, match="the backbone is OSNetBackbone: choose a ResNet, such as backbone=resnet50"):
         MGNNetwork(5, "osnet_x0_25")
 
 

@@ -115,5 +115,5 @@ def test_torchreid_files_load_strictly_and_compute_what_the_publication_says(
 
 
 def test_file_of_another_width_is_refused(shared_data: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"another architecture[\s\S]*of another shape"):
+    with pytest.raises(CheckpointError, match=r"does not match the architecture[\s\S]*with another shape"):
         OSNetBackbone(0.5, shared_data / "weights" / "osnet_x0_25_msmt17.pth")

@@ -33,7 +33,9 @@ def test_stride_two_is_torchvision_and_its_file_loads_without_the_classifier(tmp
 
 def test_file_of_another_resnet_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
-    with pytest.raises(CheckpointError, match=r"resnet18\.pth: checkpoint of another architecture[\s\S]*missing in"):
+    with pytest.raises(
+        CheckpointError, match=r"resnet18\.pth: the checkpoint does not match the architecture[\s\S]*missing in"
+    ):
         ResNetBackbone("resnet34", tmp_path / "resnet18.pth")
 
 

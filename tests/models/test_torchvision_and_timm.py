@@ -120,7 +120,7 @@ class TestTorchvision:
             return model
 
         monkeypatch.setattr("torchvision.models.get_model", flat)
-        with pytest.raises(ValueError, match=r"alexnet makes \(1, 512\) of an image, which is no map"):
+        with pytest.raises(ValueError, match=r"alexnet returned shape \(1, 512\); expected a feature map"):
             TorchvisionBackbone("alexnet", "none")
 
     def test_imagenet_weights_are_version_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,9 @@ class TestTorchvision:
         network = BDBNetwork(5, TorchvisionBackbone("squeezenet1_1", "none"))
         assert initialize_from(network, path) == ["backbone"]
         assert torch.equal(network.backbone.features[0].weight, model.features[0].weight)
-        with pytest.raises(CheckpointError, match=r"squeezenet1_1_imagenet\.pth: checkpoint of another architecture"):
+        with pytest.raises(
+            CheckpointError, match=r"squeezenet1_1_imagenet\.pth: the checkpoint does not match the architecture"
+        ):
             TorchvisionBackbone("squeezenet1_0", path)
 
 
@@ -243,9 +245,9 @@ class TestTimm:
     @pytest.mark.parametrize(
         ("name", "height", "message"),
         [
-            ("test_vit_relpos", 64, r"64 x 32 .*made for 160 x 160: set dataset\.image_size"),
-            ("levit_128s", 64, r"64 x 32 .*made for 224 x 224"),  # no assertion: fails where shapes meet
-            ("test_vit", 60, r"60 x 32 \(.*divisible by patch size.*made for 160 x 160"),
+            ("test_vit_relpos", 64, r"64 x 32 .*trained with 160 x 160: set dataset\.image_size"),
+            ("levit_128s", 64, r"64 x 32 .*trained with 224 x 224"),  # no assertion: fails where shapes meet
+            ("test_vit", 60, r"60 x 32 \(.*divisible by patch size.*trained with 160 x 160"),
         ],
     )
     def test_images_of_another_size_than_the_model_takes(self, name: str, height: int, message: str) -> None:
@@ -317,5 +319,5 @@ def test_channels_that_the_dropping_branch_cannot_divide() -> None:
         backbone = TimmBackbone("rexnet_100", "none")
         assert backbone.out_channels == 185
         assert BDBNetwork(5, backbone, ["global"]).embedding_dim == 512
-        with pytest.raises(ValueError, match=r"185 channels.*model=baseline"):
+        with pytest.raises(ValueError, match=r"185 output channels.*model=baseline"):
             BDBNetwork(5, backbone)

@@ -168,7 +168,7 @@ class TestWholeNetworks:
         with pytest.raises(CheckpointError) as caught:
             load_network(network, path)
         message = str(caught.value)
-        assert message.startswith(f"{path}: checkpoint of another architecture")
+        assert message.startswith(f"{path}: the checkpoint does not match the architecture")
         assert "backbone.conv1.conv.weight (16, 3, 7, 7) in the file, (32, 3, 7, 7) in the network" in message
         assert "Choose the backbone" in message
         assert len(message) < 1500
@@ -233,9 +233,13 @@ class TestStartingWeights:
 
     def test_features_of_another_model_are_refused(self, path: Path) -> None:
         torch.save(torchvision.models.squeezenet1_0(weights=None).state_dict(), path)
-        with pytest.raises(CheckpointError, match=r"another architecture than TorchvisionBackbone[\s\S]*another shape"):
+        with pytest.raises(
+            CheckpointError, match=r"does not match the architecture of TorchvisionBackbone[\s\S]*another shape"
+        ):
             TorchvisionBackbone("squeezenet1_1", path)
-        with pytest.raises(CheckpointError, match=r"another architecture than ResNetBackbone[\s\S]*features\.0"):
+        with pytest.raises(
+            CheckpointError, match=r"does not match the architecture of ResNetBackbone[\s\S]*features\.0"
+        ):
             ResNetBackbone("resnet18", path)
 
     def test_own_checkpoint_fills_backbone_and_branches_but_no_counter(self, path: Path) -> None:
@@ -253,6 +257,6 @@ class TestStartingWeights:
         torch.save(torchreid_state(), path)
         for network in (BDBNetwork(5, OSNetBackbone(0.5)), osnet_network(embedding_dims={"global": 64})):
             before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-            with pytest.raises(CheckpointError, match="another architecture"):
+            with pytest.raises(CheckpointError, match="does not match the architecture"):
                 initialize_from(network, path)
             assert equal(before, network.state_dict())

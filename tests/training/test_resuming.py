@@ -179,7 +179,7 @@ def test_an_earlier_run_is_neither_overwritten_nor_continued_unasked(tmp_path):
 
 def test_a_checkpoint_of_another_architecture_is_refused(finished_run, tiny_config, tmp_path):
     shutil.copy(finished_run / "last.ckpt", tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="another architecture"):
+    with pytest.raises(CheckpointError, match="does not match the architecture"):
         train(tiny_config("ckpt_path=last", "model=baseline"), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Extraction of dataset archives that nobody has to trust."""
+"""Safe extraction of dataset archives (.zip, .tar, .tar.gz)."""
 
 import errno
 import gzip
@@ -21,13 +21,13 @@ from tqdm import tqdm
 from bdbnet.datasets.manifest import DatasetError
 
 _CHUNK = 1 << 20
-# What datasets come with beside their archives: annotations and lists.
+# Files that datasets ship next to their archives: annotations and lists.
 _COMPANIONS = (".mat", ".txt")
-# Small archives may compress any amount up to this size, so that a few empty pages of text are no attack.
+# Up to this size any compression ratio is allowed: a small text file may compress 1000-fold without being an attack.
 _ALWAYS_ALLOWED = 1 << 20
 # Empty, absolute, with a drive letter, with a backslash or control character, or with a ".." part.
 _UNSAFE_NAME = re.compile(r"^$|^/|^[A-Za-z]:|[\\\x00-\x1f]|(?:^|/)\.\.(?:/|$)")
-# What the libraries raise where a header or content is cut off or garbled.
+# Exceptions of the libraries for truncated or damaged headers and content.
 _DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -41,7 +41,7 @@ _GET_ANOTHER = "Nothing was extracted. Get the archive from the dataset's author
 
 
 class ArchiveError(DatasetError):
-    """An archive that is refused, damaged or can't be written out."""
+    """An archive that is unsafe, damaged or can't be extracted."""
 
 
 def extract_archives(
@@ -55,12 +55,12 @@ def extract_archives(
 ) -> Path:
     """Extract .zip, .tar, .tar.gz or .tgz files into the new folder `destination` and return its path.
 
-    Several archives go into the same folder, one after another; .mat and .txt files that datasets come with beside their
+    Several archives go into the same folder, one after another; .mat and .txt files that datasets ship next to their
     archives are copied into it.  Only plain files and folders are written, and only below `destination`.  Refused are
     absolute names, `..`, backslashes, links, devices, encrypted and repeated members, and in each archive more than
     `max_members` members, and more content than `max_bytes` or `max_ratio` times its size, both counted while it is
-    unpacked.  Everything goes to a temporary folder beside `destination` that takes its name at the very end, so after an
-    error or Ctrl-C nothing is left.  Raises ArchiveError.
+    unpacked.  Files are written to a temporary folder next to `destination`, which is renamed at the end: after an error or
+    Ctrl-C nothing is left.  Raises ArchiveError.
     """
     sources, target = [Path(archive) for archive in archives], Path(destination).resolve()
     if not sources:
@@ -180,7 +180,7 @@ def _extract_zip(archive: Path, folder: Path, limit: _Limit, bar: "tqdm[NoReturn
 def _extract_tar(archive: Path, folder: Path, limit: _Limit, bar: "tqdm[NoReturn]", *, compressed: bool) -> None:
     with gzip.open(archive) if compressed else archive.open("rb") as unpacked:
         stream = _MeteredStream(unpacked, limit)
-        reader: Any = tarfile  # its type stubs know neither a stream of one's own nor `members`
+        reader: Any = tarfile  # its type stubs have neither custom streams nor `members`
         with reader.open(fileobj=stream, mode="r:") as source:
             for member in source:
                 limit.count_member()
@@ -194,7 +194,7 @@ def _extract_tar(archive: Path, folder: Path, limit: _Limit, bar: "tqdm[NoReturn
                         _copy_member(source, member, target)
                 bar.update()
                 source.members = []  # tarfile keeps every header otherwise
-            # tarfile stops without a word at a damaged header: after the last member there may be zeros only.
+            # tarfile stops silently at a damaged header, so check that only zeros follow the last member.
             stream.seek(source.offset)
             padding = stream.read(tarfile.BLOCKSIZE)
             if len(padding) < tarfile.BLOCKSIZE:
@@ -272,7 +272,7 @@ def _kind(archive: Path) -> str:
         return "plain"
     raise ArchiveError(
         f"{archive} ({archive.stat().st_size:,} bytes) is not a .zip, .tar, .tar.gz or .tgz archive. "
-        "It may be an error page that was saved in its place: download it again."
+        "It may be a saved error page: download it again."
     )
 
 
@@ -289,7 +289,7 @@ def _clear_errors(archive: Path, target: Path) -> Iterator[None]:
         ) from error
     except NotImplementedError as error:
         raise ArchiveError(
-            f"{archive} can't be unpacked here ({error}). Unpack it by other means and set dataset.root to the folder."
+            f"{archive} can't be unpacked here ({error}). Unpack it with another program and set dataset.root to the folder."
         ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,4 +1,4 @@
-"""What is known of every dataset: its size, its layout, where it can be had and under which terms."""
+"""Catalogue of the datasets: published sizes, expected layout, where to get them and under which terms."""
 
 from dataclasses import dataclass, field
 
@@ -10,8 +10,8 @@ class DatasetFacts:
     """One dataset as its authors publish it.
 
     `layout` is the folder that the reader expects; `archives` names the authors' files for `archive=`; `obtain` says
-    where they can be had and under which terms. `counts` holds images without junk; identity 0 of a person dataset
-    (distractors) counts as one of the gallery's. Roles whose size is not published are absent.
+    where to get them and under which terms. `counts` excludes junk images; identity 0 of a person dataset (distractors)
+    counts as one gallery identity. Roles whose size is not published are absent.
     """
 
     title: str
@@ -137,7 +137,7 @@ bounding_box_test/   17,661 images""",
 images/              200 folders of classes, 11,788 images
 images.txt, image_class_labels.txt, bounding_boxes.txt""",
         archives="CUB_200_2011.tgz",
-        obtain="from Caltech's data repository; non-commercial research, the photographs belong to their takers",
+        obtain="from Caltech's data repository; non-commercial research; the photographers hold the copyright",
         counts=_retrieval((100, 5_864), (100, 5_924)),
     ),
     "cars196": DatasetFacts(

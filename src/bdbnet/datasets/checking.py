@@ -1,4 +1,4 @@
-"""Opening every image of a dataset once, on all cores."""
+"""Check of every image file of a dataset, on all cores."""
 
 import hashlib
 import os
@@ -27,8 +27,8 @@ class CheckedImages(NamedTuple):
 def check_images(manifest: Manifest, *, progress: bool = True) -> CheckedImages:
     """Decode every image of a manifest completely, with its box.
 
-    Decoding lets go of Python's lock, so that threads use all cores; memory holds the images in hand and 32 characters
-    for each row.
+    Decoding releases Python's global lock, so threads use all cores; memory holds the images being decoded and 32
+    characters per row.
     """
     count = len(manifest.table)
     paths = manifest.paths

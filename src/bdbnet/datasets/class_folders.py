@@ -1,4 +1,4 @@
-"""Anyone's own folders: one folder per class, below one folder per split or directly."""
+"""Custom datasets in folders: one folder of images per class, optionally below one folder per split."""
 
 import os
 import warnings
@@ -20,11 +20,11 @@ def list_class_folders(root: Path) -> pd.DataFrame:
     """The images in `root` as rows of path, label, camera (-1) and, where it has folders for splits, split.
 
     Classes are numbered 0, 1, ... in the order of their names, or of their numbers where all names are whole numbers; a
-    class has the same number in every split. Rows are sorted by split, class and file name. Images are told by their
+    class has the same number in every split. Rows are sorted by split, class and file name. Images are recognised by their
     suffix; other files and names with a leading dot are left out. Warns of folders and images that are left out because
     they are not where classes and their images should be.
     Raises DatasetError for a folder without any image and for names that are not UTF-8, OSError for folders that can't
-    be listed and for links that lead nowhere or in a circle.
+    be listed and for broken or circular links.
     """
     folders = _contents(root)[0]
     splits = _split_folders(root, folders)
@@ -50,7 +50,7 @@ def list_class_folders(root: Path) -> pd.DataFrame:
 
 
 def _warn_of_rest(root: Path, folders: list[str], splits: list[str], used: set[str]) -> None:
-    """Warn of what looks like data and is not read: another split, images beside or below the class folders."""
+    """Warn about possible data that is not read: unknown splits, images next to or below the class folders."""
     rest = []
     if splits:
         rest += [f"{name}/ (not one of {', '.join(SPLITS)})" for name in folders if name not in splits]
@@ -82,7 +82,7 @@ def require_utf8(path: str) -> None:
 
 
 def _split_folders(root: Path, folders: list[str]) -> list[str]:
-    """Those of `folders` that are splits, if they are: a class may be called train, too."""
+    """The `folders` that are splits; none if they are classes, one of which may be called train."""
     named = [split for split in SPLITS if split in folders]
     contents = [_contents(root / split) for split in named]
     holds_classes = any(inner and not images for inner, images in contents)
@@ -99,7 +99,7 @@ def _contents(folder: Path) -> tuple[list[str], list[str]]:
                 continue
             require_utf8(entry.path)
             if entry.is_symlink():
-                entry.stat()  # names the link if it leads nowhere or in a circle
+                entry.stat()  # raises an error with the link's name if it is broken or circular
             if entry.is_dir():
                 folders.append(entry.name)
             elif is_image:

@@ -1,4 +1,4 @@
-"""CUHK03 under its new protocol: pre-cut images, or images cut from the authors' file on first use."""
+"""CUHK03 under its new protocol: image files, or images extracted from the authors' file on first use."""
 
 import logging
 import re
@@ -46,11 +46,11 @@ def read_cuhk03_detect(root: Path, *, check_counts: bool = True) -> Manifest:
     CVPR 2017): 767 people for training, 700 for testing.
 
     `root`, or one folder in it, holds either the pre-cut images (CUHK03-NP), in `detected/bounding_box_train`,
-    `detected/query` and `detected/bounding_box_test`, or `cuhk03_new_protocol_config_detected.mat` beside `cuhk-03.mat`
-    (or `cuhk03_release/cuhk-03.mat`).  From the latter all images are cut once, into `images_detected` beside the index;
-    if that folder is there already, `cuhk-03.mat` is not needed.
+    `detected/query` and `detected/bounding_box_test`, or `cuhk03_new_protocol_config_detected.mat` next to `cuhk-03.mat`
+    (or `cuhk03_release/cuhk-03.mat`).  From the latter all images are extracted once, into `images_detected` next to the
+    index; if that folder exists, `cuhk-03.mat` is not needed.
     `check_counts` warns (CountWarning) where the number of images, identities or cameras is not the published one.
-    Raises DatasetError for missing, incomplete, damaged or exchanged files, and if the cut images can't be written.
+    Raises DatasetError for missing, incomplete, damaged or mixed-up files, and if the images can't be written.
     """
     return _read("cuhk03_detect", Path(root), check_counts)
 
@@ -80,13 +80,13 @@ def _read(name: str, root: Path, check_counts: bool) -> Manifest:
             return build_manifest(name, place, rows, check_counts=check_counts, explain=mistaken_kind)
         if not held:
             _refuse_without_index(name, root, index)
-        base = find_base(name, root, tuple(folders))  # says what is missing
+        base = find_base(name, root, tuple(folders))  # raises an error that names what is missing
     rows = read_folders(name, base, folders, _PRE_CUT_NAMES)
     return build_manifest(name, base, rows, check_counts=check_counts, explain=mistaken_kind)
 
 
 def _refuse_without_index(name: str, root: Path, index: str) -> None:
-    """Raise DatasetError if `root` holds what is cut and cut before, but not which image is for what."""
+    """Raise DatasetError if `root` holds the images, extracted or not, but not the index with their splits."""
     for wanted in (f"cuhk03_release/{_IMAGES_FILE}", _IMAGES_FILE, f"images_{_KINDS[name]}"):
         place, found = nearest_base(name, root, [wanted])
         if found:
@@ -97,7 +97,7 @@ def _refuse_without_index(name: str, root: Path, index: str) -> None:
 
 
 def _cut_rows(name: str, base: Path, index: Path) -> list[Row]:
-    """The rows of the authors' images, which are cut first unless they were before."""
+    """The rows of the authors' images, which are extracted first if they are not there yet."""
     rows = _read_index(name, index)
     files = [row[0] for row in rows]
     folder = base / f"images_{_KINDS[name]}"
@@ -115,7 +115,7 @@ def _cut_rows(name: str, base: Path, index: Path) -> list[Row]:
     if missing:
         raise DatasetError(
             f"{name}: {folder} lacks {len(missing):,} of the {len(files):,} images in {index.name}, the first is "
-            f"{missing[0]}. Delete this folder, and the images are cut anew from {_IMAGES_FILE}."
+            f"{missing[0]}. Delete this folder to extract the images again from {_IMAGES_FILE}."
         )
     return [(f"{folder.name}/{file}", label, camera, split) for file, label, camera, split in rows]
 
@@ -124,7 +124,7 @@ def _read_index(name: str, file: Path) -> list[Row]:
     """File name, label, camera and split of every image in the new protocol's index."""
     try:
         content = loadmat(file)
-    except Exception as error:  # of any class: whatever the content leads SciPy to
+    except Exception as error:  # SciPy raises exceptions of many kinds on damaged content
         _refuse_index(name, file, f"can't be read as a MATLAB file of version 4 to 7.2 ({error})")
     missing = [field for field in _FIELDS if field not in content]
     if missing:
@@ -190,7 +190,7 @@ def _stored_images(source: Path, kind: str, files: Sequence[str]) -> Iterator[tu
                 yield file, _stored_image(content, pairs, source, file)
     except DatasetError:
         raise
-    except Exception as error:  # of any class: whatever the content leads h5py to
+    except Exception as error:  # h5py raises exceptions of many kinds on damaged content
         raise DatasetError(
             f"{source} can't be read as the MATLAB 7.3 (HDF5) file of CUHK03 with the field {kind} ({error}). Extract the "
             "authors' archive again."

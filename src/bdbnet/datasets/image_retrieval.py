@@ -31,7 +31,7 @@ _CARS_TEST = "cars_test_annos_withlabels.mat"
 _CARS_BOX = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 _INSHOP_LIST = "list_eval_partition.txt"
-# Img/img comes before img, which Img also answers to on a file system without upper and lower case.
+# Img/img comes first: a case-insensitive file system finds Img under the name img too.
 _INSHOP_LAYOUTS = [(file, images) for images in ("Img/img", "img") for file in (_INSHOP_LIST, f"Eval/{_INSHOP_LIST}")]
 
 
@@ -39,7 +39,7 @@ def read_cub200(root: Path, *, crop: bool = True, check_counts: bool = True) -> 
     """CUB-200-2011 (Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", 2011).
 
     `root` holds `images`, `images.txt`, `image_class_labels.txt` and `bounding_boxes.txt`, directly or in one folder
-    below. Classes 1 to 100 train and classes 101 to 200 test (query and gallery at once), which is zero-shot retrieval
+    below. Classes 1 to 100 train and classes 101 to 200 test (as query and gallery), which is zero-shot retrieval
     and not the split of the authors' `train_test_split.txt`. Rows are in the order of `images.txt` within train, test.
     `crop` gives the birds' boxes in whole pixels; some of them reach past the edge of the image. `check_counts` warns
     (CountWarning) where the number of images or classes is not the published one.
@@ -67,13 +67,13 @@ def read_cub200(root: Path, *, crop: bool = True, check_counts: bool = True) -> 
 def read_cars196(root: Path, *, crop: bool = True, check_counts: bool = True) -> Manifest:
     """CARS196 (Krause et al., "3D Object Representations for Fine-Grained Categorization", 3dRR 2013).
 
-    `root` holds, directly or in one folder below, one of the two layouts in circulation:
+    `root` holds, directly or in one folder below, one of the two published layouts:
 
     - `car_ims` and `cars_annos.mat`,
-    - `cars_train`, `cars_test`, `devkit/cars_train_annos.mat`, and `cars_test_annos_withlabels.mat` beside them or in
+    - `cars_train`, `cars_test`, `devkit/cars_train_annos.mat`, and `cars_test_annos_withlabels.mat` next to them or in
       `devkit`. The devkit alone lacks the classes of the test images.
 
-    Classes 1 to 98 train and classes 99 to 196 test (query and gallery at once), whatever the authors' own split into
+    Classes 1 to 98 train and classes 99 to 196 test (as query and gallery), regardless of the authors' own split into
     train and test. Rows are in the order of the authors' files (`cars_train` before `cars_test`) within train, test.
     `crop` gives the cars' boxes. `check_counts` warns (CountWarning) where the number of images or classes is not the
     published one. Raises DatasetError for missing files and images, and for .mat files that can't be used.
@@ -87,8 +87,8 @@ def read_cars196(root: Path, *, crop: bool = True, check_counts: bool = True) ->
         if not present:
             raise DatasetError(
                 f"cars196: {_CARS_TEST} is missing, looked for it in {base} and in its devkit folder. The plain devkit "
-                "(cars_test_annos.mat) holds no classes of the test images: get this file from where the images come "
-                f"from.\n{how_to_prepare('cars196', base)}"
+                "(cars_test_annos.mat) holds no classes of the test images: get this file where you got the "
+                f"images.\n{how_to_prepare('cars196', base)}"
             )
         parts = [(base / _CARS_APART[2], "cars_train/"), (present[0], "cars_test/")]
         rows = pd.concat([_read_annotations(file, "fname", folder, crop) for file, folder in parts])
@@ -99,8 +99,8 @@ def read_sop(root: Path, *, check_counts: bool = True) -> Manifest:
     """Stanford Online Products (Oh Song et al., "Deep Metric Learning via Lifted Structured Feature Embedding", 2016).
 
     `root` holds `Ebay_train.txt`, `Ebay_test.txt` and the folders of images that they name, directly or in one folder
-    below. The label is the product (`class_id`); products of the test list are unseen in training, and its images are
-    query and gallery at once. Rows are in the order of the lists. `check_counts` warns (CountWarning) where the number
+    below. The label is the product (`class_id`); products of the test list are unseen in training, and each of its
+    images is both query and gallery. Rows are in the order of the lists. `check_counts` warns (CountWarning) where the number
     of images or products is not the published one.
     Raises DatasetError for missing files and images, and for malformed lists.
     """
@@ -131,7 +131,7 @@ def read_inshop(root: Path, *, check_counts: bool = True) -> Manifest:
 
 
 def _find_layout(name: str, root: Path, layouts: Sequence[tuple[str, ...]]) -> tuple[Path, tuple[str, ...]]:
-    """The folder that has one of `layouts`, and this layout.  DatasetError is about the one of which most is there."""
+    """The folder that has one of `layouts`, and this layout.  DatasetError names what the most complete one lacks."""
     found = {layout: len(nearest_base(name, root, layout)[1]) for layout in layouts}
     nearest = max(layouts, key=lambda layout: (found[layout] == len(layout), found[layout]))
     return find_base(name, root, nearest), nearest
@@ -151,7 +151,7 @@ def _read_list(file: Path, columns: tuple[str, ...], *, header: bool = False, co
     `header`: a line names the columns first. `counted`: a line before that gives the number of images.
     """
     try:
-        # The byte order mark that some editors write is no part of the first value.
+        # Some editors write a byte order mark, which does not belong to the first value.
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{file} is not UTF-8 text ({error.reason}). {_GET_AGAIN}") from None
@@ -220,7 +220,7 @@ def _read_annotations(file: Path, image_field: str, folder: str, crop: bool) -> 
     fields = f"a struct array 'annotations' with the fields {', '.join(needed)}"
     try:
         annotations = np.ravel(loadmat(file, squeeze_me=True, variable_names=["annotations"])["annotations"])
-    except Exception as error:  # what loadmat raises depends on where in the file it stumbles
+    except Exception as error:  # loadmat raises exceptions of many kinds on damaged content
         raise DatasetError(f"{file} can't be read as a .mat file with {fields} ({error!r}). {_GET_AGAIN}") from error
     missing = [field for field in needed if field not in (annotations.dtype.names or ())]
     if missing:

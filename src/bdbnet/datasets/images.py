@@ -1,4 +1,4 @@
-"""Reading image files, whatever they hold, into 8-bit RGB."""
+"""Reading of image files of any common format as 8-bit RGB."""
 
 import io
 from collections.abc import Callable
@@ -9,15 +9,15 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 80_000_000
-"""Largest accepted image.  Below Pillow's own limit, so that Pillow never warns about an image that is accepted."""
+"""Largest accepted image.  Below Pillow's own limit, so Pillow never warns about an accepted image."""
 
-# Photographs come in these; the other readers of Pillow (some start programs, such as EPS) are never tried.
+# Pillow's readers of other formats are never tried: some start external programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 _ORIENTATION = 0x0112
 _WHITE = (255, 255, 255, 255)
 
-# How many times larger than needed an image is whose colours need no smoothing.
+# From this excess on (see `read_image`), colours are enlarged without smoothing.
 _COARSE_COLOURS = 1.5
 
 Box = tuple[int, int, int, int]
@@ -35,17 +35,25 @@ def read_image(
 
     Greyscale, palette, CMYK and 16-bit images are converted (16 bits are scaled to 8), transparent ones laid on
     white, an EXIF orientation is applied.  `box` (left, top, right, bottom; right and bottom excluded) is cut out of
-    the upright image; what lies over its border is left out.
+    the upright image; the part outside of the image is left out.
 
-    `excess(height, width)` says how many times larger an image of that size is than what is needed; a JPEG is then not
-    decoded to more than that asks for.  From 1.5 times on its colours, which most files hold at half size, are enlarged
-    without smoothing (on average less than one level of 255 after resizing).  It is decoded at a half, a quarter or an eighth
-    of its size where it then still is `margin` times as large as needed: with 2 from four times the needed size on (up to 3
-    levels on average on the most detailed photographs, less on others), with 1 from twice on (up to 7).  An image with a box
-    is always decoded at its full size.
+    `excess(height, width)` gives the ratio of an image's size to the size that is needed; large JPEGs are then decoded at
+    reduced size, which is faster.  The decoded size is the smallest that still is `margin` times the needed one:
+
+    | size / needed size | margin=2  | margin=1 |
+    |--------------------|-----------|----------|
+    | below 2            | full      | full     |
+    | 2 to 4             | full      | half     |
+    | 4 to 8             | half      | quarter  |
+    | 8 to 16            | quarter   | eighth   |
+    | 16 and more        | eighth    | eighth   |
+
+    The pixels after resizing differ on average by up to 3 levels of 255 (margin=2) or 7 (margin=1) on the most detailed
+    photographs, less on others.  From a ratio of 1.5 on, the colour channels, which most JPEGs store at half size, are
+    enlarged without smoothing (less than one level on average).  An image with a box is decoded at full size.
 
     Raises ImageError for a file that is missing, unreadable, truncated, not an image, larger than `MAX_PIXELS`, or
-    that the box misses.  There is one attempt: a file that fails is never replaced by another here.
+    that the box misses.  There is one attempt: a file that fails is not retried.
     """
     return decode_image(read_file(path), path, box=box, excess=excess, margin=margin)
 
@@ -90,7 +98,7 @@ def _decode_jpeg(
 ) -> np.ndarray | None:
     """An ordinary JPEG (grey or YCbCr, stored upright) through libjpeg-turbo, in full bit for bit as Pillow decodes it.
 
-    None for everything else, and for damaged files: `_decode_any` finds out what is wrong with them.
+    None for everything else, and for damaged files, whose error `_decode_any` gives.
     """
     if not data.startswith(b"\xff\xd8") or (b"Exif\0\0" in data and _is_turned(data)):
         return None
@@ -159,7 +167,7 @@ def _is_turned(data: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return _orientation(image) != 1
-    except Exception:  # damaged: the slow path says how
+    except Exception:  # damaged: `_decode_any` finds the reason
         return True
 
 

@@ -1,4 +1,4 @@
-"""Whether a dataset is what it should be: by its table, and by every image in it."""
+"""Checks of a dataset: its table and every image in it; each finding comes with a fix."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,13 +8,13 @@ import pandas as pd
 
 from bdbnet.datasets.checking import check_images
 from bdbnet.datasets.cuhk03 import mistaken_kind
-from bdbnet.datasets.manifest import BOX_COLUMNS, ROLES, Manifest, Role, SplitCounts
+from bdbnet.datasets.manifest import ADJECTIVES, BOX_COLUMNS, ROLES, Manifest, Role, SplitCounts
 
 _SHOWN = 10
 
 
 class Finding(NamedTuple):
-    """Something that is wrong with a dataset, and what to do about it."""
+    """A fault of a dataset and its fix."""
 
     problem: str
     fix: str
@@ -26,34 +26,35 @@ class Finding(NamedTuple):
 def inspect_table(
     manifest: Manifest, published: Mapping[Role, SplitCounts], *, protocol: str = "auto"
 ) -> list[Finding]:
-    """Other counts than published, identities in train and test, queries that nothing can answer under `protocol`."""
+    """Faults of the table: counts that differ from the published ones, identities in both train and test, queries
+    without a match under `protocol`."""
     findings = []
     missing = [role for role in ROLES if not len(manifest.subset(role).table)]
     if missing:
         findings.append(
             Finding(
-                f"there are no {' and no '.join(missing)} images",
-                "give rows of every role: split train, and test, or query and gallery",
+                f"there are no {' and no '.join(ADJECTIVES[role] for role in missing)} images",
+                "add rows of every role: split train, and test, or query and gallery",
             )
         )
     gallery = manifest.subset("gallery").table["split"]
     if gallery.nunique() > 1:
         findings.append(
             Finding(
-                "some gallery images have split test (query and gallery at once) and some gallery",
-                "give either query and gallery, or test alone",
+                "some gallery images have split test (query and gallery in one) and some have split gallery",
+                "use either query and gallery, or test alone",
             )
         )
     if protocol == "reid_multi_query" and (not manifest.has_cameras or (gallery == "test").any()):
         findings.append(
             Finding(
-                "dataset.protocol=reid_multi_query needs cameras, and queries and gallery apart",
-                "give every row a camera and split query or gallery, or choose another protocol",
+                "dataset.protocol=reid_multi_query needs cameras, and separate query and gallery images",
+                "give every row a camera and use the splits query and gallery, or choose another protocol",
             )
         )
     differences = manifest.differences(published)
     if (mistaken := mistaken_kind(manifest)) is not None:
-        findings.append(Finding(f"these are other images than {manifest.name} names", mistaken))
+        findings.append(Finding(f"these are not the images of {manifest.name}", mistaken))
     elif differences:
         findings.append(
             Finding(
@@ -66,7 +67,7 @@ def inspect_table(
     if len(shared):
         findings.append(
             Finding(
-                f"{len(shared):,} identities have images in train and in test, the first is {_first(manifest, shared[0])}",
+                f"{len(shared):,} identities have images in both train and test, the first is {_first(manifest, shared[0])}",
                 "move all images of an identity into one of the two, or give them different labels",
             )
         )
@@ -78,30 +79,30 @@ def inspect_table(
             Finding(
                 f"{len(unmatched):,} queries of {unmatched['label'].nunique():,} identities have no image of their identity "
                 f"{others}, the first is {unmatched['path'].iloc[0]}: no metric counts them",
-                "correct labels or cameras, or take these queries out",
+                "correct labels or cameras, or remove these queries",
             )
         )
     return findings
 
 
 def remarks(manifest: Manifest, *, protocol: str = "auto") -> list[str]:
-    """What is worth knowing and no fault: training identities that teach nothing across cameras or images."""
+    """Notes that are no faults: training identities with one camera or one image, a missing camera column."""
     train = manifest.subset("train").table.groupby("label")
-    said = []
+    notes = []
     if manifest.has_cameras:
         single = int((train["camera"].nunique() == 1).sum())
         if single:
-            said.append(f"{single:,} training identities were seen by one camera only")
+            notes.append(f"{single:,} training identities were seen by one camera only")
     alone = int((train.size() == 1).sum())
     if alone:
-        said.append(f"{alone:,} training identities have a single image: batches repeat it")
+        notes.append(f"{alone:,} training identities have a single image: batches repeat it")
     if not manifest.has_cameras and protocol in ("auto", "retrieval"):
-        said.append("the images have no cameras: the retrieval protocol (Recall@K) is used")
-    return said
+        notes.append("the images have no cameras: the retrieval protocol (Recall@K) is used")
+    return notes
 
 
 def inspect_images(manifest: Manifest, *, progress: bool = True) -> tuple[list[Finding], list[str]]:
-    """Faults that only the images show, and notes: unreadable files, images that train and are evaluated, cut boxes."""
+    """Faults of the image files, and notes: unreadable files, images in both train and test, clipped boxes."""
     checked = check_images(manifest, progress=progress)
     findings = []
     if checked.unreadable:
@@ -111,7 +112,7 @@ def inspect_images(manifest: Manifest, *, progress: bool = True) -> tuple[list[F
         findings.append(
             Finding(
                 f"{len(checked.unreadable):,} images can't be read:\n     {listed}",
-                "restore these files from the authors' archive, take their rows out, or train with "
+                "restore these files from the authors' archive, remove their rows, or train with "
                 "loading.on_error=replace",
             )
         )
@@ -119,14 +120,12 @@ def inspect_images(manifest: Manifest, *, progress: bool = True) -> tuple[list[F
     notes = []
     if checked.clipped:
         first = manifest.table["path"].iloc[checked.clipped[0]]
-        notes.append(
-            f"{len(checked.clipped):,} boxes reach over the image's border and are cut there, the first in {first}"
-        )
+        notes.append(f"{len(checked.clipped):,} boxes extend beyond the image and are clipped, the first in {first}")
     return findings, notes
 
 
 def duplicates_across(manifest: Manifest, digests: np.ndarray) -> list[Finding]:
-    """Images that train and are evaluated. `digests` (N,) identify the content of each row's file; "" for unreadable ones."""
+    """Images in both train and test. `digests` (N,) identify the content of each row's file; "" for unreadable ones."""
     table = manifest.table.assign(digest=digests)
     boxes = [column for column in BOX_COLUMNS if column in table.columns]
     table = table[table["digest"] != ""]
@@ -141,7 +140,7 @@ def duplicates_across(manifest: Manifest, digests: np.ndarray) -> list[Finding]:
         Finding(
             f"{images:,} test images are also in the training set, byte for byte, the first is {first['path_test']} "
             f"(as {first['path_train']})",
-            "take them out of one of the two sets",
+            "remove them from one of the two sets",
         )
     ]
 

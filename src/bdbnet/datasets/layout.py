@@ -1,4 +1,4 @@
-"""A dataset's parts in a folder: finding them, the errors that say what is missing, and writing all or nothing."""
+"""Folder layouts of datasets: finding the parts, errors that name the missing ones, atomic writing of a folder."""
 
 import os
 import secrets
@@ -15,13 +15,13 @@ from bdbnet.datasets.manifest import COLUMNS, CountWarning, DatasetError, Manife
 
 
 class LayoutError(DatasetError):
-    """A folder that is not laid out as the dataset's authors hand it out."""
+    """A folder whose layout is not that of the dataset's authors."""
 
 
 def find_base(name: str, root: Path, wanted: Sequence[str]) -> Path:
     """`root`, or the one folder in it, that holds all files and folders of `wanted`.
 
-    Raises LayoutError that says what was looked for and found, how the folder should look, and how to get it.
+    Raises LayoutError with what was looked for and found, the expected layout, and how to get the dataset.
     """
     best, present = nearest_base(name, root, wanted)
     missing = [entry for entry in wanted if entry not in present]
@@ -34,7 +34,7 @@ def find_base(name: str, root: Path, wanted: Sequence[str]) -> Path:
     entries = sorted(list_folder(root))
     found = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") if entries else "nothing"
     raise LayoutError(
-        f"{name}: {root} has another layout: looked for {', '.join(wanted)} there and one level down, found {found}.\n"
+        f"{name}: {root} has an unexpected layout: looked for {', '.join(wanted)} there and one level down, found {found}.\n"
         f"{how_to_prepare(name, root)}"
     )
 
@@ -42,8 +42,8 @@ def find_base(name: str, root: Path, wanted: Sequence[str]) -> Path:
 def nearest_base(name: str, root: Path, wanted: Sequence[str]) -> tuple[Path, list[str]]:
     """`root` or the folder in it that holds most of `wanted`, and what it holds of them.
 
-    A `root` that holds everything is taken whatever lies in its folders.
-    Raises DatasetError where `root` is no readable folder, or where two folders in it hold everything.
+    A `root` that holds everything takes precedence over its folders.
+    Raises DatasetError where `root` is not a readable folder, or where two folders in it hold everything.
     """
     try:
         entries = list_folder(root)
@@ -66,7 +66,7 @@ def nearest_base(name: str, root: Path, wanted: Sequence[str]) -> tuple[Path, li
 
 
 def is_there(path: Path) -> bool:
-    """Whether `path` is a file or a folder; not where a folder above it may not be searched."""
+    """Whether `path` exists; False where a parent folder is not accessible."""
     try:
         return path.exists()
     except OSError:
@@ -82,7 +82,7 @@ def list_folder(folder: Path) -> dict[str, bool]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in a circle
+    except OSError:  # a circular link
         return False
 
 
@@ -98,9 +98,9 @@ def require_files(name: str, base: Path, paths: Iterable[str]) -> None:
 
 
 def missing_files(base: Path, paths: Iterable[str]) -> list[str]:
-    """Those of `paths` that are not there below `base`, in their order.
+    """Those of `paths` that do not exist below `base`, in their order.
 
-    Folders are listed once each, which is several times as fast as looking for one file after another.
+    Lists each folder once, which is several times as fast as testing one file after another.
     """
     there: dict[str, set[str]] = {}
     missing = []
@@ -125,7 +125,7 @@ def build_manifest(
     """The manifest of rows (path, label, camera, split[, x1, y1, x2, y2]) below `base`.
 
     `check_counts` warns (CountWarning) where the number of images, identities or cameras is not the published one,
-    and adds what `explain` knows of the reason.
+    with the reason that `explain` gives, if any.
     """
     table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=list(COLUMNS))
     manifest = Manifest.from_table(table, base, name, source=base)
@@ -135,8 +135,9 @@ def build_manifest(
         if reason:
             differences.append(reason)
         warnings.warn(
-            f"{base} is not the complete {name}: {'; '.join(differences)}. Results are not comparable with published "
-            f"ones. python -m bdbnet.prepare dataset={name} says more; dataset.options.check_counts=false silences this.",
+            f"{base} is not the complete {name}: {'; '.join(differences)}. Results are not comparable with "
+            f"published ones. For details run python -m bdbnet.prepare dataset={name}; dataset.options.check_counts=false "
+            "silences this warning.",
             CountWarning,
             stacklevel=4,
         )
@@ -145,9 +146,9 @@ def build_manifest(
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which takes the name `folder` at the end: that one is complete or absent.
+    """A temporary folder to fill, which is renamed to `folder` at the end, so that `folder` is complete or absent.
 
-    Where another process was faster, its folder stays. Raises OSError.
+    If another process was faster, its folder stays. Raises OSError.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -168,7 +169,7 @@ def how_to_prepare(name: str, root: Path) -> str:
     return (
         f"{facts.title} is expected in dataset.root, or in one folder below it, as\n{layout_of(facts)}\n"
         f"To extract the authors' archive: python -m bdbnet.prepare dataset={name} archive=FILE dataset.root={root}\n"
-        f"with FILE = {facts.archives}\nIf the data are elsewhere, set dataset.root to their folder."
+        f"with FILE = {facts.archives}\nIf the data is elsewhere, set dataset.root to its folder."
     )
 
 

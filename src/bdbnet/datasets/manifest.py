@@ -1,4 +1,4 @@
-"""The one table that every dataset becomes: a row per image, with a checked schema."""
+"""`Manifest`: a dataset as one table with a row per image and a checked schema."""
 
 import hashlib
 import re
@@ -14,13 +14,15 @@ import pandas as pd
 Role = Literal["train", "query", "gallery"]
 
 ROLES: tuple[Role, ...] = ("train", "query", "gallery")
-# A "test" image is evaluated against all other test images: it is query and gallery at once.
+# A "test" image is both query and gallery: it is searched among all other test images.
 SPLITS_OF_ROLE: dict[Role, tuple[str, ...]] = {
     "train": ("train",),
     "query": ("query", "test"),
     "gallery": ("gallery", "test"),
 }
 SPLITS = ("train", "query", "gallery", "test")
+ADJECTIVES: dict[Role, str] = {"train": "training", "query": "query", "gallery": "gallery"}
+"""Role -> its name before the word images, in messages."""
 COLUMNS = ("path", "label", "camera", "split")
 BOX_COLUMNS = ("x1", "y1", "x2", "y2")
 
@@ -29,11 +31,11 @@ _BAD_PATH = re.compile(r"^$|^/|^[A-Za-z]:|[\\\0]|(?:^|/)\.{0,2}(?:/|$)")
 
 
 class DatasetError(ValueError):
-    """A dataset, a table or an archive that can't be used; the message says where and what to do."""
+    """A dataset, a table or an archive that can't be used; the message names the place and the fix."""
 
 
 class CountWarning(UserWarning):
-    """A dataset whose number of images or identities is not the published one."""
+    """A dataset whose number of images or identities differs from the published one."""
 
 
 class OverlapWarning(UserWarning):
@@ -88,7 +90,7 @@ class Manifest:
         return cls._trusted(checked, Path(root).absolute(), name)
 
     def with_rows(self, table: pd.DataFrame) -> "Manifest":
-        """The same dataset with some of its own rows, in another order; they are not checked again."""
+        """The same dataset with a selection of its own rows in any order, which are not checked again."""
         return self._trusted(table, self.root, self.name)
 
     @classmethod
@@ -151,8 +153,8 @@ class Manifest:
         empty = [role for role in roles if not self._has_role(role).any()]
         if empty:
             raise DatasetError(
-                f"dataset {self.name} at {self.root} has no {' and no '.join(empty)} images, "
-                f"which this needs. Its images per role: {self.counts()['images'].to_dict()}. "
+                f"dataset {self.name} at {self.root} has no {' and no '.join(ADJECTIVES[role] for role in empty)} images "
+                f"(images per role: {self.counts()['images'].to_dict()}). "
                 f"Add rows with split {' / '.join(SPLITS_OF_ROLE[empty[0]])}, or choose another dataset."
             )
 
@@ -196,7 +198,7 @@ def expanded(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise DatasetError(f"{path}: there is no such user. Write the folder in full.") from None
+        raise DatasetError(f"{path}: there is no such user. Write the full path.") from None
 
 
 def _occurrences(rows: pd.DataFrame, among: pd.DataFrame, columns: list[str]) -> np.ndarray:
@@ -215,7 +217,7 @@ def _checked_table(table: pd.DataFrame, source: str) -> pd.DataFrame:
     checked: dict[str, object] = {}
     for column in expected:
         values = table[column].reset_index(drop=True)
-        _refuse(values.isna(), values, source, column, "where a value is needed: fill it in")
+        _refuse(values.isna(), values, source, column, "is not a value: fill it in")
         checked[column] = values if column in ("path", "split") else _whole_numbers(values, source, column)
     result = pd.DataFrame(checked)
     _check_paths(result["path"], source)

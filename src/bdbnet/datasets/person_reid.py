@@ -22,7 +22,7 @@ Row = tuple[str, int, int, str]
 
 
 class FileNames(NamedTuple):
-    """How a dataset writes identity (the pattern's first group) and camera (its second) into its file names."""
+    """Pattern of a dataset's file names: its first group is the identity, its second the camera."""
 
     pattern: re.Pattern[str]
     example: str
@@ -67,8 +67,8 @@ def read_market1501(root: Path, *, check_counts: bool = True) -> Manifest:
 def read_market1501_500k(root: Path, *, check_counts: bool = True) -> Manifest:
     """Market-1501 with the 500,000 distractors of the same authors added to its gallery, as identity 0.
 
-    Beside what `read_market1501` reads there is a folder `distractors_500k` or `images` of .jpg files: in `root`, in
-    a folder of it, or (`distractors_500k` alone) next to `root`.  Where a name says no camera it is 1.
+    In addition to the folders of `read_market1501` it needs a folder `distractors_500k` or `images` of .jpg files: in
+    `root`, in a folder of it, or (`distractors_500k` alone) next to `root`.  The camera is 1 if the name has none.
     Raises DatasetError as `read_market1501` does, and if there is no such folder or more than one.
     """
     name, root = "market1501_500k", Path(root).absolute()
@@ -82,7 +82,7 @@ def read_market1501_500k(root: Path, *, check_counts: bool = True) -> Manifest:
     inside = folder.relative_to(top).as_posix()
     for file in files:
         camera = _DISTRACTOR_CAMERA.search(file)
-        # Matches of a query are what cameras decide on, and a distractor matches none: any camera is right.
+        # The camera only decides which matches of a query are left out, and distractors match no query: any number works.
         rows.append((f"{inside}/{file}", 0, int(camera[1]) if camera else 1, "gallery"))
     return build_manifest(name, top, rows, check_counts=check_counts)
 
@@ -99,8 +99,8 @@ def read_market1501_multi_query(root: Path, *, check_counts: bool = True) -> Man
     boxes = base / "gt_bbox"
     if not boxes.is_dir():
         raise DatasetError(
-            f"{name}: {base} has no folder gt_bbox (hand-drawn boxes, the further images of every query). The archive in "
-            "circulation without gt_bbox can't be used for multi-query: get the complete one from the authors, or use "
+            f"{name}: {base} has no folder gt_bbox (hand-drawn boxes, the further images of every query). An archive "
+            "without gt_bbox can't be used for multi-query: get the complete one from the authors, or use "
             f"dataset=market1501 for single queries.\n{how_to_prepare(name, Path(root))}"
         )
     rows = read_folders(name, base, FOLDERS, _MARKET_NAMES)
@@ -142,13 +142,13 @@ def read_msmt17_v1(root: Path, *, check_counts: bool = True) -> Manifest:
 def read_msmt17_v2(root: Path, *, check_counts: bool = True) -> Manifest:
     """MSMT17 V2, the same images as V1 with faces masked, in the folders `mask_train_v2` and `mask_test_v2`.
 
-    Else as `read_msmt17_v1`.
+    Otherwise as `read_msmt17_v1`.
     """
     return _read_msmt17(2, Path(root), check_counts)
 
 
 def read_folders(name: str, base: Path, folders: Mapping[str, Role], names: FileNames) -> list[Row]:
-    """The rows of all images in `folders` of `base` but junk, sorted by file name within each folder.
+    """The rows of all images in `folders` of `base` except junk, sorted by file name within each folder.
 
     Raises DatasetError for a folder without images, and for an image whose name can't be parsed.
     """
@@ -156,9 +156,7 @@ def read_folders(name: str, base: Path, folders: Mapping[str, Role], names: File
     for folder, role in folders.items():
         images = _parse_names(base / folder, names)
         if not images:
-            raise DatasetError(
-                f"{base / folder} holds no images, so half of {name} is missing.\n{how_to_prepare(name, base)}"
-            )
+            raise DatasetError(f"{base / folder} holds no images, but {name} needs them.\n{how_to_prepare(name, base)}")
         rows += [(f"{folder}/{file}", identity, camera, role) for file, identity, camera in images]
     return rows
 
@@ -198,7 +196,7 @@ def _image_files(folder: Path, suffixes: tuple[str, ...] = (".jpg",)) -> list[st
 
 def _find_distractors(name: str, root: Path) -> tuple[Path, list[str]]:
     """The folder of distractors and its file names."""
-    # A folder with the common name images next to `root` may be anyone's.
+    # A folder called images next to `root` may be something else.
     beside = root.parent / _DISTRACTOR_FOLDERS[0]
     inside = [root / entry for entry, is_folder in sorted(list_folder(root).items()) if is_folder]
     places = [place / folder for place in (root, *inside) for folder in _DISTRACTOR_FOLDERS]

@@ -1,4 +1,4 @@
-"""Anyone's own data: a CSV or Parquet table with a row per image, a folder of class folders, or several of them."""
+"""Custom datasets: a CSV or Parquet table with a row per image, a folder of class folders, or several of these."""
 
 import csv
 import io
@@ -19,13 +19,13 @@ from bdbnet.datasets.manifest import BOX_COLUMNS, COLUMNS, SPLITS, DatasetError,
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?")
 _SPLIT_ADVICE = (
-    f"Say for every image which split it is in ({', '.join(SPLITS)}; test = query and gallery at once) by a column split, "
-    "or by folders of these names. Or set dataset.train_classes: that many classes train, in the order of their numbers "
-    "or names, and the others are the test set. dataset.train_classes=100 counts classes, dataset.train_classes=0.5 is "
-    "the share of all"
+    f"Add a column split with one of {', '.join(SPLITS)} for every image (test = both query and gallery), or use folders "
+    "of these names. Or set dataset.train_classes: the first classes, in the order of their numbers or names, are the "
+    "training set and the others the test set. dataset.train_classes=100 counts classes, dataset.train_classes=0.5 is a "
+    "share of all"
 )
 
-# Sources that a joined name lists.
+# Number of sources that the name of a joined dataset lists.
 _NAMED = 4
 
 
@@ -45,15 +45,15 @@ def read_table(
     - optional `camera`: 0 or more,
     - optional `x1 y1 x2 y2`: box in pixels, right and lower edge excluded.
 
-    Further columns are left out. A folder holds `train/`, and `test/` or `query/` and `gallery/`, each with one folder of
+    Other columns are ignored. A folder holds `train/`, and `test/` or `query/` and `gallery/`, each with one folder of
     images per class; or the folders of the classes directly. Their names are numbered 0, 1, ... in sorted order.
 
-    Where nothing tells the splits, `train_classes` does: the first classes train and the others are test images, so that
-    no class is in both (zero-shot retrieval). An int counts the classes, a float between 0 and 1 is their share.
+    Data without splits needs `train_classes`: the first classes are the training set and the others the test set, so
+    that no class is in both (zero-shot retrieval). An int counts the classes, a float between 0 and 1 is their share.
 
-    Of several sources, each has identities, classes and cameras of its own: their numbers are shifted past those of the
-    sources before. A source without cameras may stand beside one with cameras if it only trains. The manifest's root is
-    then the folder that all sources have in common, and its name theirs, joined by "+".
+    Several sources share no identities, classes or cameras: the numbers of each are shifted past those of the sources
+    before. A source without cameras may be combined with one with cameras if it is for training only. The manifest's
+    root is then the common parent folder of all sources, and its name theirs, joined by "+".
 
     Raises DatasetError that names source, row (the first row of data is 1) and column, or the setting to change.
     """
@@ -67,8 +67,8 @@ def read_table(
         )
     if root is not None and all(source.is_dir() for source in sources):
         raise DatasetError(
-            f"dataset.root={root} is set, but it is what the paths of a table are relative to, and {_listed(sources)} is "
-            "a folder. Leave out dataset.root."
+            f"dataset.root={root} is set, but only paths in a table are relative to it, and {_listed(sources)} is a "
+            "folder. Leave out dataset.root."
         )
     parts = [_checked(source, table, root, train_classes) for source, table in zip(sources, tables)]
     return parts[0] if len(parts) == 1 else _joined(sources, parts)
@@ -98,7 +98,7 @@ def _absolute(path: str | Path) -> Path:
     try:
         place = Path(os.path.normpath(Path(path).expanduser().absolute()))
     except RuntimeError:
-        raise DatasetError(f"can't tell where {path} is: there is no such user. Write the folder out.") from None
+        raise DatasetError(f"can't find the folder {path}: there is no such user. Write the full path.") from None
     require_utf8(str(place))
     return place
 
@@ -149,11 +149,11 @@ def _csv_cells(source: Path, data: bytes) -> dict[str, list[Any]]:
         lines = [line for line in reader if line]
     except csv.Error as error:
         raise DatasetError(
-            f"{source}, line {reader.line_num}: is not CSV ({error}). Values that contain commas, quotes or line breaks "
-            'stand in quotes, and a quote in them is doubled: "a ""b"", c.jpg".'
+            f"{source}, line {reader.line_num}: is not CSV ({error}). Put values that contain commas, quotes or line breaks "
+            'in quotes and double the quotes in them: "a ""b"", c.jpg".'
         ) from None
     if not lines:
-        raise DatasetError(f"{source} is empty. {_needed_columns()} Their names stand in the first line.")
+        raise DatasetError(f"{source} is empty. {_needed_columns()} The first line holds their names.")
     header, *rows = lines
     columns = _known_columns(source, header)
     for number, row in enumerate(rows, 1):
@@ -202,13 +202,13 @@ def _known_columns(source: Path, found: list[str]) -> list[str]:
 
 def _needed_columns() -> str:
     return (
-        f"Needed are path, label and, unless dataset.train_classes is set, split; optional are camera, and "
-        f"{' '.join(BOX_COLUMNS)} together."
+        f"Required columns are path, label and, unless dataset.train_classes is set, split; optional are camera, "
+        f"and {' '.join(BOX_COLUMNS)} together."
     )
 
 
 def _label_numbers(source: Path, labels: list[Any]) -> list[Any]:
-    """Text that is whole numbers as these numbers, other text numbered in sorted order; numbers stay what they are."""
+    """Labels as numbers: text of whole numbers is converted, other text numbered in sorted order, numbers are kept."""
     texts = sorted({label for label in labels if isinstance(label, str)})
     numbers = {text for text in texts if _NUMBER.fullmatch(text)}
     if not numbers:
@@ -254,7 +254,7 @@ def _checked(source: Path, table: pd.DataFrame, root: Path | None, train_classes
         base, name = source, source.name
     else:
         base, name = source.parent if root is None else _absolute(root), source.stem
-    # Until the classes are known to be good, all rows train.
+    # Until the classes are checked, all rows are training rows.
     has_split = "split" in table.columns
     part = Manifest.from_table(table if has_split else table.assign(split="train"), base, name, source=source)
     if not has_split:
@@ -277,20 +277,20 @@ def _split_by_class(source: Path, part: Manifest, train_classes: int | float | N
     """The first classes train, the others are the test set (section 4.2 of the paper)."""
     if train_classes is None:
         layout = f" {LAYOUT}." if source.is_dir() else ""
-        raise DatasetError(f"{source} does not say which images train. {_SPLIT_ADVICE}.{layout}")
+        raise DatasetError(f"{source} has no splits. {_SPLIT_ADVICE}.{layout}")
     classes = np.unique(part.table["label"])
     count = train_classes if isinstance(train_classes, int) else int(train_classes * len(classes) + 0.5)
     if not 1 <= count < len(classes):
         raise DatasetError(
             f"dataset.train_classes={train_classes} leaves no class to {'train' if count < 1 else 'test'}: {source} has "
-            f"{len(classes):,} in all, and train and test need one each at least."
+            f"{len(classes):,} in all, and train and test need at least one each."
         )
     split = np.where(part.table["label"] < classes[count], "train", "test")
     return part.with_rows(part.table.assign(split=split))
 
 
 def _joined(sources: list[Path], parts: list[Manifest]) -> Manifest:
-    """One manifest of all sources, each with identities and cameras of its own."""
+    """One manifest of all sources, which share no identities and no cameras."""
     _check_alike(sources, parts)
     root = Path(os.path.commonpath([part.root for part in parts]))
     any_cameras = any(part.has_cameras for part in parts)
@@ -305,7 +305,7 @@ def _joined(sources: list[Path], parts: list[Manifest]) -> Manifest:
         if part.has_cameras:
             table["camera"] = _shifted(source, part.table["camera"], next_camera)
         elif any_cameras:
-            # A camera number is needed in every row or in none; nothing uses that of a train row.
+            # Every row or none needs a camera number; that of a training row is never used.
             table["camera"] = next_camera
         next_label, next_camera = int(table["label"].max()) + 1, int(table["camera"].max()) + 1
         tables.append(table)
@@ -325,7 +325,7 @@ def _shifted(source: Path, numbers: pd.Series, start: int) -> pd.Series:
 
 
 def _check_alike(sources: list[Path], parts: list[Manifest]) -> None:
-    """Raise DatasetError where a source has what another lacks and all need."""
+    """Raise DatasetError where only some sources have boxes, cameras or a gallery."""
     boxed = [BOX_COLUMNS[0] in part.table.columns for part in parts]
     if any(boxed) and not all(boxed):
         raise DatasetError(
@@ -339,18 +339,18 @@ def _check_alike(sources: list[Path], parts: list[Manifest]) -> None:
         if any(seeing) and not part.has_cameras and splits != {"train"}:
             raise DatasetError(
                 f"{source} has query, gallery or test images without cameras, but {sources[seeing.index(True)]} has "
-                "cameras: either all sources that are not for training alone have cameras or none. Add the column camera "
+                "cameras: all or none of the sources with query, gallery or test images need cameras. Add the column camera "
                 "to one, or remove it from the other."
             )
         if "query" in splits and not splits & {"gallery", "test"}:
             raise DatasetError(
-                f"{source} has queries but no gallery: identities of different sources are different ones, so they would "
-                "match nothing. Put queries and gallery into one table."
+                f"{source} has queries but no gallery: sources share no identities, so these queries "
+                "have no match. Put queries and gallery into one table."
             )
 
 
 def _check_disjoint(sources: list[Path], tables: list[pd.DataFrame]) -> None:
-    """Raise DatasetError where two sources list the same file and box, which can't be of two identities."""
+    """Raise DatasetError where two sources list the same file and box: an image has one identity."""
     seen: dict[tuple[Any, ...], tuple[int, int]] = {}
     for number, table in enumerate(tables):
         images = table[[column for column in ("path", *BOX_COLUMNS) if column in table.columns]]
@@ -359,7 +359,7 @@ def _check_disjoint(sources: list[Path], tables: list[pd.DataFrame]) -> None:
             if other != number:
                 raise DatasetError(
                     f"{sources[number]}, row {row}: the image {path} is already in {sources[other]}, row {other_row}. Sources "
-                    "have identities of their own, so an image belongs to one of them: remove one of the two rows."
+                    "share no identities, so an image belongs to one of them: remove one of the two rows."
                 )
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -273,7 +273,7 @@ class Embedder:
         files = ImageFiles(manifest, self.preprocessing, skip_unreadable=skip_unreadable)
         loader = DataLoader(
             files,
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=cast(Any, batches),
             collate_fn=_as_it_is,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
@@ -410,7 +410,7 @@ def scale_embeddings(embeddings: Tensor, dims: Iterable[int], normalize: str) ->
     """Scale (N, D) embeddings made of parts of `dims` columns: not at all, to unit length, or each part to unit length."""
     if normalize == "none":
         return embeddings
-    parts = [embeddings] if normalize == "joint" else embeddings.split(list(dims), dim=1)
+    parts = [embeddings] if normalize == "joint" else torch.split(embeddings, list(dims), dim=1)
     return torch.cat([nn.functional.normalize(part) for part in parts], dim=1)
 
 

@@ -1,11 +1,12 @@
 """The evaluation of a network on a dataset, from a configuration to the files of a run folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import ConfigError
+from bdbnet.config import ConfigError, plain
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.error_analysis import analyse, clear_analysis
@@ -53,7 +54,6 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     module = EvaluationModule(embedder, [test])
     trainer = build_trainer(config, folder, [EvaluationProgress()])
     trainer.validate(module, data, verbose=False)
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     result = Result(
         kind="evaluate",
         metrics=module.metrics,
@@ -61,7 +61,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         protocol=build_protocol(config, data),
         checkpoint=str(config.checkpoint),
         data=describe(manifest),
-        config={**plain, "trained_with": embedder.origin.trained_with},
+        config={**plain(config), "trained_with": embedder.origin.trained_with},
         seed=config.seed,
         parameters=count_parameters(embedder.network),
         embedding_dim=embedder.dimensions,
@@ -124,8 +124,6 @@ def _wanted(config: DictConfig) -> Wanted:
 
 def _settled(embedder: Embedder, config: DictConfig) -> Embedder:
     """With what a dataset settles when it has been read: its padding, and its size where the network says none."""
-    from dataclasses import replace
-
     preprocessing = replace(embedder.preprocessing, pad_to_square=bool(config.dataset.pad_test))
     if preprocessing.image_size == (1, 1):
         preprocessing = replace(preprocessing, image_size=tuple(config.dataset.test_size))
@@ -146,6 +144,6 @@ def _with_own_dataset(config: DictConfig) -> DictConfig:
     moved = Path(str(config.data_root)) / Path(str(dataset.root)).name
     if dataset.root is not None and not Path(str(dataset.root)).expanduser().exists() and moved.exists():
         dataset.root = str(moved)
-    own = OmegaConf.create(OmegaConf.to_container(config))
-    own.dataset = dataset
-    return own  # type: ignore[return-value]
+    own = config.copy()
+    OmegaConf.update(own, "dataset", dataset, force_add=True)
+    return own

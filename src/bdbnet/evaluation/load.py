@@ -4,12 +4,12 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import IDENTITY, ConfigError, config_dir, foreign_targets
+from bdbnet.config import IDENTITY, ConfigError, config_dir, foreign_targets, plain
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings, Origin
 from bdbnet.evaluation.network import PARTS, build_network
 from bdbnet.evaluation.saved import is_saved, read_saved
@@ -254,7 +254,7 @@ def _pretrained(source: str, scheme: str, name: str, wanted: Wanted) -> Embedder
     preprocessing = Preprocessing(
         pad_to_square=bool(wanted.pad_to_square),
         decode_margin=wanted.decode_margin,
-        **made_for,  # type: ignore[arg-type]
+        **made_for,
     )
     return Embedder(
         network, preprocessing, wanted.settings, distance=wanted.distance or "cosine", origin=Origin(source)
@@ -290,14 +290,14 @@ def _size(size: Any) -> tuple[int, int]:
 def _group(group: str, choice: Group) -> dict[str, Any]:
     """A group of the configuration by the name of one of its choices, or as it is."""
     if isinstance(choice, DictConfig):
-        return OmegaConf.to_container(choice, resolve=True)  # type: ignore[return-value]
+        return plain(choice)
     if isinstance(choice, Mapping):
         return dict(choice)
     file = config_dir() / group / f"{choice}.yaml"
     if not isinstance(choice, str) or not file.is_file():
         there = ", ".join(sorted(path.stem for path in (config_dir() / group).glob("*.yaml")))
         raise ConfigError(f"{group}={choice}: choose one of {there}, or give the group as a mapping")
-    return OmegaConf.to_container(OmegaConf.load(file), resolve=True)  # type: ignore[return-value]
+    return plain(cast(DictConfig, OmegaConf.load(file)))
 
 
 def settings_of(evaluation: DictConfig) -> EmbeddingSettings:

@@ -1,7 +1,7 @@
 """Progress bar of an evaluation."""
 
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
@@ -14,7 +14,7 @@ class EvaluationProgress(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
-        self._evaluation: tqdm | None = None
+        self._evaluation: tqdm[NoReturn] | None = None
 
     def disable(self) -> None:
         self._enabled = False

@@ -1,7 +1,7 @@
 """The protocol of an evaluation: its settings checked, the metric that it asks for, and its stamp in `result.json`."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
@@ -57,7 +57,7 @@ def build_metric(config: DictConfig, *, progress: bool = False) -> ReIDMetrics |
             "query_expansion": query_expansion(config),
             "rerank": reranking(config),
             "chunk_memory_mb": evaluation.chunk_memory_mb,
-            "progress": progress and rank_zero_only.rank == 0,  # type: ignore[attr-defined]
+            "progress": progress and cast(Any, rank_zero_only).rank == 0,
         }
         if is_reid(config):
             return ReIDMetrics(

@@ -9,10 +9,10 @@ from typing import Any
 import pytorch_lightning as pl
 import pytorch_lightning.callbacks
 import torch
-from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
 
-from bdbnet.config import ConfigError, instantiate, is_ours, is_set
+from bdbnet.config import ConfigError, instantiate, is_ours, is_set, plain
 
 #: Keys of the trainer group that are ours, not Lightning's.
 _OWN_TRAINER_KEYS = frozenset({"channels_last", "compile"})
@@ -59,7 +59,7 @@ def quiet_libraries() -> None:
 
 def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning's trainer with the settings of ``config.trainer``, logging into ``folder`` alone."""
-    settings: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    settings: dict[str, Any] = plain(config.trainer)
     for key in _OWN_TRAINER_KEYS:
         settings.pop(key, None)
     groups = [config.get("logger"), *(config.get("loggers") or {}).values()]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -302,7 +302,7 @@ class _Run:
         return self.folder / SHARDS / f"{shard:06d}.safetensors"
 
 
-def _counted(bar: tqdm, part: Embedded) -> Embedded:
+def _counted(bar: tqdm[NoReturn], part: Embedded) -> Embedded:
     bar.update(len(part.rows) + len(part.unreadable))
     return part
 

@@ -270,7 +270,8 @@ def _write_parquet(file: Path, blocks: Iterator[np.ndarray], paths: pd.Series, d
 def _read_embeddings(file: Path, dimensions: int) -> np.ndarray:
     if file.suffix == ".parquet":
         lists = pq.read_table(file, columns=["embedding"])["embedding"].combine_chunks()
-        return lists.flatten().to_numpy().reshape(-1, dimensions)
+        embeddings: np.ndarray = lists.flatten().to_numpy().reshape(-1, dimensions)
+        return embeddings
     with safe_open(file, "np") as tensors:  # checks the header
         shape = tensors.get_slice("embeddings").get_shape()
     with file.open("rb") as content:

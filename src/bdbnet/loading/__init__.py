@@ -1,4 +1,4 @@
-"""From a manifest to normalised batches on the device."""
+"""Loading: samplers, transforms, caches and the data module, from a manifest to normalised batches on the device."""
 
 from bdbnet.datasets.images import ImageError, read_image
 from bdbnet.loading.datamodule import ReIDDataModule, default_workers

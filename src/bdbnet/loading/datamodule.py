@@ -1,4 +1,4 @@
-"""Train and test batches of a manifest for a Lightning trainer."""
+"""`ReIDDataModule`: training and test batches of a manifest for a Lightning trainer."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,14 +33,14 @@ class ReIDDataModule(pl.LightningDataModule):
     (N,), and `index` is the row in `test_table`: queries (and images that are both) first, then the rest of the gallery,
     each in manifest order.
 
-    `batch_size` counts images over all ranks, `test_batch_size` those of one rank.  Every rank reads its part of the
-    test images, none twice: the parts may differ by one image.  `num_workers` processes per rank decode images
+    `batch_size` counts images over all ranks, `test_batch_size` those of one rank.  The test images are divided
+    among the ranks without duplicates: the parts may differ by one image.  `num_workers` processes per rank decode images
     (default: `default_workers()`).  `channels_last` sets the memory format of the images.
 
     `cache`: `none` decodes files for every batch; `packed` keeps all prepared images in memory-mapped files below
     `cache_root`, made at the first use (see `open_or_pack`); `device` also copies those of the training set to the
-    device and crops, flips and erases there.  All three give the same batches.  `decode_margin` reduces large JPEGs
-    while they are decoded (`read_image`; None: never).  `on_error="replace"` trains with another image of the same
+    device and crops, flips and erases there.  All three give the same batches.  `decode_margin` decodes large JPEGs
+    at reduced size (`margin` of `read_image`; None: never).  `on_error="replace"` trains with another image of the same
     identity where a file can't be read, and counts it in `replaced`; test images must all be readable.
 
     `further_tests` are evaluated after the manifest's own test images: their batches come from further loaders.
@@ -118,7 +118,7 @@ class ReIDDataModule(pl.LightningDataModule):
         return [Path(self.train_manifest.paths[int(index)]) for index in indices]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """This rank's training batches.  Raises DatasetError without train images and SamplerError (see there)."""
+        """This rank's training batches.  Raises DatasetError without training images, and SamplerError."""
         self.manifest.require("train")
         rank, world_size = self._rank()
         labels = self.train_manifest.training_labels()
@@ -142,7 +142,7 @@ class ReIDDataModule(pl.LightningDataModule):
         )
         dataset.packed = self._train_images = self._packed(dataset, self.train_manifest, "train")
         if self.cache != "none" and len(self.test_table):
-            # Now, so that an image that can't be read, or a full disk, shows before the first epoch and not after it.
+            # Now, so that an unreadable image or a full disk is noticed before the first epoch and not after it.
             self._test_images()
         return _TrainLoader(
             dataset,
@@ -173,14 +173,14 @@ class ReIDDataModule(pl.LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Count the images that were replaced, while the batch is on the host."""
+        """Count the replaced images while the batch is on the host."""
         batch = dict(batch)
         if (drawn := batch.pop("replaced", None)) is not None:
             self.replaced += int((drawn >= 0).sum())
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Training images: cut out where they are on the device, normalise and erase.  Test images stay as they are."""
+        """Training images: crop and flip those cached on the device, normalise, erase.  Test images stay as they are."""
         batch = dict(batch)
         if "is_query" in batch:  # of a test set
             batch.pop("erased")
@@ -232,11 +232,11 @@ class ReIDDataModule(pl.LightningDataModule):
             images = self._train_images.images
             if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
                 raise CacheError(
-                    f"the {len(images):,} training images take {images.nbytes / 2**20:,.0f} MiB, more than half of what is "
-                    f"free on {device}: use loading.cache=packed"
+                    f"the {len(images):,} training images take {images.nbytes / 2**20:,.0f} MiB, more than half of the free "
+                    f"memory on {device}: use loading.cache=packed"
                 )
             self._on_device = torch.empty(images.shape, dtype=torch.uint8, device=device)
-            for begin in range(0, len(images), 1024):  # in portions: the host need not hold them all
+            for begin in range(0, len(images), 1024):  # in portions, so that the host does not hold them all
                 portion = torch.from_numpy(np.array(images[begin : begin + 1024]))
                 self._on_device[begin : begin + len(portion)] = portion
         return self._on_device
@@ -245,13 +245,13 @@ class ReIDDataModule(pl.LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _batches_done(self) -> int:
-        """Batches that the trainer had completed of an epoch which it now resumes; 0 where it resumes none."""
+        """Completed batches of the epoch that the trainer resumes; 0 if it does not resume one."""
         if self.trainer is None or not self.trainer.fit_loop.epoch_loop.restarting:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def _worker_settings(self) -> dict[str, Any]:
-        """PyTorch gives each worker process one computing thread, so that workers do not fight over the cores."""
+        """PyTorch gives each worker process one computing thread, so workers do not compete for the cores."""
         return {
             "num_workers": self.num_workers,
             "collate_fn": _as_it_is,
@@ -261,7 +261,7 @@ class ReIDDataModule(pl.LightningDataModule):
 
 
 class _TrainLoader(DataLoader[Batch]):
-    """A loader that draws nothing before its first batch is asked for, and that resumes in the middle of an epoch.
+    """A loader that draws nothing before its first batch is requested, and that can resume within an epoch.
 
     Lightning makes the first iterator before it tells the sampler the epoch.  Workers would then prefetch the batches
     of epoch 0 in a run that resumes at a later one.
@@ -278,12 +278,12 @@ class _TrainLoader(DataLoader[Batch]):
         self._sampler = sampler
         self._batches_done = batches_done
 
-    def __iter__(self) -> Any:  # a generator of batches; DataLoader promises a private class of its own
+    def __iter__(self) -> Any:  # a generator of batches; DataLoader declares a private class
         self._sampler.first_batch = self._batches_done()
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the place in the epoch is the trainer's own.  Its presence tells Lightning that resuming works."""
+        """Empty: the trainer stores the position in the epoch.  Lightning resumes within an epoch only if this method exists."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -291,12 +291,12 @@ class _TrainLoader(DataLoader[Batch]):
 
 
 def _as_it_is(batch: Batch) -> Batch:
-    """`ImageDataset` gives whole batches."""
+    """The batch: `ImageDataset` returns whole batches."""
     return batch
 
 
 def default_workers(local_ranks: int = 1) -> int:
-    """Worker processes for one rank: half of the cores that this process may use, shared by the ranks here; 1 to 8."""
+    """Worker processes for one rank: half of the usable cores, divided by the ranks of this machine; 1 to 8."""
     return min(max(usable_cores() // (2 * local_ranks), 1), _MOST_WORKERS)
 
 

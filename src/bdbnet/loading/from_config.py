@@ -99,7 +99,7 @@ def build_data(
     dataset = config.dataset
     evaluation = test_size is not None
     augmentation = config.get("augmentation") or OmegaConf.create({"flip": 0.0, "erasing": []})
-    sizes = {
+    sizes: dict[str, Any] = {
         "image_size": test_size if evaluation else dataset.image_size,
         "resize": None if evaluation else dataset.resize,
         "test_size": test_size if evaluation else dataset.test_size,
@@ -107,12 +107,13 @@ def build_data(
     for key, size in sizes.items():
         if size is not None and (not (OmegaConf.is_list(size) or isinstance(size, list)) or len(size) != 2):
             raise ConfigError(f"{key}={size}: give [height,width] in pixels")
+    given: dict[str, Any] = {key: None if size is None else list(size) for key, size in sizes.items()}
     sampler: dict[str, Any] = dict(config.get("sampler") or {})
     settings: dict[str, Any] = {**sampler, **config.loading}
     try:
         train, test = transforms_for(
             dataset.protocol,
-            **{key: None if size is None else list(size) for key, size in sizes.items()},  # type: ignore[arg-type]
+            **given,
             flip=augmentation.flip,
             erasing=instantiate(augmentation.erasing),
             pad_train=dataset.pad_train,

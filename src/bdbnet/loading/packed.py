@@ -1,4 +1,4 @@
-"""A dataset's prepared images in one memory-mapped file, made once and shared by all processes."""
+"""Cache of prepared images: one memory-mapped file per dataset, written once and shared by all processes."""
 
 import contextlib
 import errno
@@ -23,20 +23,20 @@ from bdbnet.datasets.images import ImageError
 from bdbnet.datasets.manifest import expanded
 from bdbnet.loading.transforms import TrainTransform
 
-# Raise it whenever a change alters what is stored: older caches are then made anew.
+# Increase it with every change of what is stored: older caches are then rebuilt.
 FORMAT = 1
 _IMAGES, _FACTS = "images.npy", "cache.json"
 
 
 class CacheError(RuntimeError):
-    """A cache that can't be made; the message says where and what to do."""
+    """A cache that can't be built; the message names the folder and the fix."""
 
 
 class PackedImages:
     """uint8 (N, H, W, 3) images of N rows, `images`, and why rows are absent, `unreadable` (row -> reason).
 
-    The pixels stay on disk and are paged in as they are read; processes share them, however they were started.
-    `content` identifies them; a folder with others in it is refused (CacheError).
+    The pixels stay on disk and are paged in when they are read; all processes share them.  `content` identifies them; a
+    folder with other content raises CacheError.
     """
 
     def __init__(self, folder: Path, content: str) -> None:
@@ -49,7 +49,7 @@ class PackedImages:
         self.unreadable = {int(row): str(reason) for row, reason in facts["unreadable"].items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A memory map itself would be pickled with all its pixels.
+        # A memory map would be pickled with all its pixels.
         return PackedImages, (self.folder, self.content)
 
 
@@ -64,17 +64,17 @@ def open_or_pack(
     keep_going: bool = False,
     progress: bool = True,
 ) -> PackedImages:
-    """The cache of all rows of `manifest` in a folder of `root` named by dataset, rows and size, made where it is absent.
+    """The cache of all rows of `manifest`, in a folder of `root` named by dataset, rows and size; built if absent.
 
-    `prepare(row)` gives a row's pixels (H, W, 3).  A cache whose files (size and time of change), settings, image size or
-    format are not the ones asked for, or that was cut off, is made again, and a line says why.  One process makes it,
-    others wait.  It takes its name when it is complete; one that is complete may lie where nothing can be written.
+    `prepare(row)` gives a row's pixels (H, W, 3).  A cache with other files (by size and time of change), settings, image
+    size or format, or an incomplete one, is rebuilt, and a line says why.  One process builds it, others wait.  It gets its
+    name when it is complete; a complete one may be on a read-only disk.
 
-    Raises CacheError where it can't be written, and ImageError for an image that can't be read, unless `keep_going`:
-    such rows are then noted in `unreadable`.
+    Raises CacheError where it can't be written, and ImageError for an unreadable image, unless `keep_going`: such rows are
+    then noted in `unreadable`.
     """
     height, width = transform.prepared_size
-    # What tells caches apart for good is part of the name; files that change are found by their size and time.
+    # Settings are part of the name; changed files are detected by size and time.
     settings = f"{manifest.fingerprint} {manifest.root} {transform.pad_to_square} {decode_margin}"
     key = hashlib.sha256(settings.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     folder = expanded(root) / f"{name[:60]}-{key}-{height}x{width}"
@@ -82,7 +82,7 @@ def open_or_pack(
     wanted: dict[str, Any] = {"format": FORMAT, "shape": [len(manifest.table), height, width, 3], "content": content}
     try:
         if _problem(folder, wanted, keep_going=keep_going) is None:
-            with contextlib.suppress(OSError, CacheError):  # another process may be making it again just now
+            with contextlib.suppress(OSError, CacheError):  # another process may be rebuilding it
                 return PackedImages(folder, content)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
@@ -94,29 +94,29 @@ def open_or_pack(
         needed = math.ceil(math.prod(wanted["shape"]) / 2**20)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise CacheError(
-            f"the cache {folder} can't be made ({error.strerror or error}): set loading.cache_root to a folder "
-            f"{f'with {needed:,} MiB of free space' if full else 'that can be written'}, or loading.cache=none"
+            f"the cache {folder} can't be written ({error.strerror or error}): set loading.cache_root to a folder "
+            f"{f'with {needed:,} MiB of free space' if full else 'that is writable'}, or loading.cache=none"
         ) from error
 
 
 def _make_room(folder: Path, problem: str) -> None:
-    """Remove the cache that can't serve, and what processes left behind that were killed.  Nothing else is removed."""
+    """Remove the outdated cache and the temporary folders of killed processes.  Nothing else is removed."""
     if folder.exists():
         others = {path.name for path in folder.iterdir()} - {_IMAGES, _FACTS} if folder.is_dir() else {folder.name}
         if others:
             raise CacheError(
-                f"{folder} is where the cache would go, and holds {', '.join(sorted(others)[:3])}: move it away, or set "
+                f"{folder} is the folder of the cache, but holds {', '.join(sorted(others)[:3])}: move it away, or set "
                 "loading.cache_root to another folder"
             )
-        print(f"cache {folder} {problem}: it is made again", flush=True)
+        print(f"cache {folder} {problem}: rebuilding it", flush=True)
         shutil.rmtree(folder)
-    # Whoever fills such a folder holds the lock: one that is there now is in no one's use.
+    # A process that fills such a folder holds the lock, so none of these is in use.
     for left_behind in folder.parent.glob(f".{folder.name}.*.part"):
         shutil.rmtree(left_behind, ignore_errors=True)
 
 
 def _content(settings: str, manifest: Manifest) -> str:
-    """Identifies what the pixels depend on."""
+    """Hash of everything that the pixels depend on."""
     digest = hashlib.sha256(settings.encode("utf-8", "surrogateescape"))
     for path in manifest.paths:
         try:
@@ -128,7 +128,7 @@ def _content(settings: str, manifest: Manifest) -> str:
 
 
 def _problem(folder: Path, wanted: dict[str, Any], *, keep_going: bool) -> str | None:
-    """Why the cache in `folder` can't serve, or None."""
+    """Why the cache in `folder` can't be used, or None."""
     if not folder.exists():
         return "is absent"
     try:
@@ -141,7 +141,7 @@ def _problem(folder: Path, wanted: dict[str, Any], *, keep_going: bool) -> str |
     if found["shape"] != wanted["shape"] or list(shape) != wanted["shape"]:
         return f"holds {found['shape'][0]:,} images of {found['shape'][1]} x {found['shape'][2]} pixels"
     if found != wanted:
-        return "is of other images or settings"
+        return "was built from other images or settings"
     if unreadable and not keep_going:
         return f"lacks {len(unreadable)} images that could not be read"
     return None
@@ -166,11 +166,11 @@ def _pack(
         temporary.mkdir()
         images = np.lib.format.open_memmap(temporary / _IMAGES, mode="w+", dtype=np.uint8, shape=tuple(wanted["shape"]))
         if hasattr(os, "posix_fallocate"):
-            # The file is full of holes: on a full disk, writing into one would end the process without a word.
+            # The file is sparse: on a full disk, writing into a hole would kill the process without a message.
             with (temporary / _IMAGES).open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, (temporary / _IMAGES).stat().st_size)
         with (
-            ThreadPoolExecutor(usable_cores()) as pool,  # decoders and resizing let go of Python's lock
+            ThreadPoolExecutor(usable_cores()) as pool,  # decoders and resizing release Python's global lock
             tqdm(total=count, desc=f"packing {folder.name}", unit=" images", disable=None if progress else True) as bar,
         ):
             for begin in range(0, count, 1024):  # in portions, so that an error or Ctrl-C leaves no long queue behind

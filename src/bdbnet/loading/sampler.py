@@ -1,4 +1,4 @@
-"""Batches of P identities with K images each, the same for any number of ranks."""
+"""`IdentityBatchSampler`: batches of P identities with K images each, the same for any number of ranks."""
 
 from collections.abc import Iterator
 from typing import Literal, Self
@@ -10,26 +10,26 @@ from bdbnet.loading.samples import Draw
 
 
 class SamplerError(ValueError):
-    """Labels and batch settings that do not go together; the message names the settings."""
+    """Labels and batch settings that do not fit together; the message names the settings."""
 
 
 class IdentityBatchSampler(Sampler[list[Draw]]):
     """Draws batches of P identities x K images (paper, section 4.1; schedule of Hermans et al., 2017).
 
     `labels` (N,) are the identities of the train rows.  A batch holds P different identities; the K images of one
-    identity lie side by side and are distinct where the identity has K images.  An identity with fewer gives all of
-    them and the rest again, with replacement.
+    identity lie side by side and are distinct where the identity has K images.  An identity with fewer contributes
+    all of them, and the rest drawn with replacement.
 
     `epoch="identities"`: an epoch draws each identity once, in random order; the last incomplete batch is dropped
     (Market-1501, 32 x 4: 23 batches).  `epoch="images"`: an epoch draws every image at least once.  Each identity's
-    images are shuffled and cut into groups of K, the last filled from the same identity; the groups are dealt
-    evenly, at random, to the least number of batches in which no identity meets itself, and places left over are filled
-    with random further identities.
+    images are shuffled and cut into groups of K, the last filled from the same identity; the groups are
+    distributed evenly, at random, over the smallest number of batches in which no identity occurs twice, and free places
+    are filled with random further identities.
 
     The order is a function of (seed, epoch) alone.  Every rank draws the share `rank` of each batch, P / world_size
     whole identities: the ranks' batches put side by side in rank order are the batch of a single process.
 
-    Raises SamplerError where the labels can't fill a batch.
+    Raises SamplerError if the labels can't fill a batch.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class IdentityBatchSampler(Sampler[list[Draw]]):
 
     @property
     def sampler(self) -> Self:
-        """Itself: Lightning looks for `set_epoch` at a batch sampler's `sampler`."""
+        """Itself: Lightning calls `set_epoch` of a batch sampler's `sampler`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the order of this epoch from the next iteration on."""
+        """Use the order of this epoch from the next iteration on."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ class IdentityBatchSampler(Sampler[list[Draw]]):
         members: list[set[int]] = [set() for _ in batches]
         load = np.zeros(len(batches))
         for identity in generator.permutation(len(self.rows_of_identity)).tolist():
-            # The emptiest batches first, ties at random: loads never differ by more than one, so that none overflows.
+            # Least filled batches first, ties at random: sizes differ by at most one, so none overflows.
             chosen = np.argsort(load + generator.random(len(batches)))[: groups_of[identity]]
             load[chosen] += 1
             for batch, group in zip(chosen.tolist(), self._all_groups(identity, generator)):
@@ -158,7 +158,7 @@ class IdentityBatchSampler(Sampler[list[Draw]]):
         return np.concatenate([shuffled, fill]).reshape(-1, size)
 
     def _group(self, identity: int, generator: np.random.Generator) -> np.ndarray:
-        """K images of one identity, distinct as far as they go: (K,)."""
+        """K images of one identity, distinct as far as possible: (K,)."""
         rows, size = self.rows_of_identity[identity], self.images_per_identity
         if len(rows) >= size:
             return generator.choice(rows, size, replace=False)
@@ -167,10 +167,7 @@ class IdentityBatchSampler(Sampler[list[Draw]]):
 
 def _check_settings(identities: int, per_batch: int, images: int, rank: int, world_size: int) -> None:
     if identities < 2:
-        raise SamplerError(
-            f"the training set has {identities} identities, metric learning needs at least two: "
-            "there is nothing to tell apart"
-        )
+        raise SamplerError(f"the training set has {identities} identities; metric learning needs at least two")
     if images < 1:
         raise SamplerError(f"sampler.images_per_identity is {images}: give at least 1")
     if per_batch < 2:
@@ -187,6 +184,6 @@ def _check_settings(identities: int, per_batch: int, images: int, rank: int, wor
         raise SamplerError(f"rank {rank} does not exist among {world_size} ranks")
     if per_batch % world_size:
         raise SamplerError(
-            f"{per_batch} identities per batch (sampler.batch_size / sampler.images_per_identity) can't be shared by "
+            f"{per_batch} identities per batch (sampler.batch_size / sampler.images_per_identity) can't be divided among "
             f"{world_size} ranks: choose a sampler.batch_size that is a multiple of {world_size * images}"
         )

@@ -1,4 +1,4 @@
-"""From drawn rows of a manifest to batches of 8-bit images."""
+"""`ImageDataset`: batches of 8-bit images for drawn rows of a manifest."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -31,19 +31,19 @@ class Draw:
 
 
 class ImageDataset(Dataset[Batch]):
-    """The images of a manifest, in batches: `dataset.__getitems__(draws)`; an integer stands for that row in epoch 0.
+    """The images of a manifest, in batches: `dataset.__getitems__(draws)`; an integer means that row in epoch 0.
 
     A batch holds `image` uint8 (N, 3, H, W), channels last in memory, `erased` int64 (N, R, 4), and int64 (N,) `label`,
     `camera`, `index` and `position`.  `labels` (N,) replaces the manifest's own labels, as training does with 0..C-1.
-    `columns` are further values per row that batches carry under their name.
+    `columns` are further values per row that batches contain under their name.
 
     A sample is a function of (seed, epoch, position, index) alone: the number of workers or ranks does not matter, nor
     where the pixels come from: the files, `packed` (see there), or a copy on the device.  With `on_device` the batch
     has no `image` but int64 (N, 4) `view`: row, top, left, flipped of each sample, to be cut out there.
 
     `replace` takes another image of the same identity for a file that can't be read, chosen by the same seed; the batch
-    then also has int64 (N,) `replaced`, the row that was drawn, -1 where it was read.  Without, ImageError is raised.
-    `decode_margin` lets large JPEGs be reduced while they are decoded (`margin` of `read_image`; None: never).
+    then also has int64 (N,) `replaced`, the row that was drawn, -1 where it was read.  Otherwise ImageError is raised.
+    `decode_margin` decodes large JPEGs at reduced size (`margin` of `read_image`; None: never).
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ImageDataset(Dataset[Batch]):
         decode_margin: float | None = 2.0,
     ) -> None:
         table = manifest.table
-        # Arrays, not tables or lists: reading them in a forked worker copies no memory page for a reference count.
+        # Arrays, not tables or lists: reading these in a forked worker would update reference counts and copy memory pages.
         self.paths = np.array(manifest.paths, dtype=np.str_)
         self.labels = np.asarray(table["label"] if labels is None else labels, dtype=np.int64)
         self.boxes = table[[*BOX_COLUMNS]].to_numpy(np.int64) if BOX_COLUMNS[0] in table.columns else None
@@ -85,7 +85,7 @@ class ImageDataset(Dataset[Batch]):
     def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
         """The batch of these draws.  Raises ImageError (see `read_image`)."""
         drawn = [draw if isinstance(draw, Draw) else Draw(draw, 0, draw) for draw in draws]
-        # All drawn before the first is decoded: in one go, while the processor's caches hold nothing else, it is twice as fast.
+        # All views are drawn before the first image is decoded, which is twice as fast: the processor's caches stay warm.
         views = [
             self.transform.draw(np.random.default_rng((self.seed, draw.epoch, draw.position, draw.index)))
             for draw in drawn
@@ -143,7 +143,7 @@ class ImageDataset(Dataset[Batch]):
                 pixels = self._pixels(row)
             except ImageError:
                 continue
-            warnings.warn(f"{error}\n  taken instead: {self.paths[row]} (loading.on_error=replace)", stacklevel=2)
+            warnings.warn(f"{error}\n  replaced by {self.paths[row]} (loading.on_error=replace)", stacklevel=2)
             return row, pixels
         raise ImageError(f"{error}. No other image of its identity can be read either")
 

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 from omegaconf import DictConfig
 
-from bdbnet.datasets import BOX_COLUMNS, DatasetError, Manifest
+from bdbnet.datasets import BOX_COLUMNS, DatasetError, Manifest, Role
 from bdbnet.datasets.class_folders import IMAGE_SUFFIXES, require_utf8
 from bdbnet.datasets.layout import missing_files
 from bdbnet.datasets.manifest import expanded
@@ -97,8 +98,8 @@ def dataset_images(dataset: DictConfig, split: str) -> Images:
         manifest.require("query", "gallery")
         table = pd.concat([table[table["split"].isin(("query", "test"))], table[table["split"] == "gallery"]])
     elif split != "all":
-        manifest.require(split)  # type: ignore[arg-type]
-        table = manifest.subset(split).table  # type: ignore[arg-type]
+        manifest.require(cast(Role, split))
+        table = manifest.subset(cast(Role, split)).table
     part = manifest.with_rows(table.reset_index(drop=True))
     return Images(part, part.table.drop(columns="split"), f"{manifest.name}, {split}")
 
@@ -155,9 +156,9 @@ def _read(file: Path) -> pd.DataFrame:
             return pd.read_parquet(file)
         text = {column: pa.string() for column in ("path", *_OPTIONAL, *BOX_COLUMNS)}
         parsing = pa.csv.ParseOptions(newlines_in_values=True)
-        return pa.csv.read_csv(
-            file, parse_options=parsing, convert_options=pa.csv.ConvertOptions(column_types=text)
-        ).to_pandas()
+        options = pa.csv.ConvertOptions(column_types=text)
+        table: pd.DataFrame = pa.csv.read_csv(file, parse_options=parsing, convert_options=options).to_pandas()
+        return table
     except (pa.ArrowException, ValueError) as error:
         raise DatasetError(
             f"{file} can't be read as a table ({error}). Write it again as UTF-8 CSV or Parquet."

@@ -1,7 +1,7 @@
-"""Train and test transforms of the paper (sections 4.1 and 4.2.1), and normalisation on the device.
+"""Training and test transforms of the paper (sections 4.1 and 4.2.1), and normalisation on the device.
 
 Images stay 8-bit until they are on the device.  Erasing augmentations give rectangles, not pixels: `normalize` sets
-them to zero after normalisation, which is where both publications erase with the ImageNet mean.
+them to zero after normalisation, which equals erasing with the ImageNet mean, as in both publications.
 """
 
 import math
@@ -26,7 +26,7 @@ Channels = tuple[float, float, float]
 Rectangle = tuple[int, int, int, int]
 NOTHING: Rectangle = (0, 0, 0, 0)
 
-# As Zhong et al.: after so many rectangles that do not fit, the image stays whole.
+# As Zhong et al.: after this many rectangles that do not fit, nothing is erased.
 _ATTEMPTS = 100
 
 
@@ -38,10 +38,10 @@ class Eraser(Protocol):
 
 @dataclass(frozen=True)
 class Cutout:
-    """A square of `size` pixels at a uniform place (DeVries and Taylor, 2017).
+    """A square of `size` pixels at a uniformly random position (DeVries and Taylor, 2017).
 
-    Its centre lies anywhere in the image, so that it may hang over the border; with `overhang=False` the whole square
-    lies inside, and an image that is not larger than the square stays whole.
+    Its centre is anywhere in the image, so the square may extend beyond the border; with `overhang=False` the whole square
+    is inside, and nothing is erased in an image that is not larger than the square.
     """
 
     probability: float = 0.5
@@ -68,7 +68,7 @@ class Cutout:
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """A rectangle of random size at a uniform place inside the image (Zhong et al., 2020, algorithm 1).
+    """A rectangle of random size at a uniformly random position inside the image (Zhong et al., 2020, algorithm 1).
 
     `area` bounds its share of the image, `ratio` its height divided by its width; both are uniform.
     """
@@ -80,15 +80,19 @@ class RandomErasing:
     def __post_init__(self) -> None:
         _check_probability("RandomErasing.probability", self.probability)
         if not 0 < self.area[0] <= self.area[1] < 1:
-            raise ValueError(f"RandomErasing.area is {tuple(self.area)}: give two shares between 0 and 1, least first")
+            raise ValueError(
+                f"RandomErasing.area is {tuple(self.area)}: give two shares between 0 and 1, the smaller first"
+            )
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
-            raise ValueError(f"RandomErasing.ratio is {tuple(self.ratio)}: give two positive numbers, least first")
+            raise ValueError(
+                f"RandomErasing.ratio is {tuple(self.ratio)}: give two positive numbers, the smaller first"
+            )
 
     def __call__(self, height: int, width: int, generator: np.random.Generator) -> Rectangle:
         if generator.random() >= self.probability:
             return NOTHING
         for _ in range(_ATTEMPTS):
-            # One call for all four numbers: calls are what this costs.
+            # One call for all four numbers, because the calls dominate the cost.
             share, stretch, down, across = generator.random(4).tolist()
             area = (self.area[0] + share * (self.area[1] - self.area[0])) * height * width
             ratio = self.ratio[0] + stretch * (self.ratio[1] - self.ratio[0])
@@ -105,7 +109,7 @@ def _place(rows: int, columns: int, height: int, width: int, generator: np.rando
 
 
 class View(NamedTuple):
-    """What one sample shows of a prepared image.
+    """Random crop, flip and erased rectangles of one sample.
 
     The part of `image_size` whose upper left corner is (top, left), mirrored where `flipped`; `erased` is int64 (R, 4),
     one (top, left, height, width) in that part per eraser, zeros where it does not apply.
@@ -118,16 +122,16 @@ class View(NamedTuple):
 
 
 class TrainTransform:
-    """Pad, resize, crop, flip, choose what to erase.
+    """Pad, resize, crop, flip, draw rectangles to erase.
 
-    `prepare` pads and resizes, which gives the same image every time and is what a cache may keep; `draw` chooses the
-    random rest, a `View`; `show` cuts the view out of the prepared image.
+    `prepare` pads and resizes, which is deterministic and can be cached; `draw` draws the random rest, a `View`; `show`
+    crops and flips the prepared image.
 
     With `resize` the image is resized to that size and a random part of `image_size` is cut out of it (retrieval:
     resize 256, crop 224); without, it is resized to `image_size` (person re-identification).  Sizes are one number or
     (height, width).  `pad_to_square` first pads the shorter side with black, the image in the middle.  `flip` is the
-    probability of a horizontal flip.  Crop and flip of a sample do not depend on the erasers, so that runs with and
-    without them compare.
+    probability of a horizontal flip.  Crop and flip of a sample do not depend on the erasers, so runs with and without
+    them are comparable.
     """
 
     def __init__(
@@ -142,7 +146,9 @@ class TrainTransform:
         self.image_size = _size("image_size", image_size)
         self.prepared_size = self.image_size if resize is None else _size("resize", resize)
         if self.prepared_size[0] < self.image_size[0] or self.prepared_size[1] < self.image_size[1]:
-            raise ValueError(f"resize {self.prepared_size} is smaller than image_size {self.image_size}, a part of it")
+            raise ValueError(
+                f"resize {self.prepared_size} is smaller than image_size {self.image_size}, which is cropped from it"
+            )
         _check_probability("flip", flip)
         self.pad_to_square = pad_to_square
         self.flip = flip
@@ -169,11 +175,11 @@ class TrainTransform:
         return View(top, left, flipped, np.array(erased, dtype=np.int64).reshape(-1, 4))
 
     def show(self, prepared: np.ndarray, view: View, out: np.ndarray) -> None:
-        """Write the view of a prepared image into `out`, uint8 (H, W, 3) of `image_size`."""
+        """Write the cropped and flipped image into `out`, uint8 (H, W, 3) of `image_size`."""
         height, width = self.image_size
         part = prepared[view.top : view.top + height, view.left : view.left + width]
         if view.flipped:
-            # torch mirrors with the processor's vector instructions, NumPy pixel by pixel; it warns of read-only arrays.
+            # torch flips with vector instructions, NumPy pixel by pixel; torch warns about read-only arrays.
             part = part if part.flags.writeable else part.copy()
             part = torch.from_numpy(part).permute(2, 0, 1).flip(2).permute(1, 2, 0).numpy()
         out[...] = part
@@ -212,7 +218,7 @@ def transforms_for(
 
     `reid`, `reid_multi_query` and `reid_single_shot` (section 4.1) resize to `image_size`.  `retrieval` (section 4.2.1): images are
     padded to a square; training resizes to `resize` and crops `image_size` at random, testing resizes to `test_size`
-    (default: `resize`, else `image_size`) and does not crop.  `pad_train` and `pad_test` overrule the protocol (CARS196
+    (default: `resize`, else `image_size`) and does not crop.  `pad_train` and `pad_test` override the protocol (CARS196
     does not pad test images).
     """
     if protocol not in PROTOCOLS:
@@ -228,7 +234,7 @@ def transforms_for(
 
 
 def pad_to_square(pixels: np.ndarray) -> np.ndarray:
-    """The image (h, w, 3) in the middle of a black square that is as large as its longer side."""
+    """The image (h, w, 3) centred in a black square with the side of its longer side."""
     height, width, channels = pixels.shape
     if height == width:
         return pixels
@@ -259,14 +265,14 @@ def normalize(
     """uint8 images (N, 3, H, W) to float32 with mean 0 and deviation 1 by `mean` and `std`, on the images' device.
 
     The rectangles `erased` (N, R, 4), rows of (top, left, height, width), are exactly 0 in the result.  The memory
-    format is kept.  Nothing waits for the device.  Raises TypeError for images that are not uint8.
+    format is kept.  There is no device synchronisation.  Raises TypeError for images that are not uint8.
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"normalize needs uint8 images, not {images.dtype}")
     scale, shift = _scale_and_shift(images.device, tuple(mean), tuple(std))
     count, channels, height, width = images.shape
     if images.is_contiguous(memory_format=torch.channels_last):
-        # Rows of W x 3 values with the constants repeated along them: all of one stride, three times as fast on a CPU.
+        # Contiguous rows of W x 3 values, with the constants repeated along them: three times as fast on a CPU.
         flat = images.permute(0, 2, 3, 1).reshape(count * height, width * channels).to(torch.float32)
         torch.addcmul(shift.repeat(width), flat, scale.repeat(width), out=flat)
         result = flat.view(count, height, width, channels).permute(0, 3, 1, 2)
@@ -277,7 +283,7 @@ def normalize(
             for image, rectangles in zip(result, erased.tolist()):
                 for top, left, rows, columns in rectangles:
                     image[:, top : top + rows, left : left + columns] = 0.0
-        else:  # a mask, because the numbers of the rectangles would have to be waited for
+        else:  # a mask, because reading the rectangles' numbers would synchronise the device
             result.masked_fill_(covered(erased.to(images.device), height, width), 0.0)
     return result
 
@@ -294,7 +300,7 @@ def covered(erased: Tensor, height: int, width: int) -> Tensor:
 
 @lru_cache
 def _scale_and_shift(device: torch.device, mean: Channels, std: Channels) -> tuple[Tensor, Tensor]:
-    """Constants (3,) on the device, made once: a copy from the host in every step would wait for the device."""
+    """Constants (3,) on the device, created once: copying them in every step would synchronise the device."""
     with torch.inference_mode(False):
         means, deviations = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
         return (1 / (255 * deviations)).float().to(device), (-means / deviations).float().to(device)
@@ -309,4 +315,4 @@ def _size(name: str, value: int | Sequence[int]) -> Size:
 
 def _check_probability(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}: a probability lies between 0 and 1")
+        raise ValueError(f"{name} is {value}: expected a probability between 0 and 1")

@@ -8,14 +8,14 @@ from bdbnet.losses.distances import in_full_precision, masked_mean, pair_masks, 
 
 
 class ContrastiveLoss(nn.Module):
-    """Positives together, negatives at least a margin apart (publication, equation 4).
+    """Pulls positives together and pushes negatives at least a margin apart (publication, equation 4).
 
     A positive pair costs ``D^2 / 2``, a negative one ``max(0, margin - D)^2 / 2``. The publication adds up the pairs of a
     given list; here all pairs of the batch take part, and the loss is the mean over the positive pairs plus the mean
-    over the negative ones, so that the many more negatives do not drown the positives.
+    over the negative ones, so that the far more numerous negatives do not dominate.
 
     Args:
-        margin: distance beyond which negatives are left alone.
+        margin: distance beyond which negatives cost nothing.
         normalize: scale embeddings to unit length first, which keeps distances between 0 and 2. The publication does not.
 
     Raises:

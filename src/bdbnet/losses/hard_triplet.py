@@ -54,8 +54,8 @@ class BatchHardTripletLoss(nn.Module):
         """Loss of (N, D) embeddings with (N,) labels: a scalar, zero (with a graph) where no anchor has both pairs."""
         embeddings = in_full_precision(embeddings, normalize=self.normalize)
         farthest, nearest, valid = hardest_pairs(embeddings, labels)
-        # Mined on the distance matrix, then measured pair by pair: 2N exact distances instead of N^2 with cancellation,
-        # and a backward pass without any N x N product. index_select, because the gradient of plain indexing adds up in
+        # Mined on the distance matrix, then computed pair by pair: 2N exact distances instead of N^2 with cancellation,
+        # and a backward pass without N x N products. index_select, because the gradient of plain indexing is summed in
         # an order that changes from run to run.
         positives, negatives = embeddings.index_select(0, farthest), embeddings.index_select(0, nearest)
         excess = row_distances(embeddings, positives) - row_distances(embeddings, negatives)

@@ -10,16 +10,16 @@ from bdbnet.losses.distances import in_full_precision
 class HistogramLoss(nn.Module):
     """Probability that a random positive pair is less similar than a random negative pair, estimated by histograms.
 
-    Cosine similarities of all pairs are shared out between the two nearest of ``bins`` nodes, which stand
+    Cosine similarities of all pairs are split between the two nearest of ``bins`` nodes, which are spaced
     ``2 / (bins - 1)`` apart from -1 to 1; the loss is the sum over nodes of the negatives' histogram times the positives'
     cumulative one (publication, section 3, equations 2 to 4). Time and memory are linear in the number of pairs, and
     identities may have any number of images.
 
     Args:
         bins: nodes of the histograms, at least 2. The publication finds distances of 0.04, 0.02, 0.01 and 0.005 between
-            nodes (51, 101, 201 and 401 of them) to work alike; its authors' PyTorch code takes 151.
-        normalize: scale embeddings to unit length first, as published. Without, dot products stand in for cosines, and
-            those outside -1 .. 1 count as the nearest end.
+            nodes (51, 101, 201 and 401 of them) to work equally well; its authors' PyTorch code uses 151.
+        normalize: scale embeddings to unit length first, as published. Otherwise dot products replace cosines, and
+            those outside of -1 .. 1 are clipped.
 
     Raises:
         ValueError: fewer than 2 bins.
@@ -43,7 +43,7 @@ class HistogramLoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             similarities = embeddings @ embeddings.T
         with torch.no_grad():
-            # In place and unseen by autograd: what rounding puts beyond the ends comes back and keeps its gradient.
+            # In place and without autograd: values that rounding puts outside are clipped but keep their gradient.
             similarities.clamp_(-1, 1)
         negatives, positives = self._histograms((similarities + 1) * ((self.bins - 1) / 2), labels)
         loss: Tensor = (negatives * positives.cumsum(0)).sum()
@@ -53,9 +53,9 @@ class HistogramLoss(nn.Module):
         return f"bins={self.bins}, normalize={self.normalize}"
 
     def _histograms(self, position: Tensor, labels: Tensor) -> Tensor:
-        """Negatives' and positives' histogram (2, bins) of (N, N) places on the scale of nodes, 0 .. bins - 1.
+        """Negatives' and positives' histogram (2, bins) of (N, N) positions on the scale of nodes, 0 .. bins - 1.
 
-        Both triangles count, which changes nothing once the sums are one; the diagonal lands in a third histogram.
+        Both triangles count, which changes nothing after normalisation; the diagonal goes into a third histogram.
         """
         lower = position.detach().long().clamp_(0, self.bins - 2)
         upper_share = position - lower

@@ -10,7 +10,7 @@ from bdbnet.losses.distances import in_full_precision, masked_mean, pair_masks, 
 
 
 class LiftedStructureLoss(nn.Module):
-    """Every positive pair against all negatives of both its images (publication, equation 4).
+    """Compares every positive pair with all negatives of both its images (publication, equation 4).
 
     For a positive pair (i, j), ``J = D_ij + log(sum of exp(margin - D))`` over all negatives of i and all negatives of j;
     the loss is the sum of ``max(0, J)^2`` over the batch's unordered positive pairs, divided by twice their number.
@@ -37,7 +37,7 @@ class LiftedStructureLoss(nn.Module):
         """Loss of (N, D) embeddings with (N,) labels: a scalar, zero (with a graph) without positives or negatives."""
         distances = pairwise_distances(in_full_precision(embeddings, normalize=self.normalize))
         positive, negative = pair_masks(labels)
-        # The lowest number in place of minus infinity, whose gradient passes through NaN in a batch of one identity.
+        # Not minus infinity: its gradient would be NaN in a batch of one identity.
         lowest = torch.finfo(distances.dtype).min
         pushes = (self.margin - distances).masked_fill(~negative, lowest).logsumexp(dim=1)
         excess = distances + torch.logaddexp(pushes[:, None], pushes[None, :])

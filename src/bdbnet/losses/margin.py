@@ -13,19 +13,19 @@ from bdbnet.losses.distances import in_full_precision, pair_masks, pairwise_dist
 def sampling_probabilities(
     distances: Tensor, negative: Tensor, dimension: int, *, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4
 ) -> Tensor:
-    """How likely each image is drawn as an anchor's negative (publication, section 4).
+    """Probability of each image to be drawn as an anchor's negative (publication, section 4).
 
     In proportion to 1 / q(d), where q(d) ~ d^(D-2) (1 - d^2/4)^((D-3)/2) is the density of distances between random
-    points of the unit sphere in D dimensions. From some hundred dimensions on the weights leave the range of floating
-    point, so they stay logarithms until each anchor's largest is 1.
+    points of the unit sphere in D dimensions. With a few hundred dimensions the weights exceed the range of floating
+    point, so they are kept as logarithms until each anchor's largest is 1.
 
     Args:
         distances: (N, N) on the unit sphere, anchors in rows.
         negative: (N, N) bool.
         dimension: D of the embeddings.
         cutoff: smaller distances count as this one.
-        nonzero_loss_cutoff: negatives at this distance or farther are not drawn. An anchor whose negatives are all that
-            far draws evenly among them, as in the authors' code.
+        nonzero_loss_cutoff: negatives at this distance or farther are not drawn. An anchor whose negatives are all
+            that far draws uniformly among them, as in the authors' code.
 
     Returns:
         (N, N), rows summing to 1; NaN in the rows without a negative.
@@ -44,21 +44,21 @@ class MarginLoss(nn.Module):
     Sum of ``max(0, alpha + D_ap - beta) + max(0, alpha - D_an + beta)`` over the batch's ordered positive pairs (a, p),
     each with a negative n drawn by `sampling_probabilities`, divided by the number of terms above zero (publication,
     section 4; its authors' code). The draws are a function of `(seed, step)` and the batch, where `step` is a persistent
-    buffer that counts the training forwards: ranks that see the same batch draw alike, and a checkpoint restores the
-    sequence. In eval mode `step` stands still.
+    buffer that counts the training forwards: ranks that see the same batch draw the same negatives, and a checkpoint
+    restores the sequence. In eval mode `step` does not change.
 
     Args:
         alpha: half the gap between positives and negatives.
-        beta: the boundary between both, or where it starts if it is learnt.
-        learn_beta: make beta a parameter. Whoever builds the optimizer has to include it.
-        num_classes: a beta of its own for each of that many identities, taken by the anchor's label, which must lie in
+        beta: the boundary between both, or its initial value if it is learnt.
+        learn_beta: make beta a parameter. The optimizer has to include it.
+        num_classes: one beta per identity, for this many identities, chosen by the anchor's label, which must be in
             0 .. num_classes - 1.
-        normalize: scale embeddings to unit length first, as published. Without, the loss measures the embeddings as they
-            are, while negatives are still drawn by distances on the unit sphere, the only place where q(d) holds.
-        cutoff: distances below count as this one in the drawing.
+        normalize: scale embeddings to unit length first, as published. Otherwise the loss uses the embeddings as they
+            are, but negatives are still drawn by distances on the unit sphere, for which alone q(d) holds.
+        cutoff: smaller distances count as this one when negatives are drawn.
         nonzero_loss_cutoff: negatives at this distance or farther are drawn only by anchors that have no nearer one.
-        nu: weight of the sum of the anchors' betas, which joins the sum of the terms; lower betas let more negatives and
-            fewer positives alone. Needs ``learn_beta``.
+        nu: weight of the sum of the anchors' betas, which is added to the sum of the terms; with a lower beta more negatives
+            and fewer positives cost nothing. Needs ``learn_beta``.
         seed: chooses the sequence of draws.
 
     Raises:
@@ -101,7 +101,7 @@ class MarginLoss(nn.Module):
         if nu and not learn_beta:
             raise ValueError(f"nu: {nu!r} has no effect on a fixed beta; set learn_beta=True or nu=0")
         start = at_least_zero("beta", beta)
-        # A fixed beta is the same for all classes and stays a number: a float32 1.2 would be off in float64.
+        # A fixed beta is the same for all classes and stays a Python number: float32 1.2 would be inexact in float64.
         self.beta = nn.Parameter(torch.full((num_classes or 1,), start)) if learn_beta else start
         self.num_classes = num_classes
         self.normalize = normalize
@@ -116,7 +116,7 @@ class MarginLoss(nn.Module):
         anchor, positive, negative = self._draw(embeddings, distances, labels)
         if self.training:
             self.step.add_(1)
-        # Taken out of the matrix: gradients that meet in one cell are equal, so their sum does not depend on its order.
+        # Gathered from the matrix: gradients that add up in one cell are equal, so their sum does not depend on the order.
         cells = torch.cat([positive, negative]) + anchor.repeat(2) * len(labels)
         to_positive, to_negative = distances.flatten().index_select(0, cells).chunk(2)
         beta = self._boundary(labels, anchor)
@@ -129,7 +129,7 @@ class MarginLoss(nn.Module):
 
     @torch.no_grad()
     def triplets(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the next forward measures: (P,) rows of the anchors, of their positives and of the drawn negatives."""
+        """The triplets of the next forward: (P,) rows of the anchors, of their positives and of the drawn negatives."""
         return self._draw(*self._distances(embeddings), labels)
 
     def extra_repr(self) -> str:
@@ -165,7 +165,7 @@ class MarginLoss(nn.Module):
 
     def _uniform(self, amount: int, device: torch.device) -> Tensor:
         """Numbers in [0, 1), at most 1 - 2^-24, which `(seed, step)` and the amount determine."""
-        # Mixed down to one word, because the generator of a CPU reads only 32 bits of its seed.
+        # Hashed to one word, because a CPU generator uses only 32 bits of its seed.
         word = np.random.SeedSequence((self.seed, int(self.step))).generate_state(1)[0]
         generator = torch.Generator(device).manual_seed(int(word))
         return torch.rand(amount, generator=generator, device=device).double()

@@ -22,8 +22,8 @@ class NPairsLoss(nn.Module):
 
     Args:
         l2_weight: factor of the mean squared length of the embeddings that take part, before any scaling. The
-            publication has such a penalty instead of unit lengths. 0.001 is what the default of TensorFlow's version
-            of this loss comes to.
+            publication has such a penalty instead of unit lengths. 0.001 equals the default of TensorFlow's version
+            of this loss.
         normalize: scale embeddings to unit length before taking inner products. The publication advises against it.
 
     Raises:
@@ -46,11 +46,11 @@ class NPairsLoss(nn.Module):
         points = in_full_precision(embeddings, normalize=self.normalize)
         positive, negative = pair_masks(labels)
         with torch.autocast(points.device.type, enabled=False):
-            # Only differences between products of one anchor count, so the other side may move to the centre, which
-            # keeps float32 exact where all embeddings share a large part.
+            # Only differences between products of one anchor count, so the other factor can be centred, which keeps
+            # float32 accurate where all embeddings have a large common part.
             products = points @ (points - points.detach().mean(dim=0)).T
         shares = (~negative).sum(dim=1).to(products.dtype).log()
-        # The lowest number in place of minus infinity, whose gradient passes through NaN in a batch of one identity.
+        # Not minus infinity: its gradient would be NaN in a batch of one identity.
         lowest = torch.finfo(products.dtype).min
         others = (products - shares).masked_fill(~negative, lowest).logsumexp(dim=1, keepdim=True)
         loss = masked_mean(F.softplus(others - products, threshold=50), positive)

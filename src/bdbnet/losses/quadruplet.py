@@ -10,7 +10,7 @@ from bdbnet.losses.distances import in_full_precision, masked_mean, pair_masks, 
 
 
 class QuadrupletLoss(nn.Module):
-    """A triplet term, and a term that also keeps positives closer than negatives that share no image with them.
+    """A triplet term, and a term that keeps positives closer than negative pairs of two other identities.
 
     With p the farthest positive of anchor a, n its nearest negative, and (k, l) the nearest pair of images of two
     identities that are neither each other's nor the anchor's:
@@ -51,7 +51,7 @@ class QuadrupletLoss(nn.Module):
             apart = distances.masked_fill(~negative, torch.inf)
             nearest = apart.argmin(dim=1)
             pairs, left_out = _nearest_pairs(apart, labels)
-        # Mined on the matrix, measured pair by pair, as in the batch-hard triplet loss.
+        # Mined on the distance matrix, then computed pair by pair, as in the batch-hard triplet loss.
         to_positive = row_distances(points, points.index_select(0, farthest))
         to_negative = row_distances(points, points.index_select(0, nearest))
         overall, without_first, without_second = row_distances(*points.index_select(0, pairs.flatten()).chunk(2))

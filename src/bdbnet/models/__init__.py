@@ -1,4 +1,4 @@
-"""The network: backbones, branches, drop layers, and weights from files."""
+"""Networks: backbones, branches, drop layers, and reading of weights."""
 
 from bdbnet.models.backbones import (
     Backbone,

@@ -26,7 +26,7 @@ class BDBNetwork(EmbeddingNetwork):
 
     Raises:
         ValueError: unknown backbone, branch or pooling; no branch or one named twice; a dropping branch on a backbone whose
-            channels are no multiple of 4.
+            channels are not a multiple of 4.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class BDBNetwork(EmbeddingNetwork):
         channels = cast(int, self.backbone.out_channels)
         if "dropping" in branches and channels % 4:
             raise ValueError(
-                f"the backbone's map has {channels} channels, which the dropping branch can't divide by 4 in its bottleneck: "
+                f"the backbone has {channels} output channels; the bottleneck of the dropping branch needs a multiple of 4: "
                 "choose another backbone, or the global branch alone (model=baseline)"
             )
         self.branches = nn.ModuleDict()
@@ -66,6 +66,6 @@ class BDBNetwork(EmbeddingNetwork):
         return {name: branch(features) for name, branch in self.branches.items()}
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to descriptors (N, embedding_dim): the branches' embeddings joined, not normalised."""
+        """Images (N, 3, H, W) to embeddings (N, embedding_dim): those of the branches, concatenated, not normalised."""
         features = self.backbone(images)
         return torch.cat([cast(Branch, branch).embed(features) for branch in self.branches.values()], dim=1)

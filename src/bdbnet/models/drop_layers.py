@@ -1,18 +1,18 @@
 """Drop layers of the feature dropping branch: Batch DropBlock and the methods it competes with in the paper's Table 3.
 
-Every layer maps features (N, C, H, W) to the same shape, has no parameters and is the identity in eval mode. What it
-drops is a function of `(seed, step)`, where `step` is a persistent buffer that counts the training forwards, and of
-nothing else but the rank and the image's place in its batch where these are to differ. Ranks that start alike therefore
-draw alike without talking to each other, a checkpoint restores the sequence, and nothing waits for the device or
-recompiles as the step changes. `mask_scope` says who shares a draw:
+Every layer maps features (N, C, H, W) to the same shape, has no parameters and is the identity in eval mode. The mask
+is a function of `(seed, step)`, where `step` is a persistent buffer that counts the training forwards, and, depending on
+`mask_scope`, of the rank or the image's position in the batch. Ranks with the same seed therefore draw the same mask
+without communication, a checkpoint restores the sequence, and there is no device synchronisation and no recompilation
+as the step changes. `mask_scope` sets which images share a mask:
 
 - `global`: all images of all ranks (Batch DropBlock and Batch Dropout, paper),
-- `rank`: the images of a rank; `rank` is a plain attribute (default 0) that the training code may set. The released code
-  of the paper does this, one block for each of its replicas,
-- `image`: nobody, every image has its own (DropBlock, Dropout, SpatialDropout).
+- `rank`: the images of one rank; `rank` is a plain attribute (default 0) that the training code may set. The released
+  code of the paper does this: one block per replica,
+- `image`: none, every image has its own (DropBlock, Dropout, SpatialDropout).
 
-`rescale` says whether what is kept is multiplied by one over its share, as the authors of DropBlock, Dropout and
-SpatialDropout do; Batch DropBlock and Batch Dropout only set to zero (paper).
+`rescale` divides the kept units by the share that is kept, as the authors of DropBlock, Dropout and SpatialDropout do;
+Batch DropBlock and Batch Dropout only set units to zero (paper).
 
 Rates for comparison: with the ratios 0.3 and 1.0 on a map of 24 x 8, Batch DropBlock and DropBlock drop
 round(0.3 * 24) = 7 of 24 rows, 29.2 % of the units, at every step. Batch Dropout, Dropout and SpatialDropout drop each
@@ -31,11 +31,11 @@ Shape = torch.Size | tuple[int, int, int, int]
 MASK_SCOPES = ("global", "rank", "image")
 
 _WORD, _MULTIPLIER = 0xFFFFFFFF, 0x045D9F3B
-_ROW, _COLUMN = 0, 1  # which draw of a step a number is for
+_ROW, _COLUMN = 0, 1  # counters of a step's two draws
 
 
 def counter_hash(*counters: Tensor | int) -> Tensor | int:
-    """Random 32-bit words (0 .. 2**32 - 1, held in int64) from integer counters, which broadcast against each other.
+    """Random 32-bit words (0 .. 2**32 - 1, held in int64) from integer counters, which broadcast.
 
     Counters are folded in one at a time by two rounds of xor-shift and multiply. The multiplier is below 2**31, so
     products of 32-bit words stay inside int64 and every device and compiler gives the same words.
@@ -64,11 +64,11 @@ def hash_is_below(limit: int, word: Tensor, counter: Tensor) -> Tensor:
     for multiplier in (_MULTIPLIER, _MULTIPLIER, 1):
         torch.bitwise_right_shift(word, 16, out=high).bitwise_and_(0xFFFF)  # the shift alone would copy the sign
         word.bitwise_xor_(high).mul_(multiplier)
-    return word.bitwise_xor_(-(2**31)) < limit - 2**31  # orders signed numbers as if they had no sign
+    return word.bitwise_xor_(-(2**31)) < limit - 2**31  # compares signed numbers as unsigned
 
 
 class _DropLayer(nn.Module, ABC):
-    """What all drop layers share: the ratios, the random counter and the training forward."""
+    """Base of the drop layers: ratios, random counter and training forward."""
 
     step: Tensor
     default_scope = "global"
@@ -96,12 +96,12 @@ class _DropLayer(nn.Module, ABC):
 
     @property
     def per_image(self) -> bool:
-        """Whether every image has a draw of its own."""
+        """Whether every image has its own mask."""
         return self.mask_scope == "image"
 
     @abstractmethod
     def dropped(self, shape: Shape) -> Tensor:
-        """What the next training forward drops: bool, True = dropped, broadcastable to `shape` (N, C, H, W)."""
+        """The mask of the next training forward: bool, True = dropped, broadcastable to `shape` (N, C, H, W)."""
 
     def forward(self, features: Tensor) -> Tensor:
         if not self.training:
@@ -140,9 +140,9 @@ class BatchDropBlock(_DropLayer):
         height_ratio: share of the rows, 0..1; 0 drops nothing.
         width_ratio: share of the columns, 0..1; 0 drops nothing.
         seed: chooses the sequence of rectangles.
-        mask_scope: who shares a rectangle, one of `MASK_SCOPES`; None is the layer's own, here `global`.
-        rescale: multiply what is kept by the number of units over the number of kept ones; None is the layer's own,
-            here false. Where nothing is kept there is nothing to multiply.
+        mask_scope: which images share a rectangle, one of `MASK_SCOPES`; None is the layer's default, here `global`.
+        rescale: multiply the kept units by (number of units) / (number of kept units); None is the layer's default, here
+            false.
 
     Raises:
         ValueError: a ratio outside 0..1, or an unknown scope.
@@ -169,9 +169,9 @@ class BatchDropBlock(_DropLayer):
 class DropBlock(BatchDropBlock):
     """One rectangle per image, the size of Batch DropBlock's, at a position of its own (paper, Figure 6 and Table 3).
 
-    After Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, reduced to what the paper compares with: one block an image, shared
-    by its channels, without that publication's growing rate. As there, what is kept is multiplied by the number of units
-    over the number of kept ones. Arguments as in `BatchDropBlock`; its own are `image` and true.
+    After Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, reduced to what the paper compares with: one block per image, shared
+    by its channels, without that publication's growing rate. As there, kept units are multiplied by (number of units) /
+    (number of kept units). Arguments as in `BatchDropBlock`; `mask_scope` is `image` and `rescale` true by default.
     """
 
     default_scope = "image"
@@ -179,7 +179,7 @@ class DropBlock(BatchDropBlock):
 
 
 class _RandomUnits(_DropLayer):
-    """Drops what is counted by `_counters` independently, with probability `rate`."""
+    """Drops positions, channels or units, as `_counters` numbers them, independently with probability `rate`."""
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class BatchDropout(_RandomUnits):
     """Random spatial positions, the same for all images and channels of the batch, set to zero (paper, Table 3).
 
     Each position is dropped with probability `rate`, by default height_ratio * width_ratio, which drops the area of
-    Batch DropBlock on average but not in one piece. What is kept stays as it is unless `rescale` is true. Other arguments
+    Batch DropBlock on average but not in one piece. Kept units are unchanged unless `rescale` is true. Other arguments
     as in `BatchDropBlock`.
     """
 
@@ -225,8 +225,8 @@ class BatchDropout(_RandomUnits):
 class SpatialDropout(_RandomUnits):
     """Whole channels of each image set to zero (Tompson et al., CVPR 2015; paper, Table 3).
 
-    Each channel of each image is dropped with probability `rate`, by default height_ratio * width_ratio. What is kept
-    is multiplied by 1 / (1 - rate), unless `rescale` is false. Other arguments as in `BatchDropBlock`.
+    Each channel of each image is dropped with probability `rate`, by default height_ratio * width_ratio. Kept
+    channels are multiplied by 1 / (1 - rate), unless `rescale` is false. Other arguments as in `BatchDropBlock`.
     """
 
     default_scope = "image"
@@ -239,7 +239,7 @@ class SpatialDropout(_RandomUnits):
 class Dropout(_RandomUnits):
     """Single units set to zero (Srivastava et al., JMLR 2014; paper, Table 3).
 
-    Each unit is dropped with probability `rate`, by default height_ratio * width_ratio. What is kept is multiplied by
+    Each unit is dropped with probability `rate`, by default height_ratio * width_ratio. Kept units are multiplied by
     1 / (1 - rate), unless `rescale` is false. Other arguments as in `BatchDropBlock`.
     """
 

@@ -1,4 +1,4 @@
-"""Between the backbone's feature map and the losses: the two branches of the BDB Network (paper, section 3), parts of others."""
+"""Heads on the backbone's feature map: the two branches of the BDB Network (paper, section 3) and heads of parts."""
 
 from typing import Literal, NamedTuple
 
@@ -11,7 +11,7 @@ POOLINGS = ("max", "avg")
 
 
 class BranchOutput(NamedTuple):
-    """What a branch hands to the losses; either is None where a branch has no such loss."""
+    """Output of a branch for the losses; None where the branch has no metric or no softmax loss."""
 
     embedding: Tensor | None
     """(N, D), after the ReLU, not normalised."""
@@ -20,7 +20,7 @@ class BranchOutput(NamedTuple):
 
 
 class GlobalBranch(nn.Module):
-    """The branch of the baseline: global average pooling, reduction to `embedding_dim`, classifier.
+    """Global branch, the head of the baseline: global average pooling, reduction to `embedding_dim`, classifier.
 
     Maps features (N, in_channels, H, W) to an embedding (N, embedding_dim) and logits (N, num_classes).
     With `num_classes=0` there is no classifier and the logits are None.
@@ -51,7 +51,7 @@ class FeatureDroppingBranch(nn.Module):
         in_channels: channels of the backbone's feature map.
         num_classes: identities of the training set; 0 leaves the classifier out and the logits are None.
         embedding_dim: length of the embedding.
-        dropping: module that keeps the shape; None is `BatchDropBlock(0.3, 1.0)`, the paper's choice for persons.
+        dropping: the drop layer; None is `BatchDropBlock(0.3, 1.0)`, the paper's choice for persons.
         pooling: "max" (paper) or "avg" (Figure 7b).
 
     Raises:
@@ -71,7 +71,7 @@ class FeatureDroppingBranch(nn.Module):
             raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
         self.embedding_dim = embedding_dim
         self.pooling = pooling
-        # Keeps the two branches from pooling the same map in two ways, which does not converge (paper, section 3).
+        # Without it, the same map would be pooled in two ways, which is hard to train (paper, section 3).
         self.bottleneck = Bottleneck(in_channels, in_channels // 4)
         self.drop = BatchDropBlock(0.3, 1.0) if dropping is None else dropping
         self.reduction = build_reduction(in_channels, embedding_dim, "fan_out")
@@ -89,7 +89,7 @@ class FeatureDroppingBranch(nn.Module):
 
 
 class PartHead(nn.Module):
-    """Reduction and classifier of one part of the body, which has the softmax loss alone (PCB, MGN).
+    """Reduction and classifier of one part of the body, trained with the softmax loss alone (PCB, MGN).
 
     Maps a pooled vector (N, in_channels) to logits (N, num_classes). With `num_classes=0` there is no classifier and the
     logits are None.
@@ -109,9 +109,9 @@ class PartHead(nn.Module):
 
 
 def stripes(features: Tensor, parts: int) -> list[Tensor]:
-    """Cut features (N, C, H, W) into `parts` bands of one height, from top to bottom.
+    """Cut features (N, C, H, W) into `parts` bands of equal height, from top to bottom.
 
-    Where H is no multiple of `parts`, bands share rows, as in adaptive pooling.
+    Where H is not a multiple of `parts`, bands share rows, as in adaptive pooling.
     """
     height = features.shape[2]
     # Slices, because adaptive pooling has no deterministic backward on CUDA.
@@ -128,7 +128,7 @@ def build_reduction(in_channels: int, embedding_dim: int, mode: Literal["fan_in"
 
 
 def build_classifier(embedding_dim: int, num_classes: int, *, bias: bool = True) -> nn.Linear | None:
-    """Linear layer to the logits of the identities; None where there are none."""
+    """Linear layer to the logits of the identities; None for `num_classes=0`."""
     if num_classes == 0:
         return None
     classifier = nn.Linear(embedding_dim, num_classes, bias=bias)

@@ -1,4 +1,4 @@
-"""MGN, the strongest method of Table 1.
+"""MGN (Multiple Granularity Network), the strongest competing method of Table 1.
 
 Wang, Yuan, Chen, Li, Zhou, "Learning Discriminative Features with Multiple Granularities for Person Re-Identification",
 ACM Multimedia 2018.
@@ -22,19 +22,19 @@ GRANULARITIES = {"whole": 1, "halves": 2, "thirds": 3}
 class MGNNetwork(EmbeddingNetwork):
     """Three branches that see a person as a whole, in two and in three stripes: 8 vectors under 11 losses.
 
-    The branches share the backbone up to the first block of stage 3 and go on through their own copies of the rest, the
-    whole one at stride 2 in stage 4, the others at stride 1. Each pools its whole map, the latter two their stripes as
-    well, by the maximum. The three vectors of whole maps have the softmax loss before their reduction and the triplet
-    loss after it; the five of stripes have the softmax loss after it. Images are compared by all 8 reduced vectors.
+    The branches share the backbone up to the first block of stage 3 and have their own copies of the rest, the first with
+    stride 2 in stage 4, the others with stride 1. Each max-pools its whole map, the latter two their stripes as well. The
+    three vectors of whole maps have the softmax loss before their reduction and the triplet loss after it; the five of
+    stripes have the softmax loss after it. The embedding is all 8 reduced vectors.
 
     Args:
         num_classes: identities of the training set; 0 leaves the classifiers out.
-        backbone: a `ResNetBackbone`, or the name of one ("resnet50") for random weights. It is the whole branch's; the others
+        backbone: a `ResNetBackbone`, or the name of one ("resnet50") for random weights. The first branch uses it; the others
             start with copies of its weights. Its `last_stride` has no effect.
         embedding_dim: length that each vector is reduced to.
 
     Raises:
-        ValueError: the backbone is no ResNet.
+        ValueError: the backbone is not a ResNet.
     """
 
     def __init__(self, num_classes: int, backbone: str | nn.Module = "resnet50", *, embedding_dim: int = 256) -> None:
@@ -42,8 +42,8 @@ class MGNNetwork(EmbeddingNetwork):
         backbone = build_backbone(backbone)
         if not isinstance(backbone, ResNetBackbone):
             raise ValueError(
-                f"MGN copies the last stages of a ResNet, which {type(backbone).__name__} does not have: choose a backbone "
-                "like resnet50"
+                f"MGN copies the last stages of a ResNet, but the backbone is {type(backbone).__name__}: choose a ResNet, such as "
+                "backbone=resnet50"
             )
         self.backbone: ResNetBackbone = backbone
         self.copies = nn.ModuleDict()
@@ -65,12 +65,12 @@ class MGNNetwork(EmbeddingNetwork):
         return {name: self.branches[name](vector) for name, vector in self._pool(images).items()}
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to descriptors (N, 8 x embedding_dim): the reduced vectors in the order of `branches`."""
+        """Images (N, 3, H, W) to embeddings (N, 8 x embedding_dim): the reduced vectors in the order of `branches`."""
         pooled = self._pool(images)
         return torch.cat([cast(PartHead, self.branches[name]).embed(vector) for name, vector in pooled.items()], dim=1)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Those of the backbone and of the copies of its last stages."""
+        """The parameters of the backbone and of the copies of its last stages."""
         return [*self.backbone.parameters(), *self.copies.parameters()]
 
     def copy_backbone(self, names: Iterable[str]) -> None:
@@ -113,5 +113,5 @@ class GlobalHead(nn.Module):
 
 
 def _own_stages(backbone: ResNetBackbone) -> nn.Sequential:
-    """What every branch has for itself: stage 3 from its second block on, and stage 4."""
+    """The stages that every branch has its own copy of: stage 3 from its second block on, and stage 4."""
     return nn.Sequential(*backbone.layer3[1:], *backbone.layer4)

@@ -1,4 +1,4 @@
-"""What training and evaluation ask of a network, whichever it is."""
+"""`EmbeddingNetwork`, the interface of all networks, and backbones by name."""
 
 from abc import ABC, abstractmethod
 
@@ -13,13 +13,13 @@ BACKBONES = (*RESNETS, *_OSNETS)
 
 
 class EmbeddingNetwork(nn.Module, ABC):
-    """What training and evaluation ask of a network, whichever it is.
+    """Interface of a network that training and evaluation use.
 
     A network whose training has phases also has `begin_epoch(epoch, max_epochs)`, called before every epoch (from 0).
 
     Attributes:
         backbone: the backbone.
-        branch_dims: lengths of the parts that the embedding is joined of.
+        branch_dims: lengths of the parts of the embedding.
     """
 
     backbone: nn.Module
@@ -35,7 +35,7 @@ class EmbeddingNetwork(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to descriptors (N, embedding_dim), not normalised."""
+        """Images (N, 3, H, W) to embeddings (N, embedding_dim), not normalised."""
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that start from the backbone's weights, for learning rates of their own."""
@@ -43,7 +43,7 @@ class EmbeddingNetwork(nn.Module, ABC):
 
 
 def build_backbone(backbone: str | nn.Module) -> nn.Module:
-    """The backbone itself, or the one of this name with random weights.  Raises ValueError where there is none."""
+    """The backbone itself, or the one of this name with random weights.  Raises ValueError for an unknown name."""
     if isinstance(backbone, nn.Module):
         return backbone
     if backbone not in BACKBONES:

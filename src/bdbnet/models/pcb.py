@@ -1,4 +1,4 @@
-"""PCB, the part-based method of Table 1, with and without refined part pooling.
+"""PCB (Part-based Convolutional Baseline), a competing method of Table 1, with and without refined part pooling.
 
 Sun, Zheng, Yang, Tian, Wang, "Beyond Part Models: Person Retrieval with Refined Part Pooling (and a Strong Convolutional
 Baseline)", ECCV 2018.
@@ -20,22 +20,22 @@ DESCRIPTORS = ("pooled", "reduced")
 class PCBNetwork(EmbeddingNetwork):
     """Horizontal stripes of the backbone's feature map, each with its own reduction and classifier; softmax alone.
 
-    With `refined=True` one training goes through three phases: uniform stripes; then a part classifier, which says for
-    every position of the map which part it belongs to, is trained while everything else is frozen; then all together.
+    With `refined=True` training has three phases: uniform stripes; then a part classifier, which assigns every position
+    of the map to a part, is trained while everything else is frozen; then everything is trained.
 
     Args:
         num_classes: identities of the training set; 0 leaves the classifiers out.
         backbone: a backbone with `out_channels`, or a name ("resnet50", "osnet_x0_25") for one with random weights.
         parts: number of stripes.
         embedding_dim: length that each part's vector is reduced to.
-        descriptor: what images are compared by, the parts' vectors "pooled" (6 x 2048 with resnet50, which the publication
+        descriptor: the embedding of an image: the parts' vectors "pooled" (6 x 2048 with resnet50, which the publication
             reports; its G) or "reduced" (6 x 256; its H).
-        refined: with refined part pooling.
+        refined: use refined part pooling.
         phases: shares of the epochs of the three phases. The publication appends about 10 epochs to 60. Each phase that has
             a share gets at least one epoch; the first epoch has uniform stripes in any case.
 
     Raises:
-        ValueError: unknown backbone or descriptor, no part, or phases that are no three shares with a first one above 0.
+        ValueError: unknown backbone or descriptor, no part, or phases that are not three shares, the first above 0.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class PCBNetwork(EmbeddingNetwork):
         return torch.cat(pooled, dim=1)
 
     def begin_epoch(self, epoch: int, max_epochs: int) -> None:
-        """Enter the phase of `epoch`, which depends on nothing else, so that resumed trainings go on alike."""
+        """Enter the phase of `epoch`; it depends on nothing else, so a resumed training enters the same one."""
         if self.pooling is None:
             return
         _, alone, together = (math.ceil(share * max_epochs / sum(self.phases)) for share in self.phases)
@@ -105,8 +105,8 @@ class PCBNetwork(EmbeddingNetwork):
 class RefinedPartPooling(nn.Module):
     """Features (N, C, H, W) to one vector per part, (N, parts, C): averages weighted by the parts' probabilities.
 
-    A linear layer and a softmax give every position its probabilities. The buffer `on` says whether the network pools so
-    yet; it goes into checkpoints.
+    A linear layer and a softmax give the probabilities of every position. The buffer `on` is true once the network uses
+    this pooling; it is saved in checkpoints.
     """
 
     on: Tensor
@@ -114,12 +114,12 @@ class RefinedPartPooling(nn.Module):
     def __init__(self, in_channels: int, parts: int) -> None:
         super().__init__()
         self.scores = nn.Conv2d(in_channels, parts, 1)
-        nn.init.normal_(self.scores.weight, std=0.001)  # the parts begin with about equal shares of every position
+        nn.init.normal_(self.scores.weight, std=0.001)  # all parts start with about equal shares of every position
         nn.init.zeros_(cast(Tensor, self.scores.bias))
         self.register_buffer("on", torch.tensor(False))
 
     def forward(self, features: Tensor) -> Tensor:
         shares = self.scores(features).log_softmax(1).flatten(2)
-        weights = shares.softmax(2)  # shares over their sum, also for a part whose shares all round to 0
+        weights = shares.softmax(2)  # normalised shares, also for a part whose shares all round to 0
         vectors: Tensor = weights @ features.to(weights.dtype).flatten(2).transpose(1, 2)
         return vectors

@@ -1,6 +1,6 @@
 """Pretrained networks of torchvision and timm as they are: their pooled features, the zero-shot baseline."""
 
-from typing import Any
+from typing import Any, cast
 
 import torchvision.models
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class PooledNetwork(EmbeddingNetwork):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.branch_dims = (int(backbone.out_channels),)  # type: ignore[arg-type]
+        self.branch_dims = (int(cast(Any, backbone).out_channels),)
 
     def forward(self, images: Tensor) -> dict[str, BranchOutput]:
         return {"pooled": BranchOutput(self.embed(images), None)}
@@ -39,7 +39,8 @@ class TimmNetwork(EmbeddingNetwork):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.backbone = model
-        self.branch_dims = (int(getattr(model, "head_hidden_size", model.num_features)),)  # type: ignore[arg-type]
+        known: Any = model
+        self.branch_dims = (int(getattr(known, "head_hidden_size", known.num_features)),)
 
     def forward(self, images: Tensor) -> dict[str, BranchOutput]:
         return {"pooled": BranchOutput(self.embed(images), None)}
@@ -49,7 +50,7 @@ class TimmNetwork(EmbeddingNetwork):
         return features
 
 
-def torchvision_network(name: str) -> tuple[EmbeddingNetwork, dict[str, object]]:
+def torchvision_network(name: str) -> tuple[EmbeddingNetwork, dict[str, Any]]:
     """torchvision's model `name` with its ImageNet weights, and the preprocessing that these are made for.
 
     The weights are IMAGENET1K_V1 where there are such, as for a `backbone`. Returns image_size, mean, std and interpolation.
@@ -71,7 +72,7 @@ def torchvision_network(name: str) -> tuple[EmbeddingNetwork, dict[str, object]]
     }  # fmt: skip
 
 
-def timm_network(name: str, image_size: tuple[int, int] | None = None) -> tuple[EmbeddingNetwork, dict[str, object]]:
+def timm_network(name: str, image_size: tuple[int, int] | None = None) -> tuple[EmbeddingNetwork, dict[str, Any]]:
     """timm's model `name` with its weights, and the preprocessing that its model card names.
 
     Args:
@@ -98,7 +99,7 @@ def timm_network(name: str, image_size: tuple[int, int] | None = None) -> tuple[
                 f"timm's weights of {name} could not be downloaded or loaded ({error}). They are downloaded once: try again "
                 "with a network, or copy the cache of a machine that has them (the folder that HF_HOME names)"
             ) from error
-    card = timm.data.resolve_model_data_config(model)
+    card = cast(Any, timm).data.resolve_model_data_config(model)
     return TimmNetwork(model), {
         "image_size": tuple(card["input_size"][1:]) if image_size is None else image_size,
         "mean": tuple(card["mean"]), "std": tuple(card["std"]), "interpolation": card["interpolation"],

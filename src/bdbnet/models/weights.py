@@ -1,4 +1,4 @@
-"""Weights from files: safe reading, and loading that never leaves a weight behind unsaid.
+"""Weights from files: safe reading, and strict loading.
 
 A file may hold this project's checkpoint (written by Lightning, or a plain `state_dict` of a `BDBNetwork`),
 torchreid's OSNet or a model of torchvision. `load_network` restores a whole network. Starting weights come in two
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 _CLASSIFIER, _COUNTER = ".classifier.", ".drop.step"
 _SHOWN = 4  # keys that an error message lists of each kind
-# torchvision's files of DenseNet still say norm.1 where the modules have long been called norm1.
+# torchvision's DenseNet files have keys such as norm.1, but its modules are called norm1.
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.")
 
 
@@ -45,7 +45,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     (DataParallel) and "_orig_mod." (torch.compile) are taken off.
 
     Raises:
-        CheckpointError: missing, empty, truncated or no checkpoint; objects in it that only code could rebuild.
+        CheckpointError: missing, empty, truncated or not a checkpoint; objects in it that need code to be rebuilt.
     """
     return _tensors(read_checkpoint(path), Path(path))
 
@@ -58,7 +58,7 @@ def read_checkpoint(path: str | Path) -> Any:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file of weights")
+        raise CheckpointError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; copy or download it again")
     if path.suffix == ".safetensors":
@@ -73,12 +73,12 @@ def read_checkpoint(path: str | Path) -> Any:
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
-                f"{path}: refused, because it holds more than tensors and plain values ({found[1]}), which only "
-                "running code from the file could rebuild; if you trust where it comes from, open it in an isolated "
-                "environment with torch.load(path, weights_only=False) and save its tensors alone with "
+                f"{path}: refused: it contains {found[1]}, which is neither a tensor nor a plain value, and loading it would run "
+                "code from the file; if you trust its source, open it in an isolated "
+                "environment with torch.load(path, weights_only=False) and save only its tensors with "
                 "torch.save(model.state_dict(), new_path)"
             ) from error
-        raise CheckpointError(f"{path}: not a checkpoint that torch.save wrote, or a damaged one") from error
+        raise CheckpointError(f"{path}: not a checkpoint written by torch.save, or damaged") from error
     except OSError as error:
         raise CheckpointError(f"{path}: could not be read ({error})") from error
     except Exception as error:  # a damaged file can fail anywhere in the reader
@@ -98,7 +98,7 @@ def load_network(network: nn.Module, path: str | Path, *, classifiers: Literal["
     if classifiers not in ("keep", "drop"):
         raise ValueError(f"classifiers must be 'keep' or 'drop', got {classifiers!r}")
     state, own = _network_keys(read_state_dict(path)), network.state_dict()
-    # The drop layer's counter is no weight: the network may have another drop layer, or none, than the file's.
+    # The drop layer's counter is not a weight: the network's drop layer may differ from the file's, or be absent.
     exempt = {key for key in {*state} ^ {*own} if key.endswith(_COUNTER)}
     if classifiers == "drop":
         exempt |= {key for key in {*state, *own} if _CLASSIFIER in key}
@@ -168,7 +168,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
             shapes.
     """
     own = module.state_dict()
-    # Files from before PyTorch 0.4.1 lack this counter, which no weight depends on.
+    # Files from before PyTorch 0.4.1 lack this counter, which does not affect results.
     state = {key: tensor for key, tensor in own.items() if key.endswith("num_batches_tracked")} | state
     missing = [f"{key} {tuple(own[key].shape)}" for key in own if key not in state]
     left_over = [f"{key} {tuple(state[key].shape)}" for key in state if key not in own]
@@ -177,7 +177,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
         for key in own
         if key in state and own[key].shape != state[key].shape
     ]
-    kinds = {"missing in the file": missing, "only in the file": left_over, "of another shape": reshaped}
+    kinds = {"missing in the file": missing, "only in the file": left_over, "with another shape": reshaped}
     faults = [
         f"  {len(keys)} {kind}: {'; '.join(keys[:_SHOWN])}{'; ...' if len(keys) > _SHOWN else ''}"
         for kind, keys in kinds.items()
@@ -185,9 +185,9 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
     ]
     if faults:
         raise CheckpointError(
-            "\n".join([f"{source}: checkpoint of another architecture than {type(module).__name__} here", *faults])
-            + "\nChoose the backbone, width and branches that the file was trained with. Where classifiers alone "
-            "differ, the number of training identities does: load without classifiers."
+            "\n".join([f"{source}: the checkpoint does not match the architecture of {type(module).__name__}", *faults])
+            + "\nChoose the backbone, width and branches that the file was trained with. If only classifiers differ, "
+            "the number of training identities does: load without classifiers."
         )
     module.load_state_dict(state)
 
@@ -200,7 +200,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
         if all(key.startswith("module.") for key in state):
             state = _below("module.", state)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: no file of weights, for it holds no state_dict (tensors by key)")
+        raise CheckpointError(f"{path}: not a file of weights: it holds no state_dict (tensors by key)")
     return state
 
 
@@ -212,7 +212,7 @@ def _network_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
         roots = {"fc": "branches.global.reduction", "classifier": "branches.global.classifier"}
         parts = ((*key.partition("."), tensor) for key, tensor in state.items())
         return {f"{roots.get(root, f'backbone.{root}')}.{rest}": tensor for root, _, rest, tensor in parts}
-    if any(key.startswith("features.") for key in state):  # Swin's norm stands outside of its features
+    if any(key.startswith("features.") for key in state):  # Swin's norm is not part of its features
         kept = [key for key in state if key.startswith(("features.", "norm."))]
         return {"backbone." + _OLD_DENSENET.sub(r"\1", key): state[key] for key in kept}
     return {f"backbone.{key}": tensor for key, tensor in state.items() if not key.startswith("fc.")}

@@ -3,7 +3,7 @@
 import math
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -36,7 +36,7 @@ class FiniteLossGuard(Callback):
         finite = torch.isfinite(loss).to("cpu", non_blocking=True)
         copied = None
         if loss.is_cuda:
-            copied = torch.cuda.Event()
+            copied = cast(Any, torch.cuda).Event()
             copied.record()
         self._check(trainer)
         self._pending = _Step(trainer.current_epoch, batch_idx, finite, copied, loss, outputs["parts"], batch["index"])
@@ -56,7 +56,7 @@ class FiniteLossGuard(Callback):
         if step.finite:
             return
         shown = ", ".join(f"{name} = {part.item():.4g}" for name, part in step.parts.items())
-        paths = [str(path) for path in trainer.datamodule.train_paths(step.rows.tolist())]  # type: ignore[attr-defined]
+        paths = [str(path) for path in cast(Any, trainer).datamodule.train_paths(step.rows.tolist())]
         listed = "\n  ".join(paths[:8] + ([f"... and {len(paths) - 8} more"] if len(paths) > 8 else []))
         last = Path(trainer.default_root_dir) / LAST
         advice = "No epoch was finished. Lower optimizer.lr, or try trainer.gradient_clip_val=1 or trainer.precision=32-true."
@@ -167,8 +167,8 @@ class History(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row |= {name: value for name, value in values.items() if name == "loss" or name.startswith("loss/")}
         if getattr(module, "metrics_epoch", None) == trainer.current_epoch:
-            row |= module.metrics  # type: ignore[arg-type]
-        data: ReIDDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            row |= cast(Any, module).metrics
+        data: ReIDDataModule = cast(Any, trainer).datamodule
         if data.on_error == "replace":
             new, self._replaced = data.replaced - self._replaced, data.replaced
             row["replaced_images"] = int(

@@ -43,10 +43,10 @@ def further_tests(config: DictConfig, image_size: tuple[int, int]) -> list[Furth
         )
     found = []
     for entry in entries:
-        own = OmegaConf.create(OmegaConf.to_container(config))
+        own = config.copy()
         own.dataset = _dataset(entry.split(), str(config.data_root))
-        manifest = build_manifest(own)  # type: ignore[arg-type]
-        test = build_test_set(own, manifest, name=manifest.name)  # type: ignore[arg-type]
+        manifest = build_manifest(own)
+        test = build_test_set(own, manifest, name=manifest.name)
         transform = EvaluationTransform(image_size, pad_to_square=bool(own.dataset.pad_test))
         found.append(FurtherTest(manifest, transform, test))
     _check_names([further.test.name for further in found])
@@ -65,8 +65,12 @@ def _dataset(words: Sequence[str], data_root: str) -> DictConfig:
     overrides = quote_paths([f"dataset={words[0]}", f"data_root={data_root}", *words[1:]])
     try:
         if GlobalHydra.instance().is_initialized():
-            return compose("evaluate", overrides).dataset
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return compose("evaluate", overrides).dataset
+            composed = compose("evaluate", overrides)
+        else:
+            with initialize_config_dir(str(config_dir()), version_base="1.3"):
+                composed = compose("evaluate", overrides)
     except HydraException as error:
         raise ConfigError(f"evaluations: {' '.join(words)}: {str(error).partition(chr(10))[0]}") from error
+    OmegaConf.resolve(composed)  # its folder depends on data_root
+    dataset: DictConfig = composed.dataset
+    return dataset

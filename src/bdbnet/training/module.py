@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class TrainingModule(EvaluationModule):
     def on_fit_start(self) -> None:
         for layer in self.network.modules():
             if hasattr(layer, "mask_scope"):
-                layer.rank = self.global_rank  # type: ignore[assignment]  # for masks that each rank draws for itself
+                cast(Any, layer).rank = self.global_rank  # for masks that each rank draws for itself
 
     def on_train_epoch_start(self) -> None:
         begin = getattr(self.network, "begin_epoch", None)

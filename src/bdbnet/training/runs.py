@@ -1,11 +1,12 @@
 """A training run from configuration to ``result.json``."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bdbnet.config import ConfigError, instantiate
 from bdbnet.datasets import Manifest
@@ -84,7 +85,7 @@ def train(config: DictConfig, folder: Path) -> Result:
     if trainer.is_global_zero:
         _announce(config, folder, data, network, loaded, resume)
     for logger in trainer.loggers:
-        logger.log_hyperparams(module.record.config)  # type: ignore[arg-type]
+        logger.log_hyperparams(dict(module.record.config))
     module.configure_optimizers()  # tried before anything is thrown away
     if config.overwrite:
         clear_folder(folder)
@@ -121,7 +122,7 @@ def _record_training(
     manifest: Manifest,
     history: History,
 ) -> Result:
-    data: ReIDDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    data: ReIDDataModule = cast(Any, trainer).datamodule
     monitor = main_metric(config)
     trainer.save_checkpoint(folder / LAST)
     # Epochs of another run, whose checkpoint this one went on from, have their best.ckpt elsewhere.

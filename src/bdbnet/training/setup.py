@@ -1,11 +1,9 @@
 """From a configuration to the objects that a training needs."""
 
-from typing import Any
-
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from bdbnet.config import ConfigError
+from bdbnet.config import ConfigError, plain
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.protocol import is_whole
 from bdbnet.evaluation.test_set import TestSet
@@ -18,7 +16,7 @@ from bdbnet.training.objective import build_metric_loss, build_schedule, optimiz
 def has_native_bfloat16(accelerator: str) -> bool:
     """Whether the device multiplies bfloat16 in hardware, where it is several times as fast as float32."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if accelerator in ("auto", "cpu"):
         # Not public in PyTorch, so that a release may drop them: then the answer is no.
         probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
@@ -63,7 +61,9 @@ def build_module(
     config: DictConfig, embedder: Embedder, tests: list[TestSet], num_classes: int, fingerprint: str | None = None
 ) -> TrainingModule:
     """The module that is trained."""
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return TrainingModule(
-        embedder, tests, build_recipe(config, embedder.network, num_classes), Record(plain, num_classes, fingerprint)
+        embedder,
+        tests,
+        build_recipe(config, embedder.network, num_classes),
+        Record(plain(config), num_classes, fingerprint),
     )

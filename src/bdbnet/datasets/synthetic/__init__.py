@@ -1,1 +1,1 @@
-"""Rendered data sets, for the demo, the tests and pictures that may be published."""
+"""Synthetic datasets for demos, tests and publishable pictures; `readers` has the two readers."""

@@ -1,4 +1,4 @@
-"""What synthetic identities wear: groups that share the upper clothing and differ in weak cues."""
+"""Clothing of the synthetic identities: groups that share the upper clothing and differ in weak cues."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Synthetic people: how the articulated figure of an identity is painted.
+"""Painter of synthetic people: articulated figures in the clothing of an identity.
 
 A figure is a small three-dimensional skeleton, turned, projected and painted limb by limb from far to near. A limb is
 a tube with rounded ends whose surface carries a texture, so that a logo stays on the chest and a backpack on the back.
@@ -28,7 +28,7 @@ class Pose:
     stride: float
     phase: float
     elbow: float
-    cover: str = "none"  # "coat": a plain coat over the upper clothing; "parcel": a box carried before the chest
+    cover: str = "none"  # "coat": a plain coat over the upper clothing; "parcel": a box carried in front of the chest
     cover_color: str = "grey"
 
 
@@ -99,7 +99,7 @@ class Painter:
             half = np.interp(position, np.linspace(0, 1, len(radii)), radii)
         over = (along - inside) / cap
         alpha = np.clip(half + 0.5 - np.sqrt(across * across + over * over), 0, 1)
-        # The image's right decides the side of the light, whichever way the tube points.
+        # Light comes from a side of the image, independent of the direction of the tube.
         normal = np.clip(across / half, -1, 1) * (1 if uy >= 0 else -1)
         facing = np.sqrt(1 - normal * normal)
         shade = 0.5 + 0.5 * np.clip(normal * self.light + facing * 0.85, 0, 1.2)
@@ -117,7 +117,7 @@ def _float(color: Color) -> np.ndarray:
 
 
 def _cloth(color: str, pattern: str, accent: str) -> Paint:
-    """Texture of a garment; it follows the tube and so bends with the limb."""
+    """Texture of a garment in tube coordinates, so that it bends with the limb."""
     main, second = _float(COLORS[color]), _float(COLORS[accent])
 
     def blend(mask: np.ndarray) -> np.ndarray:

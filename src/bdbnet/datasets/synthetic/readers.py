@@ -1,4 +1,4 @@
-"""Synthetic datasets: rendered on first use, kept on disk, needing no download and showing no real person.
+"""Readers of the synthetic datasets, which are rendered on first use and stored; no download, no real people.
 
 `synthetic_reid` is built so that the most salient cue does not decide: identities come in groups that share the upper
 clothing, that clothing is often hidden, and hair, hat, trousers, shoes and bag tell the members apart.
@@ -84,7 +84,7 @@ def read_synthetic_retrieval(
     """Synthetic objects of disjoint train and test classes, rendered below `root` unless they are there already.
 
     A class is one shape with its part colours and pattern; its images vary in light, background, small shifts,
-    scale, rotation and occlusion. There are no cameras (-1); every test image is query and gallery at once.
+    scale, rotation and occlusion. There are no cameras (-1); every test image is both query and gallery.
     `image_size` is (height, width) in pixels. Raises DatasetError on a bad option or a folder that can't be written.
     """
     require_integers(1, train_classes=train_classes, test_classes=test_classes)
@@ -108,7 +108,7 @@ def _render_object_shot(shot: Shot, *, seed: int, size: tuple[int, int]) -> Imag
 def render_person(
     shot: Shot, *, seed: int, size: tuple[int, int], occlusion: float, distractor_groups: tuple[int, int] = (0, 1)
 ) -> Image.Image:
-    """One image: the camera's scene, the person in a random pose, what hides them, then the camera's own rendition.
+    """One image: the camera's scene, the person in a random pose, occluders, then the camera's colours and sharpness.
 
     `distractor_groups` (first, count) are the groups whose spare member appears as label 0.
     """

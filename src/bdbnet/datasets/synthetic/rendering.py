@@ -1,4 +1,4 @@
-"""Rendered datasets: pictures drawn on first use by several processes, then kept in a folder."""
+"""Rendering of synthetic datasets into a folder, on first use and with several processes."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ from bdbnet.datasets.layout import whole_folder
 from bdbnet.datasets.manifest import DatasetError, Manifest
 
 RENDERER_VERSION = 3
-"""Raise it whenever a change alters pictures or tables: older caches are then left alone and new ones rendered."""
+"""Increase it with every change of pictures or tables: new folders are rendered and older ones left alone."""
 JPEG_QUALITY = 92
 IMAGES_PER_WORKER = 100
 
@@ -42,7 +42,7 @@ Render = Callable[[Shot], Image.Image]
 
 
 def require_integers(minimum: int, **values: object) -> None:
-    """Raise DatasetError that names the first option which is no whole number of at least `minimum`."""
+    """Raise DatasetError for the first option that is not a whole number of at least `minimum`."""
     for key, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise DatasetError(f"option {key} must be a whole number of at least {minimum}, not {value!r}")
@@ -60,7 +60,7 @@ def rendered(
         _render_folder(folder, name, shots, render, workers)
     missing = next((shot.path for shot in shots if not (folder / shot.path).is_file()), None)
     if missing:
-        raise DatasetError(f"{folder} lacks {missing}: delete this folder, and {name} is rendered anew")
+        raise DatasetError(f"{folder} lacks {missing}: delete this folder to render {name} again")
     table = pd.DataFrame(shots, columns=list(Shot._fields))
     return Manifest.from_table(table[["path", "label", "camera", "split"]], folder, name, source=folder)
 
@@ -75,8 +75,8 @@ def _render_folder(folder: Path, name: str, shots: Sequence[Shot], render: Rende
             _render_all(temporary, name, shots, render, workers)
     except OSError as error:
         raise DatasetError(
-            f"can't render {name} into {folder.parent}: {error.strerror or error}. Free or make writable this folder, "
-            "or choose another one with data_root=..."
+            f"can't render {name} into {folder.parent}: {error.strerror or error}. Free space or make this "
+            "folder writable, or choose another one with data_root=..."
         ) from error
 
 
@@ -98,7 +98,7 @@ def _render_all(folder: Path, name: str, shots: Sequence[Shot], render: Render, 
 def _render_in_processes(
     folder: Path, shares: Sequence[Sequence[Shot]], render: Render, progress: "tqdm[Any]"
 ) -> list[bool]:
-    """Render each share in a Python process of its own; returns which of them finished.
+    """Render each share in its own Python process; returns which of them finished.
 
     Not `multiprocessing`: its children would import the main module again, so that a training command would load
     torch once more per worker, and a script without a `__main__` guard would start itself.
@@ -111,7 +111,7 @@ def _render_in_processes(
         with os.fdopen(reading, "rb", buffering=0) as ticks:
             try:
                 for _ in shares:
-                    # A session of its own: Ctrl-C reaches this process alone, which then ends the workers.
+                    # In its own session: Ctrl-C reaches only this process, which then ends the workers.
                     child = subprocess.Popen(
                         command, stdin=subprocess.PIPE, stdout=writing, stderr=subprocess.DEVNULL, env=environment,
                         start_new_session=True,

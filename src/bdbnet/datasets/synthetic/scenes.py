@@ -1,4 +1,4 @@
-"""Synthetic cameras: background scenes, occluders, and what a camera does to colours and sharpness."""
+"""Synthetic cameras: background scenes, occluders, and the camera's colours, sharpness and noise."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +24,7 @@ VIEWS = (0.0, np.pi, np.pi / 2, -np.pi / 2)
 
 @dataclass(frozen=True)
 class Camera:
-    """What all images of one camera share."""
+    """Properties that all images of one camera share."""
 
     scene: str
     gain: tuple[float, float, float]
@@ -282,7 +282,7 @@ def _draw_car(draw: ImageDraw.ImageDraw, x: float, ground: float, length: float,
 
 
 def draw_occluder(image: Image.Image, kind: str, rng: np.random.Generator) -> None:
-    """Draw one thing that stands between camera and person; most kinds hide a horizontal band of the body."""
+    """Draw an object between camera and person; most kinds hide a horizontal band of the body."""
     draw = ImageDraw.Draw(image)
     width, height = image.size
     paints: tuple[Color, ...] = (
@@ -353,13 +353,13 @@ def draw_occluder(image: Image.Image, kind: str, rng: np.random.Generator) -> No
 
 
 def expose(image: Image.Image, camera: Camera, rng: np.random.Generator) -> Image.Image:
-    """What the camera records of a scene at its final size: sharpness, colours, exposure of the moment, noise."""
+    """Camera model at the final image size: blur, colour cast, random exposure, noise."""
     height = image.size[1]
     image = image.filter(ImageFilter.GaussianBlur(camera.blur * height / 100 * float(rng.uniform(0.5, 1.5))))
     pixels = np.asarray(image, np.float32) / 255
     grey = pixels.mean(axis=2, keepdims=True)
     pixels = grey + camera.saturation * (pixels - grey)
-    # Sunlight or cloud of the moment, on top of what the camera always does.
+    # Random exposure of the image (sun, clouds), on top of the camera's own.
     gain = (
         np.asarray(camera.gain, np.float32)
         * float(rng.uniform(0.85, 1.15))

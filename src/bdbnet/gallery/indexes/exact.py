@@ -97,7 +97,7 @@ class GalleryIndex(ABC):
 
     @property
     def dimensions(self) -> int:
-        return self.embeddings.shape[1]
+        return int(self.embeddings.shape[1])
 
     @cached_property
     def fingerprint(self) -> str:

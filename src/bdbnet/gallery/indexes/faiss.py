@@ -141,7 +141,8 @@ class FaissIndex(GalleryIndex):
         else:
             ef_search = min(math.ceil(max(self.ef_search, k) / allowed.share), len(self))
             options = self._faiss.SearchParametersHNSW(sel=chosen, efSearch=ef_search)
-        return self._index.search(self._comparable(queries), k, params=options)[1]
+        found: np.ndarray = self._index.search(self._comparable(queries), k, params=options)[1]
+        return found
 
 
 def _library() -> Any:

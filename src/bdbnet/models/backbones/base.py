@@ -1,4 +1,4 @@
-"""What a network asks of a backbone."""
+"""`Backbone`, the interface of all backbones."""
 
 from typing import Protocol, runtime_checkable
 

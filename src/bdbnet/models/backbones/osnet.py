@@ -1,4 +1,4 @@
-"""OSNet, the light backbone: Zhou et al., "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
+"""OSNet, a lightweight backbone: Zhou et al., "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
 
 Module names follow the files of torchreid, the authors' library, so that those load by key.
 """

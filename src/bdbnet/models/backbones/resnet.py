@@ -53,7 +53,7 @@ class ResNetBackbone(nn.Module):
 
 
 def set_stride(stage: nn.Sequential, stride: int) -> None:
-    """Give a ResNet's stage, which begins with a block that down-samples, another stride; the weights stay."""
+    """Set the stride of a ResNet's stage, which begins with a down-sampling block; the weights stay."""
     first: Any = stage[0]
     strided = first.conv2 if isinstance(first, Bottleneck) else first.conv1
     strided.stride = first.downsample[0].stride = (stride, stride)

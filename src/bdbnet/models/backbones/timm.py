@@ -1,4 +1,4 @@
-"""Backbones by the names that timm knows: any of its models that gives a feature map."""
+"""Backbones from timm: any of its models that returns a feature map."""
 
 import contextlib
 import difflib
@@ -19,19 +19,19 @@ class TimmBackbone(nn.Module):
 
     Takes every name for which timm offers `features_only`: convolutional networks and transformers in stages (mostly
     h = H / 32), plain transformers (h = H / patch; their tokens as a map, before the last norm). Transformers adapt to
-    the size of the images where timm can (`dynamic_img_size`: vit_*, deit*, swin*, eva02_*); others may take only the
-    size that they were made for. Needs `pip install "bdbnet[timm]"`.
+    the size of the images where timm supports it (`dynamic_img_size`: vit_*, deit*, swin*, eva02_*); others may accept
+    only the size that they were trained with. Needs `pip install "bdbnet[timm]"`.
 
     Args:
         name: a name of `timm.list_models()`, such as resnet18, or with the tag of its weights, resnet18.a1_in1k.
-        weights: "imagenet" (what timm has for the name and tag, downloaded once; made for images normalised as its model
-            card says, which for some is not ImageNet's mean and deviation), "none", or a file: a checkpoint of a
+        weights: "imagenet" (timm's weights for the name and tag, downloaded once; some expect another normalisation than
+            ImageNet's mean and deviation, see the model card), "none", or a file: a checkpoint of a
             `BDBNetwork` on this backbone, of which the backbone takes its own part.
 
     Raises:
         ValueError: timm is not installed, does not know the name or offers no feature map of it.
         CheckpointError: the download failed, or the file can't be read safely or holds another architecture.
-        ImageSizeError: in `forward`, images of a size that the model does not take.
+        ImageSizeError: in `forward`, images of a size that the model does not accept.
     """
 
     def __init__(self, name: str, weights: str | Path | None = "imagenet") -> None:
@@ -50,7 +50,7 @@ class TimmBackbone(nn.Module):
                     f"timm's weights of {name} could not be downloaded or loaded ({error}); use backbone.weights=none to "
                     "start from random weights, or backbone.weights=<file> with a checkpoint of a network on this backbone"
                 ) from error
-            raise ValueError(f"timm {timm.__version__} makes no feature map of {name} ({error})") from error
+            raise ValueError(f"timm {timm.__version__} has no feature map of {name} ({error})") from error
         self.out_channels: int = self.model.feature_info.channels()[-1]
         self._channels_first = getattr(self.model, "output_fmt", "NCHW") == "NCHW"
         if weights not in (None, "none", "imagenet"):
@@ -72,20 +72,20 @@ class TimmBackbone(nn.Module):
         try:
             features: Tensor = self.model(images)[-1]
         except (AssertionError, RuntimeError) as error:
-            # timm asserts most sizes; a model of a fixed size may also fail where shapes meet.
+            # timm asserts most sizes; a model of a fixed size may also fail with mismatched shapes.
             of_shapes = not self._adapts and images.shape[2:] != self._made_for
             if isinstance(error, torch.OutOfMemoryError) or not (isinstance(error, AssertionError) or of_shapes):
                 raise
             asked, own = (" x ".join(map(str, size)) for size in (images.shape[2:], self._made_for))
             raise ImageSizeError(
                 f"timm's {self.name} can't process images of {asked} ({str(error) or 'their size does not fit'}); "
-                f"it was made for {own}: set dataset.image_size, or choose another model"
+                f"it was trained with {own}: set dataset.image_size, or choose another model"
             ) from error
         return features if self._channels_first else features.permute(0, 3, 1, 2)
 
 
 def _create(create: Callable[..., Any], is_fixed: bool, *, pretrained: bool) -> tuple[Any, bool]:
-    """The model that timm's factory makes, and whether it is meant for images of any size."""
+    """The model from timm's factory, and whether it accepts images of any size."""
     if is_fixed:
         with contextlib.suppress(TypeError):  # an architecture without this option
             return create(pretrained=pretrained, dynamic_img_size=True), True

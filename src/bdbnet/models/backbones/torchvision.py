@@ -1,4 +1,4 @@
-"""Backbones by the names that torchvision knows: any of its models that gives a feature map."""
+"""Backbones from torchvision: any of its models that returns a feature map."""
 
 from pathlib import Path
 
@@ -16,9 +16,9 @@ class TorchvisionBackbone(nn.Module):
     """A classification model of torchvision without its head: images (N, 3, H, W) to features (N, out_channels, h, w).
 
     The model has to have `.features`, as alexnet, convnext_*, densenet*, efficientnet_*, mobilenet_*, squeezenet*, swin_*
-    and vgg* do; ResNets have `ResNetBackbone`. The map is the one that the model's own head gets: what `.features`
-    returns, for densenet* after a ReLU, for swin_* after the last LayerNorm (convnext_* has it behind the pooling, so
-    that it goes with the head). h is about H / 32, for squeezenet* H / 16. Key names are torchvision's.
+    and vgg* do; ResNets have `ResNetBackbone`. The map is the input of the model's own head: the output of `.features`,
+    for densenet* after a ReLU, for swin_* after the last LayerNorm (that of convnext_* follows the pooling and is part of
+    the head). h is about H / 32, for squeezenet* H / 16. Key names are torchvision's.
 
     Args:
         name: a model of torchvision.models, such as squeezenet1_1.
@@ -27,7 +27,7 @@ class TorchvisionBackbone(nn.Module):
             own part.
 
     Raises:
-        ValueError: a name that torchvision does not know, or a model without such a feature map.
+        ValueError: a name that torchvision does not have, or a model without a feature map.
         CheckpointError: the download failed, or the file can't be read safely or holds another architecture.
         ImageSizeError: in `forward`, images that are too small for the model.
     """
@@ -41,7 +41,7 @@ class TorchvisionBackbone(nn.Module):
         model = torchvision.models.get_model(name, weights=None)
         if not hasattr(model, "features"):
             raise ValueError(
-                f"torchvision's {name} has no .features to take a map from; choose, e.g., {_WITH_FEATURES}, "
+                f"torchvision's {name} has no .features, which give the feature map; choose, e.g., {_WITH_FEATURES}, "
                 "or a ResNet by backbone=resnet50"
             )
         is_swin = isinstance(model, torchvision.models.SwinTransformer)
@@ -78,6 +78,6 @@ def _count_channels(backbone: nn.Module, name: str) -> int:
     backbone.train()
     if features.dim() != 4:
         raise ValueError(
-            f"{name} makes {tuple(features.shape)} of an image, which is no map; choose, e.g., {_WITH_FEATURES}"
+            f"{name} returned shape {tuple(features.shape)}; expected a feature map (N, C, H, W). Choose, e.g., {_WITH_FEATURES}"
         )
     return features.shape[1]
