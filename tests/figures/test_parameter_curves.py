@@ -127,3 +127,8 @@ def test_a_dark_theme_reaches_background_and_text():
     ):
         assert figure.get_facecolor()[:3] < (0.2, 0.2, 0.2)
         assert figure.axes[0].xaxis.label.get_color() == DARK.text
+
+
+def test_a_metric_of_zero_everywhere_has_readable_ticks():
+    figure = parameter_curves("Rank-1, %", "lr", "", [ParameterCurve("", [0.1, 0.2], [0.0, 0.0], [0.0, 0.0])])
+    assert figure.axes[0].get_ylim() == (-1, 1)

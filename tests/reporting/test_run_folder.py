@@ -39,7 +39,7 @@ def test_missing_folder_and_folder_of_runs_are_named(run_folder):
         read_run(run_folder / "absent")
     with pytest.raises(ReportError, match=r"not a run folder.*loss=none,seed=3"):
         read_run(run_folder.parent)
-    with pytest.raises(ReportError, match=r"not a run folder.*wait until it is finished"):
+    with pytest.raises(ReportError, match=r"not a run folder.*A run writes the file at its end"):
         read_run(run_folder.parent / "images")
 
 

@@ -74,6 +74,9 @@ def parameter_curves(
         )
         bars.lines[0].set_label(line.name)
     _scale_x(axes, np.concatenate([x[np.isfinite(y)] for _, x, y in series] or [np.empty(0)]))
+    heights = np.unique(np.concatenate([y[np.isfinite(y)] for _, _, y in series] or [np.empty(0)]))
+    if len(heights) == 1 and np.ptp(axes.get_ylim()) < 2:  # Matplotlib would magnify a flat line without bars to noise
+        axes.set_ylim(heights[0] - 1, heights[0] + 1)
     if beside:
         _label_lines(axes, series, theme)
     elif named:

@@ -119,7 +119,7 @@ def _pairs(record: Mapping[str, Any], noun: str) -> Grid:
     rate = percent(pairs["equal_error_rate"])
     caught = percent(1 - pairs["equal_error_rate"])
     rows = [["equal error rate", distance(pairs["equal_error_threshold"]), caught, rate]]
-    notes = ["Pairs nearer than the threshold are taken for one; distances are the embeddings' own, not re-ranked."]
+    notes = ["Pairs nearer than the threshold count as the same; distances are between embeddings, not re-ranked."]
     named = [(f"false positive rate {of['rate']:g}", of) for of in pairs["at_false_positive_rate"]]
     named += [(f"other half: {of['criterion']}", of) for of in pairs["held_out"]]
     for name, of in named:

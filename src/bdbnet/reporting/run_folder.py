@@ -56,11 +56,8 @@ def read_run(folder: str | Path, *, key: str = "run") -> RunFolder:
         raise ReportError(f"{key}={folder}: no such folder. Give the folder that a training or an evaluation wrote.")
     if not (path / RESULT).is_file():
         runs = sorted(str(found.parent) for found in path.glob(f"*/{RESULT}"))[:5]
-        below = (
-            f" Runs below it: {'; '.join(runs)}" if runs else " A run writes it at its end: wait until it is finished."
-        )
-        sweep = "" if runs else ", nor a sweep's, with runs below it"
-        raise ReportError(f"{key}={folder}: not a run folder, it has no {RESULT}{sweep}.{below}")
+        below = f"Runs below it: {'; '.join(runs)}" if runs else "No run is below it. A run writes the file at its end."
+        raise ReportError(f"{key}={folder}: not a run folder, it has no {RESULT}. {below}")
     return RunFolder(
         path,
         read_result(path / RESULT),
