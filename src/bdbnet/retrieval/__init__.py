@@ -7,6 +7,7 @@ from bdbnet.retrieval.metrics import recall_at_k, reid_metrics, retrieval_metric
 from bdbnet.retrieval.multi_query import POOLINGS, PooledQueries, pool_queries
 from bdbnet.retrieval.neighbours import top_k
 from bdbnet.retrieval.query_expansion import QueryExpansion, expand_queries
+from bdbnet.retrieval.query_facts import QueryFacts
 from bdbnet.retrieval.ranks import Matches, PositiveRanks, positive_ranks
 from bdbnet.retrieval.rerank import (
     KReciprocal,
@@ -25,6 +26,7 @@ __all__ = [
     "PooledQueries",
     "PositiveRanks",
     "QueryExpansion",
+    "QueryFacts",
     "ReIDMetrics",
     "RetrievalRecall",
     "Search",
