@@ -8,8 +8,11 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 
+from bdbnet import plugins
+from bdbnet.command_line import one_logger_each, typed_plugins
 from bdbnet.config import ConfigError, check_target, command, config_dir, instantiate, quote_paths, run_name
 from bdbnet.losses import BatchHardTripletLoss
+from bdbnet.plugins import PluginError
 
 GROUPS = "dataset model backbone dropping loss augmentation optimizer schedule trainer callbacks logger evaluation experiment"
 
@@ -124,6 +127,79 @@ def test_run_names_are_stable_safe_and_of_bounded_length():
 )
 def test_only_paths_are_quoted(typed, handed_on):
     assert quote_paths([typed]) == [handed_on]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler", "torch.optim.lr_scheduler.math", "torch.optim.adam.Adam",
+        "pytorch_lightning.callbacks.os", "pytorch_lightning.callbacks.Callback", "pytorch_lightning.loggers.os.system",
+        "pytorch_lightning.Trainer", "pytorch_metric_learning.losses.base_metric_loss_function", "torch.nn.Linear",
+        "pytorch_metric_learning.utils.common_functions.torch_load", "torch.optim._functional", "bdbnet.plugins.load",
+    ],
+)  # fmt: skip
+def test_of_other_libraries_only_classes_of_the_right_kind_are_allowed(target):
+    with pytest.raises(ConfigError, match="allow-list"):
+        check_target(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(
+            f"torch.optim.{name}"
+            for name in ("Adam", "AdamW", "SGD", "RAdam", "NAdam", "Adagrad", "RMSprop", "Adafactor")
+        ),
+        *(f"torch.optim.lr_scheduler.{name}" for name in ("OneCycleLR", "ReduceLROnPlateau", "StepLR")),
+        *(
+            f"pytorch_lightning.callbacks.{name}"
+            for name in ("EarlyStopping", "LearningRateMonitor", "ModelCheckpoint")
+        ),
+        *(
+            f"pytorch_lightning.loggers.{name}"
+            for name in ("CSVLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger")
+        ),
+        *(f"pytorch_metric_learning.{name}" for name in ("losses.CircleLoss", "miners.MultiSimilarityMiner")),
+        *(f"pytorch_metric_learning.{name}" for name in ("distances.LpDistance", "reducers.MeanReducer")),
+    ],
+)
+def test_the_classes_of_well_known_libraries_are_allowed_to_the_user_and_to_no_checkpoint(target):
+    check_target(target)
+    with pytest.raises(ConfigError, match="allow-list"):
+        check_target(target, ours_only=True)
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning.losses", None)
+    with pytest.raises(ConfigError, match="pip install pytorch-metric-learning"):
+        check_target("pytorch_metric_learning.losses.CircleLoss")
+
+
+@pytest.mark.parametrize(
+    ("typed", "handed_on"),
+    [
+        (["logger=[wandb,tensorboard]"], ["logger=wandb", "+logger@loggers.tensorboard=tensorboard"]),
+        (["logger=[csv]"], ["logger=csv"]),
+        (["logger=[a, b,a]"], ["logger=a", "+logger@loggers.b=b"]),
+        (["logger=wandb", "logger.logger.offline=false"], ["logger=wandb", "logger.logger.offline=false"]),
+        (["logger=wandb,csv", "logger=[]"], ["logger=wandb,csv", "logger=[]"]),
+    ],
+)
+def test_a_list_of_loggers_is_spelled_out(typed, handed_on):
+    assert one_logger_each(typed) == handed_on
+
+
+def test_loggers_of_a_list_have_keys_of_their_own():
+    typed = ["logger=[wandb,tensorboard]", "logger.logger.offline=false", "loggers.tensorboard.logger.name=tb"]
+    config = composed("train", *one_logger_each(typed))
+    assert config.logger.logger.offline is False
+    assert config.loggers.tensorboard.logger.name == "tb"
+
+
+@pytest.mark.parametrize("value", ["{a: 1}", "3", "[1]"])
+def test_plugins_that_are_no_list_of_names_are_refused(value):
+    with pytest.raises(PluginError, match=r"plugins=.*plugins=\[mypkg\]"):
+        plugins.load(typed_plugins([f"plugins={value}"]))
 
 
 class MeantError(ValueError):

@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from bdbnet import plugins
 from bdbnet.config import ConfigError, check_target, config_dir, foreign_targets, instantiate
 from bdbnet.datasets import DatasetError, Manifest, load_manifest
+from bdbnet.evaluation.evaluate import evaluate
+from bdbnet.evaluation.network import build_network
 from bdbnet.plugins import PluginError
-from bdbnet.training.runs import evaluate, train
-from bdbnet.training.setup import build_network
+from bdbnet.training.runs import train
 
 LOSS = """
     import torch
@@ -232,11 +233,11 @@ def test_metrics_of_plugins_are_means_over_the_queries_with_a_match(plugin):
         """
         from bdbnet import plugins
 
-        @plugins.metric("top3", title="Match in 3", column="top3")
+        @plugins.metric("top3", title="Match in 3", per_query="top_3")
         def top3(facts):
             return (facts.first_rank >= 1) & (facts.first_rank <= 3)
 
-        @plugins.metric("worst", unit="rank", direction="lower")
+        @plugins.metric("worst", unit="rank", better="lower")
         def worst(facts):
             return facts.first_rank.max()
     """,
@@ -244,7 +245,7 @@ def test_metrics_of_plugins_are_means_over_the_queries_with_a_match(plugin):
     plugins.load(["mine"])
     assert plugins.extra_metrics(FACTS) == {"top3": 0.5, "worst": 5.0}
     assert plugins.metric_values(FACTS)["top3"].tolist() == [1, 0, 0]
-    assert plugins.metrics()["top3"][1:] == ("Match in 3", "%", "higher", "top3")
+    assert plugins.metrics()["top3"][1:] == ("Match in 3", "%", "higher", "top_3")
     assert plugins.metrics()["worst"][1:] == ("worst", "rank", "lower", None)
 
 
@@ -448,7 +449,7 @@ def read_squares(root, identities=4):
     return Manifest(pd.DataFrame(rows, columns=["path", "label", "camera", "split"]), root, "squares")
 
 
-@plugins.metric("within3", title="Match within 3", column="within3")
+@plugins.metric("within3", title="Match within 3")
 def within3(facts):
     return (facts.first_rank >= 1) & (facts.first_rank <= 3)
 '''

@@ -1,18 +1,21 @@
 """Print the table of README.md from the records beside this file."""
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-HERE = Path(__file__).resolve().parent
+results: dict[str, list[Any]] = defaultdict(list)
+for path in sorted(Path(__file__).resolve().parent.glob("*/result.json")):
+    result = json.loads(path.read_text())
+    results[result["config"]["loss"]["name"]].append(result)
 
-print("| loss | Rank-1 | mAP | seconds of training |\n|---|---|---|---|")
-for folder in sorted(path for path in HERE.iterdir() if path.is_dir() and any(path.glob("seed=*/result.json"))):
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("seed=*/result.json"))]
+print("| loss | Rank-1 (seeds) | mAP (seeds) | seconds of training |\n|---|---|---|---|")
+for name, runs in results.items():
     cells = []
-    for name in ("rank1", "mAP"):
-        values = [100 * result["metrics"][name] for result in results]
+    for metric in ("rank1", "mAP"):
+        values = [100 * run["metrics"][metric] for run in runs]
         spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
         cells.append(f"{mean(values):.1f}{spread} ({', '.join(f'{value:.1f}' for value in values)})")
-    seconds = mean(result["seconds"]["train"] for result in results)
-    print(f"| {folder.name} | {' | '.join(cells)} | {seconds:.0f} |")
+    print(f"| {name} | {' | '.join(cells)} | {mean(run['seconds']['train'] for run in runs):.0f} |")

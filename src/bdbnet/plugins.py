@@ -37,8 +37,8 @@ class PluginMetric(NamedTuple):
     values: Callable[[Any], Any]
     title: str
     unit: str
-    direction: str
-    column: str | None
+    better: str
+    per_query: str | None
 
 
 _named: dict[str, str] = {}  # module -> how the user named it
@@ -66,7 +66,7 @@ def dataset(name: str) -> Callable[[_Brought], _Brought]:
 
 
 def metric(
-    name: str, *, title: str | None = None, unit: str = "%", direction: str = "higher", column: str | None = None
+    name: str, *, title: str | None = None, unit: str = "%", better: str = "higher", per_query: str | None = None
 ) -> Callable[[_Brought], _Brought]:
     """Add a function of per-query facts to every evaluation.
 
@@ -75,16 +75,16 @@ def metric(
 
     Args:
         name: of the metric in ``result.json``.
-        title, unit, direction: what tables show: its title (default: the name), ``%`` for a share between 0 and 1 or another unit,
-            and whether ``higher`` or ``lower`` is better.
-        column: of its values in ``per_query.parquet``; None: not there.
+        title, unit, better: what tables show: its title (default: the name), ``%`` for a share between 0 and 1 or another unit,
+            and whether ``higher`` or ``lower`` values are better.
+        per_query: column of ``per_query.parquet`` with its values; None: the column of its name.
 
     Raises:
         PluginError: the name is taken.
     """
 
     def register(function: _Brought) -> _Brought:
-        _add("metric", name, PluginMetric(function, title or name, unit, direction, column), _path_of(function))
+        _add("metric", name, PluginMetric(function, title or name, unit, better, per_query), _path_of(function))
         return function
 
     return register

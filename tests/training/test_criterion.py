@@ -7,7 +7,7 @@ import torch
 
 from bdbnet.losses import BatchHardTripletLoss
 from bdbnet.models import BranchOutput
-from bdbnet.training.criterion import BranchLosses
+from bdbnet.training.criterion import BranchLosses, LossError
 
 
 def naive_smoothed_softmax(logits: list[list[float]], labels: list[int], smoothing: float) -> float:
@@ -78,3 +78,62 @@ def test_is_float32_under_autocast():
 def test_nothing_to_train_with_is_refused(settings):
     with pytest.raises(ValueError):
         BranchLosses(None, **settings)
+
+
+def vector(embeddings, labels):
+    return embeddings.square().sum(1)
+
+
+def number(embeddings, labels):
+    return 3.0
+
+
+def failing(embeddings, labels):
+    return embeddings @ labels.double()[:2]
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (vector, r"vector returned shape \(6,\); expected a scalar"),
+        (number, r"number returned a float; expected a scalar"),
+        (failing, r"failing fails on embeddings \(6, 4\) and labels \(6,\): RuntimeError"),
+    ],
+)
+def test_a_metric_loss_that_gives_no_scalar_is_named(metric, said, outputs):
+    with pytest.raises(LossError, match=said):
+        BranchLosses(metric)(outputs, LABELS)
+
+
+@pytest.mark.parametrize("metric", [lambda embeddings: 0, lambda embeddings, labels, images: 0, torch.nn.ReLU(), 3])
+def test_a_metric_loss_of_another_signature_is_refused_before_training(metric):
+    with pytest.raises(LossError, match=r"expected loss\(embeddings \(N, D\), labels \(N,\)\)"):
+        BranchLosses(metric)
+
+
+def test_every_branch_may_have_a_loss_of_its_own(outputs):
+    class Scaled(torch.nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.full((dim,), 2.0, dtype=torch.float64))
+
+        def forward(self, embeddings, labels):
+            return (self.scale * embeddings).mean()
+
+    criterion = BranchLosses({"global": Scaled(4), "dropping": Scaled(7)}, name="scaled")
+    _, parts = criterion(outputs, LABELS)
+    assert parts["scaled_dropping"].item() == pytest.approx(2 * outputs["dropping"].embedding.mean().item())
+    assert [name for name, _ in criterion.named_parameters()] == ["metric.global.scale", "metric.dropping.scale"]
+
+
+def test_losses_of_others_are_computed_in_float32_under_autocast():
+    seen = []
+
+    def product(embeddings, labels):
+        seen.append((embeddings @ embeddings.T).dtype)
+        return embeddings.mean()
+
+    output = {"global": BranchOutput(torch.randn(6, 4).bfloat16(), None)}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        BranchLosses(product)(output, LABELS)
+    assert seen == [torch.float32]

@@ -1,6 +1,17 @@
-import pytest
+"""The learning rate over a run: the paper's schedule, a cosine, and those of torch."""
 
-from bdbnet.training import PaperSchedule
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from bdbnet.config import ConfigError
+from bdbnet.training import CosineSchedule, PaperSchedule
+from bdbnet.training.callbacks import History
+from bdbnet.training.objective import build_schedule
+from bdbnet.training.runs import train
+from bdbnet.training.schedules import by_step
 
 
 def test_the_paper_s_rates_by_epoch():
@@ -51,3 +62,116 @@ def test_settings_that_make_no_sense_are_refused(settings):
 def test_no_epochs_are_refused():
     with pytest.raises(ValueError, match="max_epochs"):
         PaperSchedule(0)
+
+
+def test_the_cosine_rises_and_falls():
+    schedule = CosineSchedule(20, warmup_epochs=5, min_factor=0.1)
+    assert [schedule(epoch) for epoch in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    for epoch in range(5, 20):
+        assert schedule(epoch) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * (epoch - 5) / 15)) / 2)
+
+
+def test_by_step_the_warm_up_takes_as_many_epochs():
+    factor = by_step(CosineSchedule(4, warmup_epochs=2), steps_per_epoch=5)
+    assert [factor(step) for step in range(10)] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factor(15) == pytest.approx(0.5)
+    assert by_step(PaperSchedule(4), 5)(7) == PaperSchedule(4)(1.4)
+
+
+@pytest.mark.parametrize("settings", [{"warmup_epochs": 10}, {"warmup_epochs": -1}, {"min_factor": 2}])
+def test_a_cosine_that_makes_no_sense_is_refused(settings):
+    with pytest.raises(ValueError):
+        CosineSchedule(10, **settings)
+
+
+def attached(config) -> tuple[dict, torch.optim.Optimizer]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    return build_schedule(config)(optimizer, lambda: 40), optimizer
+
+
+TORCH = "torch.optim.lr_scheduler"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ConstantLR"], ["CosineAnnealingLR"], ["CosineAnnealingWarmRestarts", "+schedule.T_0=2"],
+        ["CyclicLR", "+schedule.base_lr=0.01"], ["ExponentialLR", "+schedule.gamma=0.9"], ["LinearLR"],
+        ["LambdaLR", "+schedule.lr_lambda={_target_: bdbnet.training.PaperSchedule, max_epochs: 3}"],
+        ["MultiStepLR", "+schedule.milestones=[1,2]"], ["OneCycleLR"], ["PolynomialLR"], ["ReduceLROnPlateau"],
+        ["StepLR", "+schedule.step_size=1"],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_every_scheduler_of_torch_is_built(arguments, interval, tiny_config):
+    name, *further = arguments
+    entry, optimizer = attached(
+        tiny_config("schedule=torch", f"schedule._target_={TORCH}.{name}", f"schedule.interval={interval}", *further)
+    )
+    assert type(entry["scheduler"]).__name__ == name
+    assert (entry["interval"], entry["scheduler"].optimizer) == (interval, optimizer)
+
+
+def test_the_length_of_the_run_is_filled_in_unless_it_is_set(tiny_config):
+    base = ["schedule=torch", "trainer.max_epochs=7"]
+    assert attached(tiny_config(*base))[0]["scheduler"].T_max == 7
+    assert attached(tiny_config(*base, "schedule.interval=step"))[0]["scheduler"].T_max == 40
+    assert attached(tiny_config(*base, "+schedule.T_max=3"))[0]["scheduler"].T_max == 3
+    cycle = attached(tiny_config(*base, f"schedule._target_={TORCH}.OneCycleLR", "schedule.interval=step"))[0]
+    assert cycle["scheduler"].total_steps == 40
+    assert cycle["scheduler"].optimizer.param_groups[0]["max_lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "frequency"), [("null", "min", 1), ("loss/triplet_global", "min", 1), ("mAP", "max", 5)]
+)
+def test_a_plateau_follows_a_loss_or_a_metric(monitor, mode, frequency, tiny_config):
+    plateau = ["schedule=torch", f"schedule._target_={TORCH}.ReduceLROnPlateau", f"schedule.monitor={monitor}"]
+    entry, _ = attached(tiny_config(*plateau, "evaluation.every_n_epochs=5"))
+    assert entry["monitor"] == ("loss" if monitor == "null" else monitor)
+    assert (entry["scheduler"].mode, entry["frequency"]) == (mode, frequency)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["schedule.interval=batch"], "schedule.interval=batch: choose epoch or step"),
+        ([f"schedule._target_={TORCH}.SequentialLR"], "made of other schedulers"),
+        (["schedule._target_=torch.optim.Adam.step"], r"schedule._target_.*allow-list"),
+        (["+schedule.T_maxx=3"], "T_maxx"),
+    ],
+)
+def test_a_schedule_that_can_t_be_used_is_named(overrides, said, tiny_config):
+    with pytest.raises(ConfigError, match=said):
+        attached(tiny_config("schedule=torch", *overrides))
+
+
+def rates_of(folder) -> list[float]:
+    return list(pd.read_csv(folder / "history.csv")["learning_rate"])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [["schedule=cosine", "schedule.warmup_epochs=1"], ["schedule=torch", f"schedule._target_={TORCH}.OneCycleLR"]],
+)
+def test_a_schedule_by_step_resumes_bit_for_bit(schedule, tiny_config, tmp_path, monkeypatch):
+    overrides = [*schedule, "schedule.interval=step", "trainer.max_epochs=3", "optimizer=adamw", "model=baseline"]
+    train(tiny_config(*overrides), tmp_path / "whole")
+    begin_epoch = History.on_train_epoch_start
+
+    def stop_in_third_epoch(self, trainer, module):
+        begin_epoch(self, trainer, module)
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_epoch_start", stop_in_third_epoch)
+        with pytest.raises(SystemExit):
+            train(tiny_config(*overrides), tmp_path / "stopped")
+    train(tiny_config(*overrides, "ckpt_path=last"), tmp_path / "stopped")
+    whole, stopped = (
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "stopped")
+    )
+    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+    assert rates_of(tmp_path / "whole") == rates_of(tmp_path / "stopped")
+    assert len(set(rates_of(tmp_path / "whole"))) > 1

@@ -68,11 +68,13 @@ def _embedding_dims(network: EmbeddingNetwork, size: list[int]) -> dict[str, int
 def build_schedule(config: DictConfig) -> LearningRate:
     """How the learning rate changes, from ``config.schedule``.  Raises ConfigError that names the key."""
     group = config.schedule
-    interval, monitor = group.get("interval", "epoch"), group.get("monitor") or "loss"
+    interval = group.get("interval", "epoch")
     if interval not in ("epoch", "step"):
         raise ConfigError(f"schedule.interval={interval}: choose epoch or step")
     check_class(group, "schedule")
-    own = arguments_of(locate(group._target_))
+    made = locate(group._target_)
+    own = arguments_of(made)
+    follows = isinstance(made, type) and issubclass(made, torch.optim.lr_scheduler.ReduceLROnPlateau)
     if group._target_.rpartition(".")[2] in ("ChainedScheduler", "SequentialLR"):
         raise ConfigError(
             f"schedule._target_: {group._target_} is made of other schedulers, which settings can't describe. Use schedule=cosine "
@@ -85,7 +87,7 @@ def build_schedule(config: DictConfig) -> LearningRate:
         arguments=own.keys() - {*settings},
         max_epochs=config.trainer.max_epochs,
         interval=interval,
-        monitor=monitor,
+        monitor=(group.get("monitor") or "loss") if follows else None,
         evaluated_every=config.evaluation.every_n_epochs,
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR
 
 
 class PaperSchedule:
@@ -110,7 +110,8 @@ class LearningRate:
             the run in epochs or steps, ``max_lr`` with the optimizer's rates, ``mode`` with what is better for the metric.
         max_epochs: length of the run.
         interval: whether the rate changes with every ``epoch`` or every ``step`` of the optimizer.
-        monitor: the number that ``ReduceLROnPlateau`` follows: ``loss`` (also ``loss/<part>``), or a metric such as ``mAP``.
+        monitor: the number that ``ReduceLROnPlateau`` follows: ``loss`` (also ``loss/<part>``), or a metric such as ``mAP``; None
+            for all others.
         evaluated_every: epochs between two values of a metric.
     """
 
@@ -118,7 +119,7 @@ class LearningRate:
     arguments: Collection[str]
     max_epochs: int
     interval: str = "epoch"
-    monitor: str = "loss"
+    monitor: str | None = None
     evaluated_every: int = 1
 
     def __call__(self, optimizer: torch.optim.Optimizer, steps: Callable[[], int]) -> dict[str, Any]:
@@ -127,17 +128,18 @@ class LearningRate:
             schedule = self.make()
             factor = schedule if self.interval == "epoch" else by_step(schedule, steps() / self.max_epochs)
             return {"scheduler": LambdaLR(optimizer, factor), "interval": self.interval}
-        of_a_loss = self.monitor.startswith("loss")
+        of_a_loss = self.monitor is not None and self.monitor.startswith("loss")
         values: dict[str, Callable[[], Any]] = {
             "total_steps": lambda: steps() if self.interval == "step" else self.max_epochs,
             "max_lr": lambda: [group["lr"] for group in optimizer.param_groups],
-            "mode": lambda: "min" if of_a_loss else "max",
         }
         values["T_max"] = values["total_steps"]
+        if self.monitor is not None:
+            values["mode"] = lambda: "min" if of_a_loss else "max"
         filled = {name: value() for name, value in values.items() if name in self.arguments}
         scheduler = self.make(optimizer=optimizer, **filled)
         entry = {"scheduler": scheduler, "interval": self.interval}
-        if isinstance(scheduler, ReduceLROnPlateau):
+        if self.monitor is not None:
             entry |= {"monitor": self.monitor, "frequency": 1 if of_a_loss else self.evaluated_every}
         return entry
 
