@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
 
 from bdbnet.evaluation.significance import bootstrap_interval
 from bdbnet.evaluation.verification import (
@@ -27,9 +26,7 @@ from bdbnet.evaluation.verification import (
     pair_distances,
     roc_points,
 )
-from bdbnet.loading import ReIDDataModule
-from bdbnet.loading.from_config import build_protocol
-from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, CAMERA_PAIRS, PER_QUERY, write_atomically
+from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, CAMERA_PAIRS, PER_QUERY, Result, write_atomically
 from bdbnet.retrieval import CameraPairs, Evaluated, QueryFacts, distance_blocks
 
 _GALLERY_IMAGES = (1, 2, 4, 8, 16, 32)  # lower ends of the bins of a query's number of matches
@@ -37,7 +34,7 @@ _FALSE_POSITIVE_RATES = (1e-3, 1e-4)
 _LISTED = 10
 
 
-def analyse(evaluated: Evaluated, data: ReIDDataModule, folder: Path, config: DictConfig) -> Path:
+def analyse(evaluated: Evaluated, table: pd.DataFrame, folder: Path, result: Result) -> Path:
     """Analyse what was evaluated, with facts of every query, and write the files into ``folder``.
 
     Columns of ``per_query.parquet``: ``query_index`` (row of the test set), ``path``, ``label``, ``camera``, ``matches`` (in
@@ -50,6 +47,12 @@ def analyse(evaluated: Evaluated, data: ReIDDataModule, folder: Path, config: Di
     which was ranked; the statistics of pairs are always of the embeddings' own. All images of the gallery are searched, also
     where the metrics draw one per identity.
 
+    Args:
+        evaluated: with ``facts``.
+        table: the test set (``ReIDDataModule.test_table``).
+        folder: for the files.
+        result: record of the evaluation: what was evaluated, how, and the seed of the draws.
+
     Returns:
         ``analysis.json``.
     """
@@ -59,19 +62,19 @@ def analyse(evaluated: Evaluated, data: ReIDDataModule, folder: Path, config: Di
         evaluated.query, evaluated.gallery, distance=search.distance, absolute=True,
         chunk_memory_mb=search.chunk_memory_mb,
     )  # fmt: skip
-    pairs = pair_distances(plain, matches, seed=config.seed)
+    pairs = pair_distances(plain, matches, seed=result.seed)
     cameras = evaluated.camera_pairs
-    queries = _query_table(data.test_table, evaluated, facts)
+    queries = _query_table(table, evaluated, facts)
     record = {
         "schema": ANALYSIS_SCHEMA,
-        "data": {"name": data.manifest.name, "fingerprint": data.manifest.fingerprint},
-        "protocol": asdict(build_protocol(config, data)),
-        "checkpoint": str(config.get("checkpoint") or "last"),
-        "seed": config.seed,
+        "data": {name: result.data[name] for name in ("name", "fingerprint")},
+        "protocol": asdict(result.protocol),
+        "checkpoint": result.checkpoint,
+        "seed": result.seed,
         "distance": "re-ranked" if search.rerank else search.distance,
         "queries": len(queries),
         "valid_queries": int((facts.matches > 0).sum()),
-        "metrics": _intervals(evaluated.per_query, matches.query_labels, config.seed),
+        "metrics": _intervals(evaluated.per_query, matches.query_labels, result.seed),
         "camera_pairs": None if cameras is None else _camera_record(cameras),
         "by_gallery_images": _by_gallery_images(facts),
         "worst_queries": _worst(queries),

@@ -155,7 +155,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     _write(result, module, data, folder)
     if config.analysis and trainer.is_global_zero:
         assert module.evaluated is not None
-        analyse(module.evaluated, data, folder, config)
+        analyse(module.evaluated, data.test_table, folder, result)
     return result
 
 
