@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -249,6 +251,20 @@ def test_re_ranking_runs_once_whatever_is_asked_for(monkeypatch):
     search = Search(rerank=KReciprocal(5, 2))
     rank_queries(q, g, Matches(ql, gl, qc, gc), search, top_k=3, facts=True, camera_pairs=True)
     assert len(calls) == 1
+
+
+def test_no_matrix_of_queries_and_gallery_is_held():
+    rng = np.random.default_rng(0)
+    q, g = rng.standard_normal((1000, 3)), rng.standard_normal((4000, 3))
+    ql, gl, qc, gc = (rng.integers(0, most, len(side)) for most in (200, 3) for side in (q, g))
+    search = Search(chunk_memory_mb=0.5)
+    tracemalloc.start()
+    try:
+        rank_queries(q, g, Matches(ql, gl, qc, gc), search, top_k=5, facts=True, camera_pairs=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < q.itemsize * len(q) * len(g) / 10
 
 
 @pytest.mark.parametrize("side", ["query", "gallery"])

@@ -27,7 +27,7 @@ from bdbnet.evaluation.verification import (
     pair_distances,
     roc_points,
 )
-from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, CAMERA_PAIRS, PER_QUERY, Protocol, write_atomically
+from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, CAMERA_PAIRS, PER_QUERY, Result, write_atomically
 from bdbnet.retrieval import CameraPairs, Evaluated, QueryFacts, distance_blocks
 
 _GALLERY_IMAGES = (1, 2, 4, 8, 16, 32)  # lower ends of the bins of a query's number of matches
@@ -35,9 +35,7 @@ _FALSE_POSITIVE_RATES = (1e-3, 1e-4)
 _LISTED = 10
 
 
-def analyse(
-    test: TestSet, folder: Path, *, protocol: Protocol, data: Mapping[str, Any], checkpoint: str, seed: int
-) -> Path:
+def analyse(test: TestSet, folder: Path, result: Result) -> Path:
     """Analyse what was evaluated last, with facts of every query, and write the files into ``folder``.
 
     Columns of ``per_query.parquet``: ``query_index`` (row of the test set), ``path``, ``label``, ``camera``, ``matches`` (in
@@ -52,6 +50,12 @@ def analyse(
     which was ranked; the statistics of pairs are always of the embeddings' own. All images of the gallery are searched, also
     where the metrics draw one per identity.
 
+    Args:
+        evaluated: with ``facts``.
+        table: the test set (``ReIDDataModule.test_table``).
+        folder: for the files.
+        result: record of the evaluation: what was evaluated, how, and the seed of the draws.
+
     Returns:
         ``analysis.json``.
     """
@@ -63,19 +67,19 @@ def analyse(
         evaluated.query, evaluated.gallery, distance=search.distance, absolute=True,
         chunk_memory_mb=search.chunk_memory_mb,
     )  # fmt: skip
-    pairs = pair_distances(plain, matches, seed=seed)
+    pairs = pair_distances(plain, matches, seed=result.seed)
     cameras = evaluated.camera_pairs
     queries = _query_table(test.table, evaluated, facts, test.plugin_values)
     record = {
         "schema": ANALYSIS_SCHEMA,
-        "data": {"name": data["name"], "fingerprint": data["fingerprint"]},
-        "protocol": asdict(protocol),
-        "checkpoint": checkpoint,
-        "seed": seed,
+        "data": {name: result.data[name] for name in ("name", "fingerprint")},
+        "protocol": asdict(result.protocol),
+        "checkpoint": result.checkpoint,
+        "seed": result.seed,
         "distance": "re-ranked" if search.rerank else search.distance,
         "queries": len(queries),
         "valid_queries": int((facts.matches > 0).sum()),
-        "metrics": _intervals(values, matches.query_labels, seed),
+        "metrics": _intervals(values, matches.query_labels, result.seed),
         "camera_pairs": None if cameras is None else _camera_record(cameras),
         "by_gallery_images": _by_gallery_images(facts),
         "worst_queries": _worst(queries),

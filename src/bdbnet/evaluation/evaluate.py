@@ -72,9 +72,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         clear_analysis(folder)
         write_outcome(result, test, folder)
         if config.analysis:
-            analyse(
-                test, folder, protocol=result.protocol, data=result.data, checkpoint=result.checkpoint, seed=config.seed
-            )
+            analyse(test, folder, result)
     return result
 
 

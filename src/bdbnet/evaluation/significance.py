@@ -1,4 +1,4 @@
-"""How sure a mean over queries is, and whether one network is better than another on the same queries.
+"""Significance: confidence intervals of means over queries, and paired tests of two networks on the same queries.
 
 Queries of one identity resemble each other, so they are no independent observations: identities are drawn, or change
 sides, with all their queries together.

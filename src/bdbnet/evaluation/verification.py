@@ -1,4 +1,4 @@
-"""Distances of pairs that show the same identity and of pairs that do not, and where to draw the line between them.
+"""Verification: distances of pairs that show the same identity and of pairs that do not, and thresholds between them.
 
 Millions of pairs are counted in bins whose edges lie about 2^-12 of their value apart. Only thresholds are rounded to
 those edges: the shares of pairs below a threshold are exact.

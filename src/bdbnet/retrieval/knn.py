@@ -1,4 +1,4 @@
-"""The nearest images: of each row of a block of distances, and of every image in its own set.
+"""Nearest neighbours: of each row of a block of distances, and of every image in its own set.
 
 In a set that is compared with itself the distance from `i` to `j` is that from `j` to `i`. So of the matrix product,
 which is nearly all the work, only the upper half is computed, a panel of rows at a time, and each value serves the

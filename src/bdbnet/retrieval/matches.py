@@ -1,4 +1,4 @@
-"""Which gallery images a query should find, and which do not count for it."""
+"""Matches: which gallery images a query should find, and which do not count for it."""
 
 from typing import NamedTuple
 

@@ -1,5 +1,8 @@
-"""Ranking all queries: one pass over the distances gives the ranks of the positives, the nearest images, every query's
-nearest match and hardest negative, and the results by pair of cameras, whichever is asked for."""
+"""Rankings of the gallery for all queries, and what follows from them.
+
+One pass over the distances gives the ranks of the positives, the nearest images, every query's nearest match and hardest
+negative, and the results by pair of cameras, whichever is asked for.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple

@@ -154,14 +154,23 @@ def _ranks_in_rows(
     for row, count in zip(distances, counts.tolist()):
         if count:
             begin, end = end, end + count
-            own = values[begin:end]
-            others = row[row <= own[-1]]
-            others.sort()
-            before = others.searchsorted(own)
-            if (others.searchsorted(own, "right") != before).any():  # the gallery's order decides
-                before += [np.count_nonzero(row[:column] == value) for column, value in zip(columns[begin:end], own)]
+            before = _before(row, values[begin:end], columns[begin:end])
             ranks[begin:end] = before + np.arange(1, count + 1)
     return ranks, counts
+
+
+def _before(row: np.ndarray, own: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """For each of a row's positives, ascending in `own`, the other images before it; NaN in `row` is none."""
+    if len(own) == 1:  # comparing twice costs less than picking out the nearer images
+        before, tied = np.array([np.count_nonzero(row < own)]), bool((row == own).any())
+    else:
+        others = row[row <= own[-1]]
+        others.sort()
+        before = others.searchsorted(own)
+        tied = bool((others.searchsorted(own, "right") != before).any())
+    if tied:  # the gallery's order decides
+        before += [np.count_nonzero(row[:column] == value) for column, value in zip(columns, own)]
+    return before
 
 
 def _ranks_on_device(

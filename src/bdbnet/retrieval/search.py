@@ -1,4 +1,4 @@
-"""How queries are compared with a gallery: the distance, and what may be done to it before ranks are taken."""
+"""Search settings: the distance of queries to a gallery, and what may be done to it before ranks are taken."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""CUHK03's first protocol: each identity of the gallery is shown by one image, drawn at random, many times over."""
+"""Single-shot CMC (CUHK03's first protocol): one image drawn at random shows each identity of the gallery."""
 
 from collections.abc import Sequence
 
