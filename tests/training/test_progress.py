@@ -26,4 +26,4 @@ def test_without_a_terminal_each_epoch_is_a_line(tiny_config, tmp_path, monkeypa
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
     assert all("triplet_global" in line and "lr " in line and "left " in line for line in lines)
-    assert "rank1" in lines[-1]
+    assert "Rank-1" in lines[-1]
