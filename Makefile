@@ -33,7 +33,7 @@ lint: $(READY)  ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY)  ## let ruff mend what it can
+format: $(READY)  ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

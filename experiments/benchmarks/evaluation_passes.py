@@ -27,6 +27,7 @@ from safetensors.numpy import load_file
 
 from bdbnet.evaluation.error_analysis import analyse
 from bdbnet.evaluation.ranking_lists import write_ranking_lists
+from bdbnet.evaluation.test_set import TestSet
 from bdbnet.results import Protocol, Result
 from bdbnet.retrieval import KReciprocal, ReIDMetrics, reranked_blocks
 
@@ -69,17 +70,17 @@ def main() -> None:
             pass
 
     def evaluate() -> None:
-        metric = ReIDMetrics(rerank=KReciprocal())
-        batch = (rows, labels, cameras, is_query, np.arange(len(rows)))
-        metric.update(*(torch.tensor(values) for values in batch))
-        evaluated = metric.evaluate(top_k=options.top_k, facts=True)
+        test = TestSet(ReIDMetrics(rerank=KReciprocal()), table, top_k=options.top_k, facts=True)
+        batch = {"label": labels, "camera": cameras, "is_query": is_query, "index": np.arange(len(rows))}
+        test.add(torch.tensor(rows), {name: torch.tensor(values) for name, values in batch.items()})
+        evaluated = test.evaluate()
         result = Result(
             kind="evaluate", metrics=evaluated.metrics, protocol=Protocol("reid", "benchmark", (256, 128)), seed=0,
             checkpoint="last", data={"name": "benchmark", "fingerprint": ""}, config={},
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             write_ranking_lists(evaluated, table, Path(folder))
-            analyse(evaluated, table, Path(folder), result)
+            analyse(test, Path(folder), result)
 
     taken: dict[str, list[float]] = {"re-ranking alone": [], "evaluation with lists and analysis": []}
     for _ in range(options.repeats):

@@ -11,14 +11,10 @@ from bdbnet.config import ConfigError, command, shown_path
 @command("embed")
 def main(config: DictConfig) -> None:
     if config.checkpoint is None:
-        raise ConfigError(
-            "checkpoint= is missing: which network should embed the images? outputs/train/<run>/last.ckpt, for example"
-        )
+        raise ConfigError("checkpoint= is missing: give a network, for example outputs/train/<run>/last.ckpt")
     dataset = config.get("dataset")
     if (config.images is None) == (dataset is None):
-        raise ConfigError(
-            "give either images=FOLDER_OR_TABLE or dataset=NAME with split=gallery: what should be embedded?"
-        )
+        raise ConfigError("set exactly one of images=FOLDER_OR_TABLE or dataset=NAME (with split=gallery, for example)")
     if (config.split is not None) and dataset is None:
         raise ConfigError("split= is a part of a dataset: leave it out with images=, or give dataset= instead")
     if config.on_error not in ("raise", "skip"):

@@ -9,9 +9,7 @@ from bdbnet.config import ConfigError, command, shown_path
 @command("evaluate")
 def main(config: DictConfig) -> float:
     if config.checkpoint is None:
-        raise ConfigError(
-            "checkpoint= is missing: which file should be evaluated? outputs/train/<run>/last.ckpt, for example"
-        )
+        raise ConfigError("checkpoint= is missing: give a network, for example outputs/train/<run>/last.ckpt")
     from pytorch_lightning.utilities import rank_zero_only
 
     from bdbnet.evaluation.evaluate import evaluate

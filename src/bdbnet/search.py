@@ -9,7 +9,7 @@ from bdbnet.config import ConfigError, command, shown_path
 @command("search")
 def main(config: DictConfig) -> None:
     if config.index is None:
-        raise ConfigError("index= is missing: which folder of embeddings is searched? python -m bdbnet.embed makes one")
+        raise ConfigError("index= is missing: give the folder that python -m bdbnet.embed made")
     for key, least in (("k", 1), ("pictures", 0), ("printed", 0), ("batch_size", 1)):
         if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < least:
             raise ConfigError(f"{key}={config[key]}: give a whole number of at least {least}")

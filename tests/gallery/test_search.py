@@ -173,8 +173,8 @@ def test_another_network_is_refused(settings, photos, stores, weights, tmp_path)
     ("overrides", "error", "message"),
     [
         (["k=20"], ConfigError, "k=20: .* holds 19 images"),
-        (["images=x.jpg"], ConfigError, "what is searched for"),
-        (["queries=null"], ConfigError, "what is searched for"),
+        (["images=x.jpg"], ConfigError, "set exactly one of images="),
+        (["queries=null"], ConfigError, "set exactly one of images="),
         (["engine=annoy"], ConfigError, "engine=annoy: choose one of exact, faiss_ivf"),
         (["after=yesterday"], ConfigError, "after=yesterday: give seconds since 1970, or a date"),
         (["index=nowhere"], StoreError, "nowhere: there is no such folder"),

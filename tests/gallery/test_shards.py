@@ -110,13 +110,13 @@ def test_something_else_in_the_folder_is_refused(embedder, make_config, photos, 
         assert "output=" in str(error.value)
 
     refused(r"they differ in flip False and True", build_embedder(make_config("evaluation.flip=true")))
-    refused(r"has the images 51 of .*mine, not the 1 of .*001", images=mine / "day" / "001.jpg")
+    refused(r"was built from 51 \(.*mine\) images; now there are 1 \(.*001", images=mine / "day" / "001.jpg")
     refused("was begun with shard_size=16, not 24", shard_size=24)
     refused("was begun with format=safetensors, not parquet", format="parquet")
     os.utime(mine / "day" / "001.jpg", (1, 1))
     refused("not the 51 of .*mine as they are now")
     (mine / "day" / "001.jpg").unlink()
-    refused("has the images 51 of .*, not the 50 of")
+    refused(r"was built from 51 \(.*\) images; now there are 50 \(")
     assert EmbeddingStore.open(folder).fingerprint == photo_store.fingerprint
     (folder / "notes.txt").touch()
     assert embed(folder, embedder, find_images(mine), overwrite=True).embedded == 50

@@ -51,8 +51,7 @@ def analyse(test: TestSet, folder: Path, result: Result) -> Path:
     where the metrics draw one per identity.
 
     Args:
-        evaluated: with ``facts``.
-        table: the test set (``ReIDDataModule.test_table``).
+        test: evaluated with ``facts``.
         folder: for the files.
         result: record of the evaluation: what was evaluated, how, and the seed of the draws.
 

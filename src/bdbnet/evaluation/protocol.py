@@ -12,6 +12,7 @@ from bdbnet.loading import ReIDDataModule
 from bdbnet.loading.from_config import is_reid
 from bdbnet.results import Protocol
 from bdbnet.retrieval import POOLINGS, KReciprocal, QueryExpansion, ReIDMetrics, RetrievalRecall, as_reranking
+from bdbnet.settings import is_whole
 
 
 def query_pooling(config: DictConfig) -> str | None:
@@ -70,11 +71,6 @@ def build_metric(config: DictConfig, *, progress: bool = False) -> ReIDMetrics |
         return RetrievalRecall(tuple(evaluation.recall_at), precision=True, **search)
     except ValueError as error:
         raise ConfigError(f"evaluation: {error}") from error
-
-
-def is_whole(value: Any, least: int) -> bool:
-    """Whether a setting is a whole number of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_evaluation(config: DictConfig) -> None:

@@ -111,8 +111,7 @@ def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
     """
     if (config.images is None) == (config.queries is None):
         raise ConfigError(
-            "what is searched for? Give images=, a file, folder or table, or queries=, a folder that bdbnet.embed made; "
-            "one of the two"
+            "set exactly one of images= (a file, folder or table) or queries= (a folder that bdbnet.embed made)"
         )
     if config.queries is not None:
         store = EmbeddingStore.open(config.queries)

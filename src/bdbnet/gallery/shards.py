@@ -1,4 +1,4 @@
-"""Embedding a set of images into a folder, shard by shard, so that a run that is killed goes on where it stopped.
+"""Embedding a set of images into a folder, shard by shard, so that an interrupted run resumes where it stopped.
 
 Several processes may share the work: each takes every `world_size`-th shard, and whichever finds all of them complete
 puts them together. They meet in the folder alone.
@@ -109,7 +109,7 @@ def embed_into(
     ranks: Ranks | None = None,
     progress: bool = True,
 ) -> Outcome:
-    """Embed `images` into `folder`, or go on with that; nothing is done where it is complete.
+    """Embed `images` into `folder`, or resume that; nothing is done where it is complete.
 
     Args:
         shard_size: images that are written at once, and at most embedded again after the process was killed.
@@ -212,8 +212,7 @@ class _Run:
             self._check_same(there, plan)
         except StoreError as error:
             raise StoreError(
-                f"{self.folder} is of something else: {error} overwrite=true throws away what is there, output=<another folder> "
-                "keeps it."
+                f"{self.folder} was built from something else: {error} overwrite=true deletes it, output=<another folder> keeps it."
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged ({error}): overwrite=true starts again") from error
@@ -289,8 +288,8 @@ class _Run:
         """Raise StoreError that says what differs."""
         check_same_model(ModelStamp.from_json(there["model"]), self.stamp)
         if there["images"] != plan["images"]:
-            images = [f"{record['count']:,} of {record['source']}" for record in (there, plan)]
-            raise StoreError(f"it has the images {images[0]}, not the {images[1]} as they are now.")
+            images = [f"{record['count']:,} ({record['source']})" for record in (there, plan)]
+            raise StoreError(f"it was built from {images[0]} images; now there are {images[1]}.")
         for key in ("shard_size", "format"):
             if there[key] != plan[key]:
                 raise StoreError(f"it was begun with {key}={there[key]}, not {plan[key]}.")

@@ -288,7 +288,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         if (folder / PLAN).exists():
             raise StoreError(
                 f"{folder} is not complete: its images are still being embedded, or that was interrupted. Run the same "
-                "python -m bdbnet.embed command again; it goes on where it stopped."
+                "python -m bdbnet.embed command again; it resumes where it stopped."
             ) from None
         raise StoreError(
             f"{folder} holds no embeddings ({META} is not there); python -m bdbnet.embed makes such a folder"

@@ -1,4 +1,4 @@
-"""What happens around the steps: a stop at the first loss that is not finite, the log by epoch, the checkpoints."""
+"""Callbacks of a training: a stop at the first loss that is not finite, the log by epoch, the checkpoints."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from bdbnet.results import BEST, HISTORY, LAST, write_atomically
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says where it stopped and what to do."""
+    """Training that can't continue; the message says where it stopped and what to do."""
 
 
 class FiniteLossGuard(Callback):
@@ -62,7 +62,7 @@ class FiniteLossGuard(Callback):
         advice = "No epoch was finished. Lower optimizer.lr, or try trainer.gradient_clip_val=1 or trainer.precision=32-true."
         if last.is_file():
             advice = (
-                f"The last good checkpoint is {last}. Go on with ckpt_path=<that file> and trainer.gradient_clip_val=1 or "
+                f"The last good checkpoint is {last}. Resume with ckpt_path=<that file> and trainer.gradient_clip_val=1 or "
                 "trainer.precision=32-true, or lower optimizer.lr in a new run with backbone.weights=<that file>."
             )
         raise TrainingError(
@@ -113,7 +113,7 @@ class InterruptionHint(Callback):
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             kept = Path(trainer.default_root_dir) / LAST
             tail = (
-                f"Kept: {kept}. Go on with the same command and ckpt_path=last."
+                f"Kept: {kept}. Resume with the same command and ckpt_path=last."
                 if kept.is_file()
                 else "No epoch was finished."
             )
@@ -128,7 +128,7 @@ class History(Callback):
 
     Args:
         folder: run folder.
-        resumed_here: whether a run that goes on does so from a checkpoint of this folder.
+        resumed_here: whether a resumed run continues from a checkpoint of this folder.
     """
 
     def __init__(self, folder: str | Path, *, resumed_here: bool = True) -> None:
@@ -214,7 +214,7 @@ class History(Callback):
 
 
 def checkpoint_callbacks(folder: str | Path, monitor: str, every_n_epochs: int) -> list[Callback]:
-    """``last.ckpt``, to go on from and to evaluate, and ``best.ckpt`` by a metric of the test set, for those who ask for it."""
+    """``last.ckpt``, to resume from and to evaluate, and ``best.ckpt`` by a metric of the test set, for those who ask for it."""
     shared: dict[str, Any] = {
         "dirpath": Path(folder), "save_top_k": 1, "auto_insert_metric_name": False, "enable_version_counter": False
     }  # fmt: skip

@@ -101,7 +101,9 @@ def train(config: DictConfig, folder: Path) -> Result:
         if trainer.is_global_zero and history.replaced_images:
             print(f"{history.replaced_images} training images could not be read: others of their identities were taken")
         if trainer.is_global_zero and trainer.current_epoch < config.trainer.max_epochs:
-            print(f"stopped after epoch {trainer.current_epoch} of {config.trainer.max_epochs}; ckpt_path=last goes on")
+            print(
+                f"stopped after epoch {trainer.current_epoch} of {config.trainer.max_epochs}; resume with ckpt_path=last"
+            )
         if module.metrics_epoch != trainer.current_epoch - 1:  # stopped by time, or resumed at its end
             trainer.validate(module, data, verbose=False)
             history.evaluate_last(trainer, module.metrics)
@@ -184,7 +186,7 @@ def _announce(
         else {"none": "random weights"}.get(weights, f"{weights} weights")
     )
     print(f"network: {count_parameters(network) / 1e6:.2f} M parameters, {start}; {config.trainer.precision}")
-    print(f"run folder: {folder}" + (f", going on from {resume}" if resume else ""))
+    print(f"run folder: {folder}" + (f", resuming from {resume}" if resume else ""))
 
 
 def _size(size: tuple[int, int]) -> str:

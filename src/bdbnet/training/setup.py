@@ -5,9 +5,9 @@ from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError, plain
 from bdbnet.evaluation.embedder import Embedder
-from bdbnet.evaluation.protocol import is_whole
 from bdbnet.evaluation.test_set import TestSet
 from bdbnet.models import EmbeddingNetwork
+from bdbnet.settings import is_whole
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.module import Recipe, Record, TrainingModule
 from bdbnet.training.objective import build_metric_loss, build_schedule, optimizer_factory
