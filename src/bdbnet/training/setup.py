@@ -10,9 +10,9 @@ from typing import Any
 import pytorch_lightning as pl
 import pytorch_lightning.callbacks
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torchmetrics import Metric
 
 from bdbnet.config import ConfigError, arguments_of, check_class, instantiate, is_ours, is_set, locate, without
@@ -37,7 +37,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def has_native_bfloat16(accelerator: str) -> bool:
     """Whether the device multiplies bfloat16 in hardware, where it is several times as fast as float32."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if accelerator in ("auto", "cpu"):
         # Not public in PyTorch, so that a release may drop them: then the answer is no.
         probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
