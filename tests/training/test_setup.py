@@ -4,8 +4,11 @@ import ctypes
 
 import pytest
 import torch
+from lightning_utilities.core.imports import RequirementCache
 
-from bdbnet.evaluation.trainer import keep_freed_memory
+from bdbnet.command_line import one_logger_each
+from bdbnet.config import ConfigError, instantiate
+from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory
 from bdbnet.training.setup import has_native_bfloat16, resolve_precision
 
 
@@ -44,3 +47,34 @@ def test_kept_memory_leaves_results_alone(tiny_config):
     product = torch.ones(2000, 2000) @ torch.ones(2000, 2000)
     keep_freed_memory()
     assert torch.equal(torch.ones(2000, 2000) @ torch.ones(2000, 2000), product)
+
+
+def test_every_logger_of_a_list_is_the_trainer_s(tiny_config, tmp_path):
+    typed = one_logger_each(["logger=[tensorboard,csv]"])
+    kept = [
+        f"logger.logger.save_dir={tmp_path}",
+        "+logger@loggers.second=tensorboard",
+        f"loggers.second.logger.save_dir={tmp_path}",
+    ]
+    trainer = build_trainer(tiny_config(*typed, *kept, "loggers.second.logger.name=second"), tmp_path, [])
+    assert [(type(logger).__name__, logger.name) for logger in trainer.loggers] == [
+        ("TensorBoardLogger", "tensorboard"), ("TensorBoardLogger", "second")
+    ]  # fmt: skip
+    assert build_trainer(tiny_config("logger=csv"), tmp_path, []).loggers == []
+
+
+def test_a_logger_whose_package_is_missing_says_what_to_install(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("pytorch_lightning.loggers.mlflow._MLFLOW_AVAILABLE", RequirementCache("mlflow>=1000"))
+    config = tiny_config("logger=mlflow", f"logger.logger.save_dir={tmp_path}")
+    with pytest.raises(ConfigError, match=r"MLFlowLogger.*pip install"):
+        build_trainer(config, tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    "callback", ["EarlyStopping, monitor: loss", "GradientAccumulationScheduler, scheduling: {1: 2}", "Timer"]
+)
+def test_callbacks_of_lightning_can_be_added(callback, tiny_config):
+    (built,) = instantiate(
+        tiny_config(f"callbacks.extra=[{{_target_: pytorch_lightning.callbacks.{callback}}}]").callbacks.extra
+    )
+    assert type(built).__name__ == callback.partition(",")[0]
