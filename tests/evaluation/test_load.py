@@ -11,6 +11,7 @@ import torch
 import bdbnet
 from bdbnet.config import ConfigError
 from bdbnet.models import BDBNetwork, CheckpointError, OSNetBackbone, ResNetBackbone
+from data_modules import data_module
 
 CROPS = [
     np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((40, 20), (64, 32), (50, 70))
@@ -197,14 +198,14 @@ def test_a_pretrained_network_of_timm_as_it_is(monkeypatch):
 def test_real_weights_equal_what_evaluate_embeds(shared_data, tmp_path):
     """The published OSNet through the Python door and through the evaluation's own batches."""
     from bdbnet.datasets import load_manifest
-    from bdbnet.loading import EvaluationTransform, ReIDDataModule, TrainTransform
+    from bdbnet.loading import EvaluationTransform, TrainTransform
 
     embedder = bdbnet.load(shared_data / "weights" / "osnet_x0_25_market1501.pth", device="cpu")
     manifest = load_manifest(
         "synthetic_reid", tmp_path / "data", train_identities=4, test_identities=4, images_per_camera=2, cameras=2,
         distractors=0, image_size=[128, 64], workers=1,
     )  # fmt: skip
-    data = ReIDDataModule(manifest, TrainTransform((256, 128)), EvaluationTransform((256, 128)), num_workers=0)
+    data = data_module(manifest, TrainTransform((256, 128)), EvaluationTransform((256, 128)), num_workers=0)
     (batch,) = data.test_dataloader()
     evaluated = embedder.embed_prepared(data.on_after_batch_transfer(batch, 0)["image"]).numpy()
     from bdbnet.datasets.images import read_image

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bdbnet.datasets import DatasetError, Manifest
 from bdbnet.loading import Cutout, RandomErasing, ReIDDataModule, SamplerError, default_workers, transforms_for
+from data_modules import data_module
 
 SIZE = (8, 4)
 SETTINGS = {"batch_size": 4, "images_per_identity": 2, "test_batch_size": 3, "num_workers": 0}
@@ -29,7 +30,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def make(manifest: Manifest, **changes: object) -> ReIDDataModule:
-    return ReIDDataModule(
+    return data_module(
         manifest, *transforms_for("reid", SIZE, erasing=[Cutout(0.5, 4), RandomErasing()]), **SETTINGS | changes
     )
 

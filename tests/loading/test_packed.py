@@ -28,6 +28,7 @@ from bdbnet.loading import (
     packed,
     transforms_for,
 )
+from data_modules import data_module
 
 REID: dict[str, Any] = {"protocol": "reid", "image_size": (24, 12)}
 RETRIEVAL: dict[str, Any] = {"protocol": "retrieval", "image_size": (20, 20), "resize": (24, 24)}
@@ -49,7 +50,7 @@ def manifest(tmp_path: Path) -> Manifest:
 def make(manifest: Manifest, protocol: dict[str, Any] = REID, **settings: Any) -> ReIDDataModule:
     transforms = transforms_for(**protocol, erasing=[Cutout(0.5, 6), RandomErasing()])
     shared = {"batch_size": 8, "images_per_identity": 4, "test_batch_size": 3, "num_workers": 0, "seed": 7}
-    return ReIDDataModule(manifest, *transforms, **shared | {"cache_root": manifest.root / "cache"} | settings)
+    return data_module(manifest, *transforms, **shared | {"cache_root": manifest.root / "cache"} | settings)
 
 
 def batches(data: ReIDDataModule, epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:

@@ -116,7 +116,7 @@ def build_protocol(config: DictConfig, data: ReIDDataModule) -> Protocol:
         normalize=config.evaluation.normalize,
         ap_at=config.evaluation.ap_at if is_reid(config) and single_shot(config) is None else None,
         pad_to_square=data.test_transform.pad_to_square,
-        decode_margin=data.decode_margin,
+        decode_margin=data.reading.decode_margin,
         query_pooling=query_pooling(config),
         measure=config.evaluation.distance,
         flip=bool(config.evaluation.flip),

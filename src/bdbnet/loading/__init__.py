@@ -1,7 +1,7 @@
 """Loading: samplers, transforms, caches and the data module, from a manifest to normalised batches on the device."""
 
 from bdbnet.datasets.images import ImageError, read_image
-from bdbnet.loading.datamodule import ReIDDataModule, default_workers
+from bdbnet.loading.datamodule import Reading, ReIDDataModule, Sampling, default_workers
 from bdbnet.loading.packed import CacheError, PackedImages, open_or_pack
 from bdbnet.loading.preprocessing import Preprocessing
 from bdbnet.loading.sampler import IdentityBatchSampler, SamplerError
@@ -30,7 +30,9 @@ __all__ = [
     "Preprocessing",
     "RandomErasing",
     "ReIDDataModule",
+    "Reading",
     "SamplerError",
+    "Sampling",
     "TrainTransform",
     "View",
     "default_workers",

@@ -1,6 +1,7 @@
 """`ReIDDataModule`: training and test batches of a manifest for a Lightning trainer."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,59 @@ ON_ERROR = ("raise", "replace")
 _MOST_WORKERS = 8
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How training batches are drawn, see `IdentityBatchSampler`.
+
+    Attributes:
+        batch_size: images over all ranks, P x K.
+        images_per_identity: K.
+        epoch: what an epoch draws, `identities` or `images`.
+    """
+
+    batch_size: int = 128
+    images_per_identity: int = 4
+    epoch: Literal["identities", "images"] = "identities"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read.
+
+    Attributes:
+        test_batch_size: test images of one rank in a batch.
+        num_workers: processes per rank that decode; None: `default_workers()`.
+        cache: `none` decodes files for every batch; `packed` keeps all prepared images in memory-mapped files, made at the
+            first use (see `open_or_pack`); `device` also copies those of the training set to the device and crops, flips
+            and erases there. All three give the same batches.
+        cache_root: folder of the memory-mapped files.
+        decode_margin: large JPEGs are decoded at reduced size (`margin` of `read_image`); None: never.
+        on_error: `replace` trains with another image of the same identity where a file can't be read, and counts it in
+            `replaced`; test images must all be readable.
+
+    Raises:
+        ValueError: a value out of range; names the key.
+    """
+
+    test_batch_size: int = 128
+    num_workers: int | None = None
+    cache: str = "none"
+    cache_root: str | Path = "data/cache"
+    decode_margin: float | None = 2.0
+    on_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        if self.cache not in CACHES:
+            raise ValueError(f"loading.cache is {self.cache!r}: choose one of {', '.join(CACHES)}")
+        margin = self.decode_margin
+        if margin is not None and not (isinstance(margin, int | float) and margin >= 1):
+            raise ValueError(f"loading.decode_margin is {margin}: give a number of at least 1, or null")
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"loading.on_error is {self.on_error!r}: choose one of {', '.join(ON_ERROR)}")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"loading.num_workers is {self.num_workers}: give 0 or more")
+
+
 class ReIDDataModule(pl.LightningDataModule):
     """P x K training batches and every test image once.
 
@@ -33,17 +87,11 @@ class ReIDDataModule(pl.LightningDataModule):
     (N,), and `index` is the row in `test_table`: queries (and images that are both) first, then the rest of the gallery,
     each in manifest order.
 
-    `batch_size` counts images over all ranks, `test_batch_size` those of one rank.  The test images are divided
-    among the ranks without duplicates: the parts may differ by one image.  `num_workers` processes per rank decode images
-    (default: `default_workers()`).  `channels_last` sets the memory format of the images.
+    The test images are divided among the ranks without duplicates: the parts may differ by one image.  `channels_last`
+    sets the memory format of the training images.
 
-    `cache`: `none` decodes files for every batch; `packed` keeps all prepared images in memory-mapped files below
-    `cache_root`, made at the first use (see `open_or_pack`); `device` also copies those of the training set to the
-    device and crops, flips and erases there.  All three give the same batches.  `decode_margin` decodes large JPEGs
-    at reduced size (`margin` of `read_image`; None: never).  `on_error="replace"` trains with another image of the same
-    identity where a file can't be read, and counts it in `replaced`; test images must all be readable.
-
-    `further_tests` are evaluated after the manifest's own test images: their batches come from further loaders.
+    The attribute `further_tests` may list further manifests with their transforms: their test images are evaluated after
+    the own ones, from loaders of their own.
 
     The trainer needs `use_distributed_sampler=False`; with several ranks Lightning refuses the sampler otherwise.
     """
@@ -54,47 +102,24 @@ class ReIDDataModule(pl.LightningDataModule):
         train_transform: TrainTransform,
         test_transform: EvaluationTransform,
         *,
-        batch_size: int = 128,
-        images_per_identity: int = 4,
-        epoch: Literal["identities", "images"] = "identities",
-        test_batch_size: int = 128,
-        num_workers: int | None = None,
+        sampling: Sampling | None = None,
+        reading: Reading | None = None,
         seed: int = 0,
         channels_last: bool = False,
-        cache: str = "none",
-        cache_root: str | Path = "data/cache",
-        decode_margin: float | None = 2.0,
-        on_error: str = "raise",
-        further_tests: Sequence[tuple[Manifest, EvaluationTransform]] = (),
     ) -> None:
         super().__init__()
-        if cache not in CACHES:
-            raise ValueError(f"loading.cache is {cache!r}: choose one of {', '.join(CACHES)}")
-        if decode_margin is not None and not (isinstance(decode_margin, int | float) and decode_margin >= 1):
-            raise ValueError(f"loading.decode_margin is {decode_margin}: give a number of at least 1, or null")
-        if on_error not in ON_ERROR:
-            raise ValueError(f"loading.on_error is {on_error!r}: choose one of {', '.join(ON_ERROR)}")
         if seed < 0:
             raise ValueError(f"seed is {seed}: give 0 or more")
-        if num_workers is not None and num_workers < 0:
-            raise ValueError(f"loading.num_workers is {num_workers}: give 0 or more")
         self.manifest = manifest
         self.train_manifest = manifest.subset("train")
         self.test_table = test_rows(manifest)
-        self.further_tests = tuple(further_tests)
+        self.further_tests: tuple[tuple[Manifest, EvaluationTransform], ...] = ()
         self.train_transform = train_transform
         self.test_transform = test_transform
-        self.batch_size = batch_size
-        self.images_per_identity = images_per_identity
-        self.epoch = epoch
-        self.test_batch_size = test_batch_size
-        self._given_workers = num_workers
+        self.sampling = sampling or Sampling()
+        self.reading = reading or Reading()
         self.seed = seed
         self.channels_last = channels_last
-        self.cache = cache
-        self.cache_root = Path(cache_root)
-        self.decode_margin = decode_margin
-        self.on_error = on_error
         self.replaced = 0
         """Training images of this rank, since the start, that were replaced by another of their identity."""
         self._train_images: PackedImages | None = None
@@ -104,8 +129,8 @@ class ReIDDataModule(pl.LightningDataModule):
     @property
     def num_workers(self) -> int:
         """Processes of this rank that decode images."""
-        if self._given_workers is not None:
-            return self._given_workers
+        if self.reading.num_workers is not None:
+            return self.reading.num_workers
         return default_workers(1 if self.trainer is None else self.trainer.num_devices)
 
     @property
@@ -124,9 +149,9 @@ class ReIDDataModule(pl.LightningDataModule):
         labels = self.train_manifest.training_labels()
         sampler = IdentityBatchSampler.from_batch_size(
             labels,
-            self.batch_size,
-            self.images_per_identity,
-            epoch=self.epoch,
+            self.sampling.batch_size,
+            self.sampling.images_per_identity,
+            epoch=self.sampling.epoch,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
@@ -136,12 +161,12 @@ class ReIDDataModule(pl.LightningDataModule):
             self.train_transform,
             labels=labels,
             seed=self.seed,
-            on_device=self.cache == "device",
-            replace=self.on_error == "replace",
-            decode_margin=self.decode_margin,
+            on_device=self.reading.cache == "device",
+            replace=self.reading.on_error == "replace",
+            decode_margin=self.reading.decode_margin,
         )
         dataset.packed = self._train_images = self._packed(dataset, self.train_manifest, "train")
-        if self.cache != "none" and len(self.test_table):
+        if self.reading.cache != "none" and len(self.test_table):
             # Now, so that an unreadable image or a full disk is noticed before the first epoch and not after it.
             self._test_images()
         return _TrainLoader(
@@ -167,7 +192,7 @@ class ReIDDataModule(pl.LightningDataModule):
         dataset = self._test_images(number)
         return DataLoader(
             dataset,
-            batch_size=self.test_batch_size,
+            batch_size=self.reading.test_batch_size,
             sampler=range(rank, len(dataset), world_size),
             **self._worker_settings(),
         )
@@ -206,22 +231,22 @@ class ReIDDataModule(pl.LightningDataModule):
             transform,
             seed=self.seed,
             columns={"is_query": manifest.table["split"].isin(("query", "test")).to_numpy()},
-            decode_margin=self.decode_margin,
+            decode_margin=self.reading.decode_margin,
         )
         dataset.packed = self._packed(dataset, manifest, "test")
         self._test_datasets[number] = dataset
         return dataset
 
     def _packed(self, dataset: ImageDataset, manifest: Manifest, part: str) -> PackedImages | None:
-        if self.cache == "none":
+        if self.reading.cache == "none":
             return None
         return open_or_pack(
-            self.cache_root,
+            Path(self.reading.cache_root),
             f"{manifest.name}-{part}",
             manifest,
             dataset.transform,
             dataset.prepare,
-            decode_margin=self.decode_margin,
+            decode_margin=self.reading.decode_margin,
             keep_going=dataset.replace,
         )
 

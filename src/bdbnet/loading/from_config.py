@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, instantiate, is_ours
 from bdbnet.datasets import Manifest, load_manifest
-from bdbnet.loading import PROTOCOLS, ReIDDataModule, transforms_for
+from bdbnet.loading import PROTOCOLS, Reading, ReIDDataModule, Sampling, transforms_for
 
 # What `dataset=table` leaves open follows from its protocol: the settings of section 4.1 and of section 4.2.1.
 _REID: dict[str, Any] = {
@@ -108,8 +108,6 @@ def build_data(
         if size is not None and (not (OmegaConf.is_list(size) or isinstance(size, list)) or len(size) != 2):
             raise ConfigError(f"{key}={size}: give [height,width] in pixels")
     given: dict[str, Any] = {key: None if size is None else list(size) for key, size in sizes.items()}
-    sampler: dict[str, Any] = dict(config.get("sampler") or {})
-    settings: dict[str, Any] = {**sampler, **config.loading}
     try:
         train, test = transforms_for(
             dataset.protocol,
@@ -119,7 +117,10 @@ def build_data(
             pad_train=dataset.pad_train,
             pad_test=dataset.pad_test,
         )
-        return ReIDDataModule(manifest, train, test, **settings, seed=config.seed, channels_last=channels_last)
+        sampling, reading = Sampling(**(config.get("sampler") or {})), Reading(**config.loading)
+        return ReIDDataModule(
+            manifest, train, test, sampling=sampling, reading=reading, seed=config.seed, channels_last=channels_last
+        )
     except (TypeError, ValueError) as error:
         if is_ours(error):
             raise

@@ -169,7 +169,7 @@ class History(Callback):
         if getattr(module, "metrics_epoch", None) == trainer.current_epoch:
             row |= cast(Any, module).metrics
         data: ReIDDataModule = cast(Any, trainer).datamodule
-        if data.on_error == "replace":
+        if data.reading.on_error == "replace":
             new, self._replaced = data.replaced - self._replaced, data.replaced
             row["replaced_images"] = int(
                 trainer.strategy.reduce(torch.tensor(new, device=module.device), reduce_op="sum")
