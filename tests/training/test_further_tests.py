@@ -5,6 +5,8 @@ import pytest
 
 from bdbnet.config import ConfigError
 from bdbnet.evaluation.evaluate import evaluate
+from bdbnet.reporting import write_report
+from bdbnet.reporting.terminal import metrics_table
 from bdbnet.results import read_result
 from bdbnet.training.runs import train
 
@@ -49,6 +51,8 @@ def test_a_further_data_set_is_evaluated_beside_the_own_one(tiny_config, other_s
         tmp_path / "alone",
     )  # fmt: skip
     assert found["others"] == pytest.approx(dict(alone.metrics))
+    assert f"On others: Recall@1 {100 * found['others']['recall@1']:.1f} %" in metrics_table(both)
+    assert "On others: Recall@1" in write_report(tmp_path / "both", queries=0).read_text()
     history = pd.read_csv(tmp_path / "both" / "history.csv")
     assert history["others/recall@1"].notna().all()
     assert history["rank1"].tolist() == pd.read_csv(tmp_path / "plain" / "history.csv")["rank1"].tolist()

@@ -10,7 +10,7 @@ from bdbnet.reporting.analysis import analysis_section
 from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
 from bdbnet.reporting.pictures import curves, ranking_lists
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
-from bdbnet.reporting.wording import BEST_CHECKPOINT, duration, protocol_line
+from bdbnet.reporting.wording import BEST_CHECKPOINT, duration, further_lines, protocol_line
 from bdbnet.results import REPORT, Result, in_percent, metric_names, metric_of, write_atomically
 
 
@@ -95,7 +95,7 @@ def _metrics(result: Result) -> str:
             cells.append(f"<td>{escape(metric.text(best['metrics'].get(name)))}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     checkpoint = "the last epoch" if result.checkpoint == "last" else result.checkpoint
-    lines = [f"{protocol_line(result.protocol)}."]
+    lines = [*further_lines(result), f"{protocol_line(result.protocol)}."]
     if "valid_queries" in result.metrics:
         lines.append(f"{result.metrics['valid_queries']:,.0f} valid queries. Weights evaluated: {checkpoint}.")
     else:

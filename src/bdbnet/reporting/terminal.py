@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bdbnet.reporting.wording import BEST_CHECKPOINT, extras
+from bdbnet.reporting.wording import BEST_CHECKPOINT, extras, further_lines
 from bdbnet.results import Result, metric_heads, metric_names, metric_of
 
 _TASKS = {
@@ -47,7 +47,7 @@ def metrics_table(result: Result) -> str:
         f"normalize {protocol.normalize}",
         *extras(protocol),
     ]
-    return "\n".join(["", *rows, *note, ", ".join(facts)])
+    return "\n".join(["", *rows, *further_lines(result), *note, ", ".join(facts)])
 
 
 def _row(metrics: Mapping[str, float], names: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bdbnet.results import Protocol
+from bdbnet.results import Protocol, Result, metric_names, metric_of
 
 #: Of every number that belongs to the best checkpoint.
 BEST_CHECKPOINT = "selected on the test set; optimistically biased"
@@ -58,6 +58,14 @@ def extras(protocol: Protocol) -> list[str]:
         f"average precision cut at rank {protocol.ap_at}": protocol.ap_at,
     }
     return [words for words, given in parts.items() if given]
+
+
+def further_lines(result: Result) -> list[str]:
+    """The metrics on further data sets, a line for each."""
+    return [
+        f"On {name}: {', '.join(f'{metric_of(key).title} {metric_of(key).text(metrics[key])}' for key in metric_names(metrics))}."
+        for name, metrics in (result.further or {}).items()
+    ]
 
 
 def numbers(settings: Mapping[str, float] | None) -> str:
