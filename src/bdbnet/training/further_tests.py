@@ -71,6 +71,6 @@ def _dataset(words: Sequence[str], data_root: str) -> DictConfig:
                 composed = compose("evaluate", overrides)
     except HydraException as error:
         raise ConfigError(f"evaluations: {' '.join(words)}: {str(error).partition(chr(10))[0]}") from error
-    OmegaConf.resolve(composed)  # its folder depends on data_root
     dataset: DictConfig = composed.dataset
+    OmegaConf.resolve(dataset)  # its folder depends on data_root, which it leaves behind
     return dataset
