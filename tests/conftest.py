@@ -69,13 +69,14 @@ def plugin(tmp_path_factory, monkeypatch) -> Iterator[Callable[[str, str], Path]
     """``plugin(name, source)`` writes a module that can be imported during this test, and nothing of it stays after it."""
     from hydra.core.config_store import ConfigStore
 
-    from bdbnet import plugins
+    from bdbnet import plugins, results
 
     folder = tmp_path_factory.mktemp("plugins")
     monkeypatch.syspath_prepend(folder)
     for name in ("_named", "_taken", "_brought"):
         monkeypatch.setattr(plugins, name, deepcopy(getattr(plugins, name)))
     monkeypatch.setattr(plugins, "_loaded_entry_points", set())
+    monkeypatch.setattr(results, "METRICS", dict(results.METRICS))
     before = set(sys.modules)
 
     def write(name: str, source: str) -> Path:

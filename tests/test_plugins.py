@@ -1,10 +1,7 @@
 """What other people's packages may bring, and who may name them."""
 
-import os
-import subprocess
 import sys
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +16,7 @@ from bdbnet.datasets import DatasetError, Manifest, load_manifest
 from bdbnet.evaluation.evaluate import evaluate
 from bdbnet.evaluation.network import build_network
 from bdbnet.plugins import PluginError
+from bdbnet.results import Metric, metric_of
 from bdbnet.training.runs import train
 
 LOSS = """
@@ -233,7 +231,7 @@ def test_metrics_of_plugins_are_means_over_the_queries_with_a_match(plugin):
         """
         from bdbnet import plugins
 
-        @plugins.metric("top3", title="Match in 3", per_query="top_3")
+        @plugins.metric("top3", title="Match in 3")
         def top3(facts):
             return (facts.first_rank >= 1) & (facts.first_rank <= 3)
 
@@ -245,8 +243,8 @@ def test_metrics_of_plugins_are_means_over_the_queries_with_a_match(plugin):
     plugins.load(["mine"])
     assert plugins.extra_metrics(FACTS) == {"top3": 0.5, "worst": 5.0}
     assert plugins.metric_values(FACTS)["top3"].tolist() == [1, 0, 0]
-    assert plugins.metrics()["top3"][1:] == ("Match in 3", "%", "higher", "top_3")
-    assert plugins.metrics()["worst"][1:] == ("worst", "rank", "lower", None)
+    assert metric_of("top3") == Metric("top3", "Match in 3")
+    assert metric_of("worst") == Metric("worst", "worst", "rank", "lower")
 
 
 @pytest.mark.parametrize(
@@ -389,127 +387,3 @@ def test_every_network_of_ours_is_built_from_a_checkpoint_s_words(tiny_config):
 def test_a_target_that_is_no_path_is_refused(target):
     with pytest.raises(ConfigError, match="_target_"):
         instantiate(OmegaConf.create([{"_target_": target}]), ours_only=True)
-
-
-# The command line
-
-
-def run(*arguments: str, folder: Path, site: Path, full: bool = False) -> subprocess.CompletedProcess[str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BDBNET", "HYDRA", "PYTHON"))}
-    source = Path(plugins.__file__).parents[1]
-    environment = kept | {
-        "PYTHONPATH": f"{source}{os.pathsep}{site}",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, env=environment | ({"HYDRA_FULL_ERROR": "1"} if full else {}),
-        capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
-
-
-PACKAGE = '''
-"""A loss, a backbone, a data set and a metric of somebody else."""
-
-import numpy as np
-import pandas as pd
-import torch
-from PIL import Image
-
-from bdbnet import plugins
-from bdbnet.datasets import Manifest
-
-
-@plugins.loss("centres")
-class Centres(torch.nn.Module):
-    def __init__(self, num_classes, embedding_dim):
-        super().__init__()
-        self.centres = torch.nn.Parameter(torch.randn(num_classes, embedding_dim))
-
-    def forward(self, embeddings, labels):
-        return (embeddings - self.centres[labels]).square().mean()
-
-
-@plugins.backbone("squares_net")
-class Net(torch.nn.Sequential):
-    def __init__(self, width=8):
-        super().__init__(torch.nn.Conv2d(3, width, 5, 4, 2), torch.nn.BatchNorm2d(width), torch.nn.ReLU())
-        self.out_channels = width
-
-
-@plugins.dataset("squares")
-def read_squares(root, identities=4):
-    root.mkdir(parents=True, exist_ok=True)
-    random, rows = np.random.default_rng(0), []
-    for label in range(2 * identities):
-        for image in range(4):
-            Image.fromarray(random.integers(0, 255, (32, 16, 3), np.uint8)).save(root / f"{label}_{image}.png")
-            split = "train" if label < identities else "gallery" if image else "query"
-            rows.append((f"{label}_{image}.png", label, image % 2, split))
-    return Manifest(pd.DataFrame(rows, columns=["path", "label", "camera", "split"]), root, "squares")
-
-
-@plugins.metric("within3", title="Match within 3")
-def within3(facts):
-    return (facts.first_rank >= 1) & (facts.first_rank <= 3)
-'''
-PROJECT = """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "bdbnet-squares"
-version = "1.0"
-
-[project.entry-points."bdbnet.plugins"]
-squares = "squares"
-
-[tool.hatch.build.targets.wheel]
-packages = ["squares"]
-"""
-SMALL = [
-    "dataset.image_size=[32,16]", "sampler.batch_size=8", "loading.num_workers=0", "evaluation.top_k=3", "trainer.max_epochs=1",
-    "trainer.accelerator=cpu", "trainer.precision=32-true", "run_name=x",
-]  # fmt: skip
-
-
-@pytest.mark.end_to_end
-def test_a_package_installed_with_pip_trains_and_evaluates_from_the_command_line(tmp_path):
-    project, site, work = (tmp_path / name for name in ("project", "site", "work"))
-    (project / "squares").mkdir(parents=True)
-    work.mkdir()
-    (project / "squares" / "__init__.py").write_text(PACKAGE)
-    (project / "pyproject.toml").write_text(PROJECT)
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
-    installed = run("pip", "install", *options, "--target", str(site), str(project), folder=tmp_path, site=site)
-    assert installed.returncode == 0, installed.stderr
-
-    choices = ["loss=centres", "dataset=squares", "backbone=squares_net", "dataset.options={identities: 4}"]
-    trained = run("bdbnet.train", *choices[:3], "+" + choices[3], *SMALL, folder=work, site=site)
-    assert trained.returncode == 0, trained.stderr
-    assert "centres_dropping" in trained.stdout
-    assert (work / "outputs" / "train" / "x" / "result.json").is_file()
-    state = torch.load(work / "outputs" / "train" / "x" / "last.ckpt", weights_only=True)["state_dict"]
-    assert state["criterion.metric.global.centres"].shape == (4, 512)
-    assert state["criterion.metric.dropping.centres"].shape == (4, 1024)
-
-    evaluated = run(
-        "bdbnet.evaluate", "checkpoint=outputs/train/x/last.ckpt", "dataset=squares", "model=bdb", "backbone=squares_net",
-        "loading.num_workers=0", folder=work, site=site,
-    )  # fmt: skip
-    assert evaluated.returncode == 0, evaluated.stderr
-    checked = run("bdbnet.prepare", "dataset=squares", folder=work, site=site)
-    assert "nothing is wrong" in checked.stdout, checked.stderr
-
-
-@pytest.mark.end_to_end
-def test_a_plugin_that_fails_ends_the_command_with_its_name_and_on_request_its_trace(tmp_path):
-    (tmp_path / "broken.py").write_text("import json\n\nsettings = json.loads('{')\n")
-    short = run("bdbnet.prepare", "plugins=[broken]", "dataset=table", folder=tmp_path, site=tmp_path)
-    assert short.returncode == 1
-    assert "plugins=[broken] can't be imported: JSONDecodeError" in short.stderr
-    assert "Traceback" not in short.stderr
-    full = run("bdbnet.prepare", "plugins=[broken]", "dataset=table", folder=tmp_path, site=tmp_path, full=True)
-    assert "broken.py" in full.stderr
-    assert "Traceback" in full.stderr

@@ -14,7 +14,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from bdbnet.results import Metric, add_metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,16 +31,6 @@ _Brought = TypeVar("_Brought", bound=Callable[..., Any])
 
 class PluginError(ValueError):
     """A plugin that can't be used; the message names it."""
-
-
-class PluginMetric(NamedTuple):
-    """A metric of a plugin: what computes it, and its row in the tables (see `metric`)."""
-
-    values: Callable[[Any], Any]
-    title: str
-    unit: str
-    better: str
-    per_query: str | None
 
 
 _named: dict[str, str] = {}  # module -> how the user named it
@@ -66,7 +58,12 @@ def dataset(name: str) -> Callable[[_Brought], _Brought]:
 
 
 def metric(
-    name: str, *, title: str | None = None, unit: str = "%", better: str = "higher", per_query: str | None = None
+    name: str,
+    *,
+    title: str | None = None,
+    unit: str = "%",
+    better: Literal["higher", "lower"] = "higher",
+    headline: bool = False,
 ) -> Callable[[_Brought], _Brought]:
     """Add a function of per-query facts to every evaluation.
 
@@ -77,21 +74,25 @@ def metric(
         name: of the metric in ``result.json``.
         title, unit, better: what tables show: its title (default: the name), ``%`` for a share between 0 and 1 or another unit,
             and whether ``higher`` or ``lower`` values are better.
-        per_query: column of ``per_query.parquet`` with its values; None: the column of its name.
+        headline: it is plotted for a sweep, printed while training, and a comparison states a verdict on it.
 
     Raises:
         PluginError: the name is taken.
     """
 
     def register(function: _Brought) -> _Brought:
-        _add("metric", name, PluginMetric(function, title or name, unit, better, per_query), _path_of(function))
+        _add("metric", name, function, _path_of(function))
+        try:
+            add_metric(Metric(name, title or name, unit, better, headline=headline))
+        except ValueError as error:
+            raise PluginError(str(error)) from error
         return function
 
     return register
 
 
-def metrics() -> Mapping[str, PluginMetric]:
-    """The metrics of all plugins by name."""
+def metrics() -> Mapping[str, Callable[[Any], Any]]:
+    """The metrics of all plugins: name -> function of the facts."""
     return dict(_brought["metric"])
 
 
@@ -115,9 +116,9 @@ def metric_values(facts: Any) -> "dict[str, np.ndarray]":
     import numpy as np  # takes as long as all the rest of this module
 
     queries, found = len(facts.matches), {}
-    for name, entry in _brought["metric"].items():
+    for name, values_of in _brought["metric"].items():
         try:
-            values = np.asarray(entry.values(facts), dtype=np.float64)
+            values = np.asarray(values_of(facts), dtype=np.float64)
         except Exception as error:
             raise PluginError(f"metric {name} of a plugin fails: {type(error).__name__}: {error}") from error
         if values.shape not in ((), (queries,)):

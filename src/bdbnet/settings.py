@@ -36,6 +36,7 @@ SETTINGS = {
     "ckpt_path":                       Setting(False, "no",   "no",   False),
     "data_root":                       Setting(False, "no",   "no",   False),
     "logger":                          Setting(False, "no",   "no",   False),
+    "loggers":                         Setting(False, "no",   "no",   False),
     "on_error":                        Setting(False, "yes",  "yes",  False),
     "output":                          Setting(False, "yes",  "yes",  False),
     "output_root":                     Setting(False, "no",   "no",   False),

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, plain
-from bdbnet.datasets import Manifest
+from bdbnet.datasets import READERS, Manifest
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.error_analysis import analyse, clear_analysis
 from bdbnet.evaluation.load import Wanted, open_embedder, settings_of
@@ -139,6 +139,11 @@ def _with_own_dataset(config: DictConfig) -> DictConfig:
             f"dataset= is missing: {config.checkpoint} does not say which dataset it is for. Give dataset=market1501, for example"
         )
     dataset = OmegaConf.create(with_todays_names(saved["config"])["dataset"])
+    if dataset.name not in READERS or dataset.get("reader") is not None:
+        raise ConfigError(
+            f"dataset= is missing: {config.checkpoint} was trained on {dataset.name}, which a plugin reads. A file never names a "
+            f"plugin: name both yourself, plugins=[...] and dataset={dataset.name}"
+        )
     moved = Path(str(config.data_root)) / Path(str(dataset.root)).name
     if dataset.root is not None and not Path(str(dataset.root)).expanduser().exists() and moved.exists():
         dataset.root = str(moved)

@@ -78,11 +78,12 @@ class TestSet:
             raise EvaluationError(f"the embeddings can't be evaluated: {error}") from error
         self.evaluated = found
         self.metrics = {name: float(value) for name, value in found.metrics.items()}
-        if of_plugins:
+        if of_plugins and found.facts is not None:
             # Before the number of valid queries, which stands last.
             valid = self.metrics.pop("valid_queries")
             self.metrics |= plugins.extra_metrics(found.facts) | {"valid_queries": valid}
             values = plugins.metric_values(found.facts)
-            self.plugin_values = {name: of for name, of in values.items() if of.ndim == 1}
+            counted = found.facts.matches > 0
+            self.plugin_values = {name: np.where(counted, of, np.nan) for name, of in values.items() if of.ndim == 1}
         self.per_query = {**found.per_query, **self.plugin_values}
         return found

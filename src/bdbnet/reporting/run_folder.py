@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bdbnet.datasets import READERS, DatasetError, load_manifest
+from bdbnet import plugins
+from bdbnet.datasets import DatasetError, load_manifest
 from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, HISTORY, RESULT, TOP_K, Result, read_result
 
 TOP_K_COLUMNS = (
@@ -146,7 +147,7 @@ def image_root(run: RunFolder) -> tuple[Path | None, str]:
         or not (dataset.get("root") or dataset.get("manifest"))
     ):
         return None, "The images are not shown: the run's settings do not name the folder of its dataset."
-    if dataset["name"] not in READERS or dataset.get("reader") is not None:
+    if plugins.reader(dataset["name"]) is not None or dataset.get("reader") is not None:
         return (
             None,
             "The images are not shown: a plugin read the dataset, and what a result says runs no code but bdbnet's own.",
