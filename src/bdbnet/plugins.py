@@ -81,11 +81,14 @@ def metric(
     """
 
     def register(function: _Brought) -> _Brought:
+        known = name in _brought["metric"]  # the module was loaded again
         _add("metric", name, function, _path_of(function))
-        try:
-            add_metric(Metric(name, title or name, unit, better, headline=headline))
-        except ValueError as error:
-            raise PluginError(str(error)) from error
+        if not known:
+            try:
+                add_metric(Metric(name, title or name, unit, better, headline=headline))
+            except ValueError as error:
+                del _brought["metric"][name], _taken["metric", name]
+                raise PluginError(str(error)) from error
         return function
 
     return register
@@ -105,10 +108,22 @@ def extra_metrics(facts: Any) -> dict[str, float]:
     Raises:
         PluginError: a metric fails or returns something else; the message names it.
     """
-    answered = facts.matches > 0
-    return {
-        name: float(values[answered].mean() if values.ndim else values) for name, values in metric_values(facts).items()
-    }
+    return means(metric_values(facts), facts.matches > 0)
+
+
+def means(values: "Mapping[str, np.ndarray]", counted: "np.ndarray") -> dict[str, float]:
+    """Each metric over the queries that count: values float64 (Q,) or (), counted bool (Q,).
+
+    Raises:
+        PluginError: a mean is NaN or infinite; the message names the metric.
+    """
+    import numpy as np
+
+    found = {name: float(of[counted].mean() if of.ndim else of) for name, of in values.items()}
+    for name, value in found.items():
+        if not np.isfinite(value):
+            raise PluginError(f"metric {name} of a plugin is {value}; expected finite numbers for queries with a match")
+    return found
 
 
 def metric_values(facts: Any) -> "dict[str, np.ndarray]":
@@ -127,6 +142,12 @@ def metric_values(facts: Any) -> "dict[str, np.ndarray]":
             )
         found[name] = values
     return found
+
+
+def choice(group: str, name: str) -> dict[str, Any] | None:
+    """The settings of a registered loss or backbone, as its group in a configuration; None where there is none."""
+    brought = _brought.get(group, {}).get(name)
+    return None if brought is None else {"_target_": _path_of(brought)}
 
 
 def reader(name: str) -> Callable[..., Any] | None:

@@ -27,6 +27,7 @@ from bdbnet.loading import Preprocessing, default_workers
 from bdbnet.loading.sources import find_images
 from bdbnet.models import EmbeddingNetwork
 from bdbnet.renamed import first_name
+from bdbnet.settings import is_whole
 
 #: Scalings of the concatenated embedding before distances; the paper's is raw.
 NORMALIZATIONS = ("none", "joint", "per_branch")
@@ -159,6 +160,8 @@ class Embedder:
     def to(self, device: str | torch.device) -> "Embedder":
         """The same embedder, with its network moved to another device."""
         self.network.to(device)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # float32 is meant, in this whole process
         return self
 
     @property
@@ -213,7 +216,7 @@ class Embedder:
             ImageError, DatasetError: a file that can't be read, a folder without images.
             EmbeddingError: the network gives NaN or infinity for an image.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if not is_whole(batch_size, 1):
             raise InputError(f"batch_size={batch_size}: give a whole number of at least 1")
         manifest = images if isinstance(images, Manifest) else self._listed(images)
         if manifest is not None:
@@ -224,6 +227,10 @@ class Embedder:
             return self._joined(parts, count, progress)
         single = only_image(images)
         items: Iterable[Any] = [images] if single else images
+        if not isinstance(items, Iterable) or isinstance(items, Mapping):
+            raise InputError(
+                f"images: {type(images).__name__}; expected images, a list of them, a manifest, a folder or a table"
+            )
         if isinstance(images, Tensor) and not single and images.ndim != 4:
             raise InputError(f"tensor of shape {tuple(images.shape)}: expected (N, 3, H, W) or (3, H, W), uint8")
         total = len(items) if isinstance(items, Sized) else None
@@ -311,10 +318,12 @@ class Embedder:
         Raises:
             InputError: arrays of another length of embedding.
         """
-        left, right = (np.asarray(side.cpu() if isinstance(side, Tensor) else side) for side in (a, b))
+        left, right = (np.asarray(side.detach().cpu() if isinstance(side, Tensor) else side) for side in (a, b))
         for name, side in (("a", left), ("b", right)):
             if side.ndim not in (1, 2) or side.shape[-1] != self.dimensions:
                 raise InputError(f"{name} has shape {side.shape}: expected embeddings (N, {self.dimensions})")
+        if self.distance_name == "cosine" and not (left.any(axis=-1).all() and right.any(axis=-1).all()):
+            raise InputError("an embedding of zeros has no direction for the cosine distance")
         found = cdist(
             np.atleast_2d(left).astype(np.float64), np.atleast_2d(right).astype(np.float64), self.distance_name
         )

@@ -1,5 +1,6 @@
 """The evaluation of a network on a dataset, from a configuration to the files of a run folder."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, plain
 from bdbnet.datasets import READERS, Manifest
-from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.error_analysis import analyse, clear_analysis
-from bdbnet.evaluation.load import Wanted, open_embedder, settings_of
+from bdbnet.evaluation.load import Wanted, from_file, open_embedder, require_source, settings_of, training_of
 from bdbnet.evaluation.module import EvaluationModule
 from bdbnet.evaluation.network import count_parameters
 from bdbnet.evaluation.progress import EvaluationProgress
@@ -20,15 +20,14 @@ from bdbnet.evaluation.test_set import TestSet
 from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_libraries, seed_everything
 from bdbnet.loading.datamodule import test_rows
 from bdbnet.loading.from_config import build_data, build_manifest
-from bdbnet.models import read_checkpoint
-from bdbnet.renamed import with_todays_names
 from bdbnet.results import RESULT, Result
+from bdbnet.retrieval import rank_queries
 
 
 def evaluate(config: DictConfig, folder: Path) -> Result:
     """Evaluate ``config.checkpoint`` on ``config.dataset`` and record it in ``folder``.
 
-    Without a dataset a checkpoint of `bdbnet.train` is evaluated on its own: options and folder as it says.
+    Without a dataset a network that `bdbnet.train` trained is evaluated on its own: options and folder as its file says.
 
     Raises:
         ConfigError: the checkpoint does not say what network it is for and the configuration does not either, or no dataset
@@ -37,20 +36,20 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     """
     quiet_libraries()
     keep_freed_memory()
+    require_source(str(config.checkpoint))  # before a large dataset is read
     if config.get("dataset") is None:
         config = _with_own_dataset(config)
     check_evaluation(config)
     if not isinstance(config.analysis, bool):
         raise ConfigError(f"analysis={config.analysis}: give true or false")
     seed_everything(config.seed)
-    # First, so that a checkpoint that can't be used shows before a large dataset is read.
-    embedder = open_embedder(config.checkpoint, _wanted(config), device="cpu")
     manifest = build_manifest(config)
-    embedder = _settled(embedder, config)
+    embedder = open_embedder(config.checkpoint, _wanted(config), device="cpu")
     size = embedder.preprocessing.image_size
     data = build_data(config, manifest, test_size=list(size), channels_last=True)
     data.test_transform = embedder.preprocessing.transform
-    test = build_test_set(config, manifest, progress=True, facts=config.analysis)
+    top_k = config.evaluation.top_k
+    test = build_test_set(config, manifest, progress=True, top_k=top_k, facts=config.analysis)
     module = EvaluationModule(embedder, [test])
     trainer = build_trainer(config, folder, [EvaluationProgress()])
     trainer.validate(module, data, verbose=False)
@@ -70,31 +69,41 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     )
     if trainer.is_global_zero:
         clear_analysis(folder)
-        write_outcome(result, test, folder)
+        write_outcome(result, test, folder, top_k)
         if config.analysis:
             analyse(test, folder, result)
     return result
 
 
 def build_test_set(
-    config: DictConfig, manifest: Manifest, *, name: str = "", progress: bool = False, facts: bool = False
+    config: DictConfig,
+    manifest: Manifest,
+    *,
+    name: str = "",
+    progress: bool = False,
+    top_k: int = 0,
+    facts: bool = False,
 ) -> TestSet:
     """The test images of a manifest with the metric of its protocol.
 
     Args:
         name: of a further test set.
         progress: re-ranking shows a bar.
-        facts: keep what happened to each query, for the error analysis.
+        top_k, facts: see `TestSet`.
     """
-    top_k = 0 if name else config.evaluation.top_k
     return TestSet(build_metric(config, progress=progress), test_rows(manifest), name=name, top_k=top_k, facts=facts)
 
 
-def write_outcome(result: Result, test: TestSet, folder: Path) -> None:
-    """Write ``result.json`` and the ranking lists.  For rank 0 alone."""
+def write_outcome(result: Result, test: TestSet, folder: Path, top_k: int) -> None:
+    """Write ``result.json`` and the ranking lists of ``top_k`` images, 0 for none.  For rank 0 alone."""
     result.write(folder / RESULT)  # first: what was measured must not be lost with a list that can't be written
-    if test.evaluated is not None:
-        write_ranking_lists(test.evaluated, test.table, folder)
+    found = test.evaluated
+    if found is None or not top_k:
+        return
+    if found.top_k is None:  # while training no evaluation knows that it is the last
+        ranked = rank_queries(found.query, found.gallery, found.matches, found.search, top_k=top_k)
+        found = replace(found, top_k=ranked.top_k)
+    write_ranking_lists(found, test.table, folder)
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:
@@ -113,40 +122,33 @@ def _wanted(config: DictConfig) -> Wanted:
         model=config.get("model"),
         backbone=config.get("backbone"),
         image_size=config.image_size,
-        pad_to_square=False,  # until the dataset has been read, see `_settled`
+        pad_to_square=bool(config.dataset.pad_test),
         decode_margin=config.loading.decode_margin,
         settings=settings_of(config.evaluation),
-        fallback_size=config.dataset.test_size or [1, 1],
+        fallback_size=config.dataset.test_size,
     )
 
 
-def _settled(embedder: Embedder, config: DictConfig) -> Embedder:
-    """With what a dataset settles when it has been read: its padding, and its size where the network says none."""
-    preprocessing = replace(embedder.preprocessing, pad_to_square=bool(config.dataset.pad_test))
-    if preprocessing.image_size == (1, 1):
-        preprocessing = replace(preprocessing, image_size=tuple(config.dataset.test_size))
-    embedder.preprocessing = preprocessing
-    return embedder
-
-
 def _with_own_dataset(config: DictConfig) -> DictConfig:
-    """The configuration with the dataset that the checkpoint was trained for.  Raises ConfigError where it says none."""
-    path = Path(str(config.checkpoint)).expanduser()
-    content = read_checkpoint(path) if path.is_file() else None
-    saved = content.get("bdbnet") if isinstance(content, dict) else None
-    if saved is None:
+    """The configuration with the dataset that the network was trained for.  Raises ConfigError where its source says none."""
+    source = str(config.checkpoint)
+    trained = training_of(source)
+    if trained is None or not isinstance(trained.get("dataset"), Mapping):
         raise ConfigError(
-            f"dataset= is missing: {config.checkpoint} does not say which dataset it is for. Give dataset=market1501, for example"
+            f"dataset= is missing: {source} does not say which dataset it is for. Give dataset=market1501, for example"
         )
-    dataset = OmegaConf.create(with_todays_names(saved["config"])["dataset"])
-    if dataset.name not in READERS or dataset.get("reader") is not None:
+    dataset = from_file(trained["dataset"], source)
+    name = str(dataset.get("name"))
+    if name not in READERS or dataset.get("reader") is not None:
         raise ConfigError(
-            f"dataset= is missing: {config.checkpoint} was trained on {dataset.name}, which a plugin reads. A file never names a "
-            f"plugin: name both yourself, plugins=[...] and dataset={dataset.name}"
+            f"dataset= is missing: {source} was trained on {name}, which a plugin reads. A file never names a plugin: name both "
+            f"yourself, plugins=[...] and dataset={name}"
         )
-    moved = Path(str(config.data_root)) / Path(str(dataset.root)).name
-    if dataset.root is not None and not Path(str(dataset.root)).expanduser().exists() and moved.exists():
-        dataset.root = str(moved)
+    if dataset.get("root") is not None and not Path(str(dataset.root)).expanduser().exists():
+        here = Path(str(config.data_root)) / Path(str(dataset.root)).name
+        # Rendered data are rendered where this command keeps its own.
+        if here.exists() or name.startswith("synthetic"):
+            dataset.root = str(here)
     own = config.copy()
     OmegaConf.update(own, "dataset", dataset, force_add=True)
     return own

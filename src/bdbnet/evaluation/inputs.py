@@ -58,8 +58,8 @@ def as_pixels(image: Any, name: str) -> np.ndarray:
         )
     if pixels.shape[0] == 0 or pixels.shape[1] == 0:
         raise InputError(f"{name}: an image of {pixels.shape[0]} x {pixels.shape[1]} pixels; leave out empty crops")
-    # Negative strides (a reversed or mirrored view) are nothing that torch takes.
-    return np.ascontiguousarray(pixels)
+    # torch takes no negative strides (a reversed or mirrored view), and warns of what can't be written to.
+    return np.ascontiguousarray(pixels) if pixels.flags.writeable else pixels.copy()
 
 
 def _check_shape(array: np.ndarray, name: str) -> None:
@@ -101,7 +101,7 @@ def boxes_in(height: int, width: int, xyxy: Any) -> list[tuple[int, int, int, in
     for number, box in enumerate(boxes.astype(np.float64)):
         shown = ", ".join(f"{value:g}" for value in box)
         if not np.isfinite(box).all():
-            raise InputError(f"box {number} ({shown}) holds NaN or infinity: leave out detections without a place")
+            raise InputError(f"box {number} ({shown}) holds NaN or infinity: leave out detections without coordinates")
         left, top = (int(np.floor(max(value, 0))) for value in box[:2])
         right, bottom = (int(np.ceil(min(value, most))) for value, most in zip(box[2:], (width, height), strict=True))
         if left >= right or top >= bottom:

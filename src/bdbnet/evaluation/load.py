@@ -1,14 +1,17 @@
 """From a checkpoint, a file of weights, a saved folder or a name to an embedder that is ready to use."""
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from bdbnet import plugins
 from bdbnet.config import IDENTITY, ConfigError, config_dir, foreign_targets, plain
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings, Origin
 from bdbnet.evaluation.network import PARTS, build_network
@@ -25,6 +28,7 @@ from bdbnet.models import (
     torchvision_network,
 )
 from bdbnet.renamed import with_todays_names
+from bdbnet.settings import is_whole
 
 #: Names of pretrained networks as they are.
 SCHEMES = ("timm", "torchvision")
@@ -34,13 +38,14 @@ Group = str | Mapping[str, Any] | DictConfig | None
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a caller sets for itself; None: as the source says.
+    """What a caller sets for itself; None, and of the decode margin `"source"`: as the source says.
 
     Attributes:
         model, backbone: names of choices in `conf/model` and `conf/backbone`, or the groups themselves; for weights that do
             not say what they belong to.
         image_size: height and width of the network's input, pixels.
-        pad_to_square, decode_margin: see `Preprocessing`; a decode margin of None is one of its values.
+        pad_to_square, decode_margin: see `Preprocessing`.
+        typed: model and backbone are what the user typed, and may be of a plugin; otherwise a file says them.
         settings: scaling and views.
         distance: by which embeddings are compared.
         fallback_size: image size for a source that does not say one.
@@ -50,7 +55,8 @@ class Wanted:
     backbone: Group = None
     image_size: Any = None
     pad_to_square: bool | None = None
-    decode_margin: float | None = 2.0
+    decode_margin: float | Literal["source"] | None = "source"
+    typed: bool = True
     settings: EmbeddingSettings | None = None
     distance: str | None = None
     fallback_size: Any = None
@@ -94,10 +100,8 @@ def open_embedder(
     place = find_device(device, local_rank)
     embedder = _opened(str(source), wanted)
     embedder.network.eval().requires_grad_(False)
-    embedder.network.to(place).to(memory_format=torch.channels_last)  # faster on CPUs, no slower elsewhere
-    if place.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False  # float32 is meant
-    return embedder
+    embedder.network.to(memory_format=torch.channels_last)  # faster on CPUs, no slower elsewhere
+    return embedder.to(place)
 
 
 def knows_its_network(source: str | Path) -> bool:
@@ -112,13 +116,16 @@ def find_device(device: str | torch.device, local_rank: int = 0) -> torch.device
         return device
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device in ("gpu", "cuda") and not gpus:
-        raise ConfigError(f"accelerator={device}: PyTorch finds no GPU here; use auto or cpu")
+        raise ConfigError(f"device {device}: PyTorch finds no GPU here; use auto or cpu")
     if device in ("auto", "gpu", "cuda"):
         return torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     try:
-        return torch.device(device)
+        place = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"accelerator={device}: choose one of auto, cpu, gpu, or a device such as cuda:1") from None
+        raise ConfigError(f"device {device}: choose one of auto, cpu, gpu, or a device such as cuda:1") from None
+    if place.type == "cuda" and (place.index or 0) >= gpus:
+        raise ConfigError(f"device {device}: PyTorch finds {gpus} GPUs here; use auto or cpu")
+    return place
 
 
 def _opened(source: str, wanted: Wanted) -> Embedder:
@@ -132,17 +139,54 @@ def _opened(source: str, wanted: Wanted) -> Embedder:
                 f"{source}: a folder without bdbnet.json, so none that Embedder.save wrote. Give a file in it, such as last.ckpt"
             )
         return _from_folder(path, source, wanted)
-    if not path.is_file():
-        near = _similar(source)
-        raise CheckpointError(
-            f"{source}: no such file of weights. A source is a checkpoint, a file of weights, a folder that Embedder.save wrote, "
-            f"or timm:NAME or torchvision:NAME for a pretrained network{near}"
-        )
+    require_source(source)
     content = read_checkpoint(path)
     saved = content.get("bdbnet") if isinstance(content, dict) else None
     if saved is not None:
         return _from_checkpoint(path, source, saved, wanted)
     return _from_weights(path, source, wanted)
+
+
+def require_source(source: str) -> None:
+    """Raise CheckpointError where a source is neither a file or folder nor the name of a pretrained network."""
+    scheme, _, name = source.partition(":")
+    if not (scheme in SCHEMES and name) and not Path(source).expanduser().exists():
+        raise CheckpointError(
+            f"{source}: no such file of weights. A source is a checkpoint, a file of weights, a folder that Embedder.save wrote, "
+            f"or timm:NAME or torchvision:NAME for a pretrained network{_similar(source)}"
+        )
+
+
+def training_of(source: str) -> dict[str, Any] | None:
+    """The configuration of a network's training, as a checkpoint or a saved folder says; None where the source does not."""
+    path = Path(source).expanduser()
+    if path.is_dir() and is_saved(path):
+        trained = read_saved(path)[0]["trained_with"]
+        return None if trained is None else with_todays_names(trained)
+    content = read_checkpoint(path) if path.is_file() else None
+    saved = content.get("bdbnet") if isinstance(content, dict) else None
+    return None if saved is None else _trained_with(saved, source)
+
+
+def _trained_with(saved: Any, source: str) -> dict[str, Any]:
+    """The configuration in a checkpoint.  Raises CheckpointError where it is not one that `bdbnet.train` wrote."""
+    config = saved.get("config") if isinstance(saved, Mapping) else None
+    groups = {name: config.get(name) for name in ("model", "backbone")} if isinstance(config, Mapping) else {}
+    if not groups or not all(isinstance(group, Mapping) for group in groups.values()):
+        raise CheckpointError(
+            f"{source}: damaged, its entry bdbnet holds no configuration with model and backbone. Copy the file again, or give its "
+            "weights as torch.save(model.state_dict(), path) writes them"
+        )
+    return with_todays_names(cast(Mapping[str, Any], config))
+
+
+def from_file(parts: Mapping[str, Any], source: str) -> DictConfig:
+    """Settings that a file says, as a configuration.  Raises CheckpointError for interpolations, which files do not have."""
+    if "${" in json.dumps(parts, default=str):
+        raise CheckpointError(
+            f"{source}: refused, its settings hold an interpolation (${{...}}), which no file of ours has"
+        )
+    return OmegaConf.create(dict(parts))
 
 
 def _similar(source: str) -> str:
@@ -159,40 +203,50 @@ def _refuse_architecture(source: str, wanted: Wanted) -> None:
 
 
 def _from_checkpoint(path: Path, source: str, saved: Mapping[str, Any], wanted: Wanted) -> Embedder:
-    trained_with = with_todays_names(saved["config"])
-    config = OmegaConf.create(trained_with)
-    typed = wanted.model is not None and wanted.backbone is not None
-    if typed and foreign_targets({name: trained_with.get(name) for name in PARTS}):
-        # A network of a plugin is what the user says it is; the drop layer has no part in an embedding.
+    trained_with = _trained_with(saved, source)
+    config, network = _known_network(
+        {name: trained_with[name] for name in PARTS if name in trained_with}, path, source, wanted
+    )
+    dataset, evaluation = trained_with.get("dataset") or {}, trained_with.get("evaluation") or {}
+    size = wanted.image_size or dataset.get("test_size") or dataset.get("image_size") or wanted.fallback_size
+    padded = bool(dataset.get("pad_test")) if wanted.pad_to_square is None else wanted.pad_to_square
+    return Embedder(
+        network,
+        _preprocessing(size, padded, _margin(wanted)),
+        wanted.settings,
+        distance=wanted.distance or evaluation.get("distance", "euclidean"),
+        origin=Origin(source, _parts(config), trained_with),
+    )
+
+
+def _known_network(
+    parts: Mapping[str, Any], weights: Path, source: str, wanted: Wanted
+) -> tuple[DictConfig, EmbeddingNetwork]:
+    """The network that a file says it holds: of ours alone, unless the user typed what a plugin's is."""
+    config = from_file(parts, source)
+    typed = wanted.typed and wanted.model is not None and wanted.backbone is not None
+    if typed and foreign_targets(dict(parts)):
+        # The drop layer has no part in an embedding.
         config.model, config.backbone = _group("model", wanted.model), _group("backbone", wanted.backbone)
         config.dropping = {"_target_": IDENTITY}
     else:
         _refuse_architecture(source, wanted)
         typed = False
+    if "dropping" not in config:
+        config.dropping = {"_target_": IDENTITY}
     config.backbone.weights = "none"
-    network = _built(config, path, ours_only=not typed)
-    dataset, evaluation = trained_with.get("dataset") or {}, trained_with.get("evaluation") or {}
-    size = wanted.image_size or dataset.get("test_size") or dataset.get("image_size") or wanted.fallback_size
-    padded = bool(dataset.get("pad_test")) if wanted.pad_to_square is None else wanted.pad_to_square
-    settings = wanted.settings or EmbeddingSettings(
-        normalize=evaluation.get("normalize", "none"),
-        flip=bool(evaluation.get("flip", False)),
-        scales=tuple(evaluation.get("scales") or (1.0,)),
-    )
-    return Embedder(
-        network,
-        _preprocessing(size, padded, wanted.decode_margin),
-        settings,
-        distance=wanted.distance or evaluation.get("distance", "euclidean"),
-        origin=Origin(source, _parts(config), trained_with),
-    )
+    return config, _built(config, weights, ours_only=not typed)
+
+
+def _margin(wanted: Wanted) -> float | None:
+    return 2.0 if wanted.decode_margin == "source" else wanted.decode_margin
 
 
 def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
     size = None
     if wanted.model is not None and wanted.backbone is not None:
         model, backbone = _group("model", wanted.model), _group("backbone", wanted.backbone)
-        ours_only = False
+        ours_only = not wanted.typed
     else:
         if wanted.model is not None or wanted.backbone is not None:
             other = "backbone" if wanted.backbone is None else "model"
@@ -206,12 +260,12 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
             f"image_size= is missing: {source} is a file of bare weights, which do not say for which images they are. Give "
             "image_size=[height,width] in pixels, such as image_size=[256,128]"
         )
-    parts = {"model": model, "backbone": {**backbone, "weights": "none"}, "dropping": {"_target_": "torch.nn.Identity"}}
-    config = OmegaConf.create(parts)
+    parts = {"model": model, "backbone": {**backbone, "weights": "none"}, "dropping": {"_target_": IDENTITY}}
+    config = OmegaConf.create(parts) if wanted.typed else from_file(parts, source)
     network = _built(config, path, ours_only=ours_only)
     return Embedder(
         network,
-        _preprocessing(size, bool(wanted.pad_to_square), wanted.decode_margin),
+        _preprocessing(size, bool(wanted.pad_to_square), _margin(wanted)),
         wanted.settings,
         distance=wanted.distance or "euclidean",
         origin=Origin(source, _parts(config, but="dropping")),
@@ -219,23 +273,23 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
 
 
 def _from_folder(folder: Path, source: str, wanted: Wanted) -> Embedder:
-    _refuse_architecture(source, wanted)
     record, weights = read_saved(folder)
-    config = OmegaConf.create({**record["network"]}) if record["network"] else None
-    if config is None:
-        scheme, _, name = str(record["source"]).partition(":")
-        raise CheckpointError(f"{source}: saved from {scheme}:{name}, which this version can't rebuild from a folder")
-    if "dropping" not in config:
-        config.dropping = {"_target_": "torch.nn.Identity"}
-    network = _built(config, weights, ours_only=True)
-    preprocessing = Preprocessing.from_json(record["preprocessing"])
-    if wanted.image_size is not None:
-        preprocessing = replace(preprocessing, image_size=_size(wanted.image_size))
-    settings = {**record["settings"], "scales": tuple(record["settings"]["scales"])}
+    _, network = _known_network(record["network"], weights, source, wanted)
+    preprocessing: Preprocessing = record["preprocessing"]
+    changes: dict[str, Any] = {} if wanted.image_size is None else {"image_size": _size(wanted.image_size)}
+    if wanted.pad_to_square is not None:
+        changes["pad_to_square"] = wanted.pad_to_square
+    if wanted.decode_margin != "source":
+        changes["decode_margin"] = wanted.decode_margin
+    saved = EmbeddingSettings(**record["settings"])
+    if wanted.settings is not None and wanted.settings != saved:
+        apart = [name for name, value in asdict(saved).items() if value != getattr(wanted.settings, name)]
+        shown = ", ".join(f"{name}={getattr(saved, name)}" for name in apart)
+        warnings.warn(f"{source} was saved with {shown}; the command's own settings are used", stacklevel=2)
     return Embedder(
         network,
-        preprocessing,
-        wanted.settings or EmbeddingSettings(**settings),
+        replace(preprocessing, **changes),
+        wanted.settings or saved,
         distance=wanted.distance or record["distance"],
         threshold=record["threshold"],
         origin=Origin(source, record["network"], record["trained_with"], record["metrics"], record["protocol"]),
@@ -251,11 +305,7 @@ def _pretrained(source: str, scheme: str, name: str, wanted: Wanted) -> Embedder
         raise error if isinstance(error, CheckpointError) else CheckpointError(f"{source}: {error}") from error
     if size is not None:
         made_for["image_size"] = size
-    preprocessing = Preprocessing(
-        pad_to_square=bool(wanted.pad_to_square),
-        decode_margin=wanted.decode_margin,
-        **made_for,
-    )
+    preprocessing = Preprocessing(pad_to_square=bool(wanted.pad_to_square), decode_margin=_margin(wanted), **made_for)
     return Embedder(
         network, preprocessing, wanted.settings, distance=wanted.distance or "cosine", origin=Origin(source)
     )
@@ -281,8 +331,8 @@ def _preprocessing(size: Any, padded: bool, margin: float | None) -> Preprocessi
 
 
 def _size(size: Any) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size) if not isinstance(size, str) else ()
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Iterable) else ()
+    if len(sides) != 2 or not all(is_whole(side, 1) for side in sides):
         raise ConfigError(f"image_size={size}: give [height,width] in pixels")
     return sides
 
@@ -294,10 +344,15 @@ def _group(group: str, choice: Group) -> dict[str, Any]:
     if isinstance(choice, Mapping):
         return dict(choice)
     file = config_dir() / group / f"{choice}.yaml"
-    if not isinstance(choice, str) or not file.is_file():
-        there = ", ".join(sorted(path.stem for path in (config_dir() / group).glob("*.yaml")))
-        raise ConfigError(f"{group}={choice}: choose one of {there}, or give the group as a mapping")
-    return plain(cast(DictConfig, OmegaConf.load(file)))
+    if isinstance(choice, str) and file.is_file():
+        return plain(cast(DictConfig, OmegaConf.load(file)))
+    if isinstance(choice, str) and (registered := plugins.choice(group, choice)) is not None:
+        return registered
+    there = ", ".join(sorted(path.stem for path in (config_dir() / group).glob("*.yaml")))
+    raise ConfigError(
+        f"{group}={choice}: choose one of {there}, or give the group as a mapping. The name of a plugin is known once "
+        'bdbnet.plugins.load(["package"]) has read it'
+    )
 
 
 def settings_of(evaluation: DictConfig) -> EmbeddingSettings:

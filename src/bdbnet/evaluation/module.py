@@ -9,7 +9,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from bdbnet.evaluation.embedder import Embedder
-from bdbnet.evaluation.test_set import EvaluationError, TestSet
+from bdbnet.evaluation.test_set import TestSet
 
 
 class EvaluationModule(pl.LightningModule):
@@ -80,6 +80,3 @@ class EvaluationModule(pl.LightningModule):
             if slash:
                 found[test][metric] = value
         return found
-
-
-__all__ = ["EvaluationError", "EvaluationModule"]

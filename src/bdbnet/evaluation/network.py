@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError, arguments_of, check_class, instantiate, is_set, locate, without
 from bdbnet.models import EmbeddingNetwork, initialize_from
+from bdbnet.settings import is_whole
 
 #: Groups of a configuration that a network is built from.
 PARTS = ("model", "backbone", "dropping")
@@ -48,7 +49,7 @@ def _build_backbone(config: DictConfig, *, ours_only: bool) -> torch.nn.Module:
     if not isinstance(backbone, torch.nn.Module):
         raise ConfigError(f"backbone {target} is a {type(backbone).__name__}; expected a torch.nn.Module")
     channels = getattr(backbone, "out_channels", None)
-    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+    if not is_whole(channels, 1):
         raise ConfigError(
             f"backbone {target} has no out_channels: set self.out_channels to the number of channels of its feature map"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 
+from bdbnet.loading import Preprocessing
 from bdbnet.models import CheckpointError
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import versions, write_atomically
@@ -68,7 +69,7 @@ def save_embedder(embedder: "Embedder", folder: str | Path) -> Path:
 
 
 def read_saved(folder: Path) -> tuple[dict[str, Any], Path]:
-    """The record of a saved embedder and a file of its weights that `load_network` reads.
+    """The record of a saved embedder, its preprocessing as such, and a file of its weights that `load_network` reads.
 
     Raises:
         CheckpointError: a file is missing, damaged or of another schema.
@@ -80,13 +81,22 @@ def read_saved(folder: Path) -> tuple[dict[str, Any], Path]:
         for key in ("network", "preprocessing", "settings"):
             if not isinstance(record[key], Mapping):
                 raise TypeError(f"{key} is no mapping")
-        if record["network"].keys() < {"model", "backbone"}:
-            raise KeyError("model and backbone of the network")
-        names = ("source", "distance", "threshold", "trained_with", "metrics", "protocol")
-        record = {**record, **{name: record[name] for name in names}, "network": with_todays_names(record["network"])}
+        if not all(isinstance(record["network"][name], Mapping) for name in ("model", "backbone")):
+            raise TypeError("model and backbone of the network are no mappings")
+        for name in ("source", "distance", "threshold", "trained_with", "metrics", "protocol"):
+            record[name]  # a KeyError names the one that is not there
+        settings = {**record["settings"], "scales": tuple(record["settings"]["scales"])}
+        known = {"precision", "normalize", "flip", "scales"}
+        if settings.keys() != known:
+            raise KeyError(f"settings are {', '.join(settings)}, not {', '.join(sorted(known))}")
+        record |= {
+            "network": with_todays_names(record["network"]),
+            "preprocessing": Preprocessing.from_json(record["preprocessing"]),
+            "settings": settings,
+        }
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / RECORD} is damaged ({type(error).__name__}: {error}): save it again"
         ) from error

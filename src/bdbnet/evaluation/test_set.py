@@ -76,14 +76,13 @@ class TestSet:
             found = self.metric.evaluate(top_k=self.top_k if writes else 0, facts=of_plugins or (self.facts and writes))
         except ValueError as error:
             raise EvaluationError(f"the embeddings can't be evaluated: {error}") from error
-        self.evaluated = found
         self.metrics = {name: float(value) for name, value in found.metrics.items()}
+        self.plugin_values = {}
         if of_plugins and found.facts is not None:
-            # Before the number of valid queries, which stands last.
-            valid = self.metrics.pop("valid_queries")
-            self.metrics |= plugins.extra_metrics(found.facts) | {"valid_queries": valid}
-            values = plugins.metric_values(found.facts)
-            counted = found.facts.matches > 0
+            values, counted = plugins.metric_values(found.facts), found.facts.matches > 0
+            valid = self.metrics.pop("valid_queries")  # stands last
+            self.metrics |= plugins.means(values, counted) | {"valid_queries": valid}
             self.plugin_values = {name: np.where(counted, of, np.nan) for name, of in values.items() if of.ndim == 1}
         self.per_query = {**found.per_query, **self.plugin_values}
+        self.evaluated = None if self.name else found  # of a further test set the numbers are enough
         return found

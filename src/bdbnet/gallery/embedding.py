@@ -5,16 +5,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bdbnet.config import ConfigError
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings
-from bdbnet.evaluation.load import Wanted, knows_its_network, open_embedder, settings_of
+from bdbnet.evaluation.load import Group, Wanted, knows_its_network, open_embedder, settings_of
 from bdbnet.gallery.store import ModelStamp, check_same_model
 from bdbnet.loading import Preprocessing
 
 
 def build_embedder(config: DictConfig, *, local_rank: int = 0) -> Embedder:
-    """The embedder of `config.checkpoint` (weights that say nothing: of `config.model` and `config.backbone`), as the command
-    sets it.
+    """The embedder of `config.checkpoint`, with the command's settings; `config.model` and `config.backbone` are for weights
+    that do not say what they belong to.
 
     The size of the images is `config.image_size`, else that of the checkpoint's own test images, else the dataset's.
 
@@ -26,15 +25,12 @@ def build_embedder(config: DictConfig, *, local_rank: int = 0) -> Embedder:
     padded = config.pad_to_square
     if padded is None and dataset is not None:
         padded = bool(dataset.pad_test)
-    margin = config.loading.decode_margin
-    if margin is not None and not (isinstance(margin, int | float) and margin >= 1):
-        raise ConfigError(f"loading.decode_margin={margin}: give a number of at least 1, or null")
     wanted = Wanted(
         model=config.get("model"),
         backbone=config.get("backbone"),
         image_size=config.image_size,
         pad_to_square=padded,
-        decode_margin=margin,
+        decode_margin=config.loading.decode_margin,
         settings=settings_of(config.evaluation),
         fallback_size=None if dataset is None else dataset.test_size,
     )
@@ -60,11 +56,19 @@ def stamp_of(embedder: Embedder) -> ModelStamp:
     )
 
 
-def embedder_of(stamp: ModelStamp, *, checkpoint: str | Path | None = None, accelerator: str = "auto") -> Embedder:
+def embedder_of(
+    stamp: ModelStamp,
+    *,
+    checkpoint: str | Path | None = None,
+    accelerator: str = "auto",
+    model: Group = None,
+    backbone: Group = None,
+) -> Embedder:
     """The embedder that made the embeddings with this stamp, so that more images can be compared with them.
 
     Args:
         checkpoint: file of the weights where it is not where the stamp says.
+        model, backbone: what the user typed, for a network of a plugin; a stamp builds networks of bdbnet alone.
 
     Raises:
         StoreError: the source now holds other weights.
@@ -73,9 +77,11 @@ def embedder_of(stamp: ModelStamp, *, checkpoint: str | Path | None = None, acce
     source = str(stamp.checkpoint if checkpoint is None else checkpoint)
     # A file of bare weights does not say what it is of; a checkpoint, a saved folder or a name does.
     bare = Path(source).expanduser().is_file() and not knows_its_network(source)
+    typed = model is not None and backbone is not None
     wanted = Wanted(
-        model=stamp.network.get("model") if bare else None,
-        backbone=stamp.network.get("backbone") if bare else None,
+        model=model if typed or not bare else stamp.network.get("model"),
+        backbone=backbone if typed or not bare else stamp.network.get("backbone"),
+        typed=typed,
         image_size=stamp.image_size,
         pad_to_square=stamp.pad_to_square,
         decode_margin=stamp.decode_margin,

@@ -124,7 +124,13 @@ def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
             f"{checkpoint}: no such file, but the network in it made the embeddings of {config.index} and has to make those "
             "of the queries. Say where it is now: checkpoint=FILE"
         )
-    embedder = embedder_of(gallery.model, checkpoint=checkpoint, accelerator=config.accelerator)
+    embedder = embedder_of(
+        gallery.model,
+        checkpoint=checkpoint,
+        accelerator=config.accelerator,
+        model=config.get("model"),
+        backbone=config.get("backbone"),
+    )
     embeddings = embedder.embed(images.manifest, batch_size=config.batch_size, num_workers=config.num_workers)
     return Queries(embeddings, images.table, images.root)
 

@@ -39,6 +39,7 @@ from bdbnet.gallery.store import (
 )
 from bdbnet.loading.sources import Images
 from bdbnet.results import write_atomically
+from bdbnet.settings import is_whole
 
 _LOCK = ".lock"
 
@@ -126,7 +127,7 @@ def embed_into(
     if format not in FORMATS:
         raise ConfigError(f"format={format}: choose one of {', '.join(FORMATS)}")
     for name, size in (("shard_size", shard_size), ("loading.test_batch_size", batch_size)):
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not is_whole(size, 1):
             raise ConfigError(f"{name}={size}: give a whole number of at least 1")
     ranks = ranks or Ranks()
     if overwrite and ranks.world_size > 1:

@@ -168,7 +168,8 @@ class ReIDDataModule(pl.LightningDataModule):
         dataset.packed = self._train_images = self._packed(dataset, self.train_manifest, "train")
         if self.reading.cache != "none" and len(self.test_table):
             # Now, so that an unreadable image or a full disk is noticed before the first epoch and not after it.
-            self._test_images()
+            for number in range(1 + len(self.further_tests)):
+                self._test_images(number)
         return _TrainLoader(
             dataset,
             sampler,

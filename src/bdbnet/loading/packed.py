@@ -76,6 +76,8 @@ def open_or_pack(
     height, width = transform.prepared_size
     # Settings are part of the name; changed files are detected by size and time.
     settings = f"{manifest.fingerprint} {manifest.root} {transform.pad_to_square} {decode_margin}"
+    if transform.interpolation != "bilinear":
+        settings += f" {transform.interpolation}"
     key = hashlib.sha256(settings.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     folder = expanded(root) / f"{name[:60]}-{key}-{height}x{width}"
     content = _content(settings, manifest)

@@ -51,6 +51,11 @@ class Preprocessing:
         size = self.image_size
         if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
             raise ValueError(f"image_size={list(size)}: give [height,width] in pixels")
+        margin = self.decode_margin
+        if margin is not None:
+            if not isinstance(margin, int | float) or not margin >= 1:
+                raise ValueError(f"decode_margin={margin}: give a number of at least 1, or null")
+            object.__setattr__(self, "decode_margin", float(margin))  # 2 and 2.0 are one fingerprint
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation={self.interpolation}: choose one of {', '.join(INTERPOLATIONS)}")
         if self.channel_order not in CHANNEL_ORDERS:

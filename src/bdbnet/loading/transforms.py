@@ -151,12 +151,13 @@ class TrainTransform:
             )
         _check_probability("flip", flip)
         self.pad_to_square = pad_to_square
+        self.interpolation = "bilinear"
         self.flip = flip
         self.erasing = tuple(erasing)
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (h, w, 3) of any size to uint8 (H, W, 3) of `prepared_size`."""
-        return resize(pad_to_square(pixels) if self.pad_to_square else pixels, self.prepared_size)
+        return resize(pad_to_square(pixels) if self.pad_to_square else pixels, self.prepared_size, self.interpolation)
 
     def excess(self, height: int, width: int) -> float:
         """How many times larger an image of height x width is than the result of `prepare`, measured after padding."""
@@ -195,9 +196,6 @@ class EvaluationTransform(TrainTransform):
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"unknown interpolation {interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}")
         self.interpolation = interpolation
-
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        return resize(pad_to_square(pixels) if self.pad_to_square else pixels, self.prepared_size, self.interpolation)
 
     def draw(self, generator: np.random.Generator | None = None) -> View:
         return View(0, 0, False, np.empty((0, 4), dtype=np.int64))

@@ -1,5 +1,6 @@
 """Further data sets that a training evaluates on, beside its own test set."""
 
+import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def further_tests(config: DictConfig, image_size: tuple[int, int]) -> list[Furth
     found = []
     for entry in entries:
         own = config.copy()
-        own.dataset = _dataset(entry.split(), str(config.data_root))
+        own.dataset = _dataset(shlex.split(entry), str(config.data_root))
         manifest = build_manifest(own)
         test = build_test_set(own, manifest, name=manifest.name)
         transform = EvaluationTransform(image_size, pad_to_square=bool(own.dataset.pad_test))

@@ -86,7 +86,7 @@ def train(config: DictConfig, folder: Path) -> Result:
         _announce(config, folder, data, network, loaded, resume)
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(module.record.config))
-    module.configure_optimizers()  # tried before anything is thrown away
+    module.configure_optimizers()  # tried before anything is deleted
     if config.overwrite:
         clear_folder(folder)
     try:
@@ -127,7 +127,7 @@ def _record_training(
     data: ReIDDataModule = cast(Any, trainer).datamodule
     monitor = main_metric(config)
     trainer.save_checkpoint(folder / LAST)
-    # Epochs of another run, whose checkpoint this one went on from, have their best.ckpt elsewhere.
+    # Epochs of another run, from whose checkpoint this one resumed, have their best.ckpt elsewhere.
     evaluated = [row for row in history.rows if monitor in row and row["epoch"] > history.epochs_elsewhere]
     best = max(evaluated or history.rows[-1:], key=lambda row: row[monitor])
     if best is history.rows[-1]:
@@ -144,7 +144,7 @@ def _record_training(
         seed=config.seed,
         before=history.before,
         best={
-            "metrics": {name: best[name] for name in module.own_metrics()},
+            "metrics": {name: best[name] for name in module.own_metrics() if name in best},
             "epoch": best["epoch"],
             "note": "selected on the test set; optimistically biased",
         },
@@ -154,11 +154,11 @@ def _record_training(
         seconds={"train": round(history.train_seconds, 2), "evaluate": round(module.evaluation_seconds, 2)},
         images_per_second={
             "train": round(history.images_per_second, 2),
-            "evaluate": round(len(data.test_table) / module.evaluation_seconds, 2),
+            "evaluate": round(sum(len(test.table) for test in module.tests) / module.evaluation_seconds, 2),
         },
     )
     if trainer.is_global_zero:
-        write_outcome(result, module.tests[0], folder)
+        write_outcome(result, module.tests[0], folder, config.evaluation.top_k)
     return result
 
 
