@@ -302,7 +302,7 @@ class _Run:
         return self.folder / SHARDS / f"{shard:06d}.safetensors"
 
 
-def _counted(bar: tqdm[NoReturn], part: Embedded) -> Embedded:
+def _counted(bar: "tqdm[NoReturn]", part: Embedded) -> Embedded:
     bar.update(len(part.rows) + len(part.unreadable))
     return part
 
