@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bdbnet import plugins
 from bdbnet.command_line import list_of_plugins, one_logger_each, typed_plugins
 from bdbnet.command_line import quote_paths as quote_paths
-from bdbnet.renamed import TARGETS, with_todays_keys
+from bdbnet.renamed import KEYS, TARGETS, rename_keys, with_todays_keys
 from bdbnet.settings import unnamed_settings
 
 PACKAGE_DIR = Path(__file__).resolve().parent
@@ -62,16 +62,23 @@ for _kind in ("loss", "backbone", "dataset"):
     plugins.reserve(_kind, (path.stem for path in (config_dir() / _kind).glob("*.yaml")))
 
 
+#: Former names of keys on the command line of this process.
+_typed_formerly: set[str] = set()
+
+
 def run_name(override_dirname: str) -> str:
     """Stable folder name of a run: its overrides, made safe for a file system.
 
-    The same command line always gives the same name, so that a requeued or resumed job finds its own folder.
+    The same command line always gives the same name, so that a requeued or resumed job finds its own folder: also a job whose
+    command line has keys under their former names.
 
     >>> run_name("dataset=market1501,loss=hard_triplet")
     'dataset=market1501,loss=hard_triplet'
     >>> run_name("")
     'default'
     """
+    for former in _typed_formerly:
+        override_dirname = re.sub(rf"(^|,){re.escape(KEYS[former])}=", rf"\g<1>{former}=", override_dirname)
     name = re.sub(r"[^\w=,.+-]", "_", override_dirname) or "default"
     if len(name) <= 150:
         return name
@@ -292,6 +299,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             restore_setting()  # the processes of other ranks start from here
 
             def with_plugins(config: DictConfig) -> Any:
+                _tell(rename_keys(config))
                 plugins.load(list_of_plugins(config.get("plugins")))
                 return main(config)
 
@@ -303,8 +311,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         def entry(*config: DictConfig) -> Any:
             warnings.formatwarning = _plain_warning
             renamed, notes = with_todays_keys(sys.argv[1:])
-            for note in notes:
-                print(f"note: {note}", file=sys.stderr)
+            _tell(notes)
+            typed = {argument.partition("=")[0].lstrip("+") for argument in sys.argv[1:]}
+            _typed_formerly.update(typed & KEYS.keys())
             sys.argv[1:] = one_logger_each(quote_paths(renamed))
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, then, instead of printing half a trace and leaving
 
@@ -320,6 +329,11 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return entry
 
     return decorate
+
+
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

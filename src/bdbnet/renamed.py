@@ -1,9 +1,12 @@
 """Names of earlier versions: files that bear them still load, and who types one is told today's name."""
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
+
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 #: Classes that a configuration builds.
 TARGETS = {
@@ -30,7 +33,7 @@ def _renamed(value: Any, path: str) -> Any:
         found = {}
         for key, item in value.items():
             name = f"{path}.{key}"
-            today = KEYS.get(name, name).rpartition(".")[2] if name in KEYS else key
+            today = todays_key(name).rpartition(".")[2]
             found[today] = (
                 TARGETS.get(item, item) if key == "_target_" and isinstance(item, str) else _renamed(item, name)
             )
@@ -40,9 +43,30 @@ def _renamed(value: Any, path: str) -> Any:
     return value
 
 
+def todays_key(key: str) -> str:
+    """A dotted key under today's name, also where a whole configuration stands below another key.
+
+    >>> todays_key("trained_with.evaluation.measure"), todays_key("evaluation.measure"), todays_key("seed")
+    ('trained_with.evaluation.distance', 'evaluation.distance', 'seed')
+    """
+    for former, today in KEYS.items():
+        if key == former or ("." in former and key.endswith(f".{former}")):
+            return key[: len(key) - len(former)] + today
+    return key
+
+
 def first_name(target: Any) -> Any:
     """The name under which a class was first known, for identities that must outlive a renaming."""
     return next((old for old, new in TARGETS.items() if new == target), target)
+
+
+def first_key(key: str) -> str:
+    """The name under which a key of a training's settings was first known.
+
+    >>> first_key("evaluation.distance")
+    'evaluation.measure'
+    """
+    return next((old for old, new in KEYS.items() if new == key), key)
 
 
 def with_todays_keys(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -56,10 +80,48 @@ def with_todays_keys(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         key, equals, value = argument.partition("=")
         bare = key.lstrip("+~")
         if equals and bare in KEYS:
-            notes.append(f"{bare}= is now called {KEYS[bare]}=; the old name works for one more version")
+            notes.append(_note(bare))
             argument = f"{key[: len(key) - len(bare)]}{KEYS[bare]}={value}"
         renamed.append(argument)
     return renamed, notes
+
+
+def rename_keys(config: DictConfig) -> list[str]:
+    """Give the keys of a composed configuration that bear a former name today's, in place; a note for each.
+
+    A file of a user's own may still set them.
+    """
+    notes = []
+    for former, today in KEYS.items():
+        parent, _, key = former.rpartition(".")
+        group = OmegaConf.select(config, parent) if parent else config
+        name = today.rpartition(".")[2]
+        if OmegaConf.is_dict(group) and key in group and name in group:
+            with flag_override(group, ["struct", "readonly"], False):
+                group[name] = group.pop(key)
+            notes.append(_note(former))
+    return notes
+
+
+def _note(former: str) -> str:
+    return f"{former}= is now called {KEYS[former]}=; the old name works for one more version"
+
+
+def former_attribute(module: str, name: str, moved: Mapping[str, str]) -> Any:
+    """What a package once exported as ``name``, with a DeprecationWarning; for its ``__getattr__``.
+
+    Args:
+        module: the package.
+        moved: former name -> dotted path of today.
+
+    Raises:
+        AttributeError: the package never had it.
+    """
+    if name not in moved:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    where, _, today = moved[name].rpartition(".")
+    warnings.warn(f"{module}.{name} is now {moved[name]}", DeprecationWarning, stacklevel=3)
+    return getattr(importlib.import_module(where), today)
 
 
 def accepts_former(**names: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:

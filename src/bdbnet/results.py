@@ -241,6 +241,8 @@ class Protocol:
         scales: factors by which every image is resized; the embeddings are averaged; empty: the image as it is.
         query_expansion: k and alpha of query expansion, None where there is none.
         single_shot: random galleries with one image per identity, over which Rank-k is averaged; None: the whole gallery.
+        preprocessing: what a network of another program needs otherwise than one of bdbnet (mean, standard deviation, order of
+            the channels, interpolation); None where it needs nothing else.
     """
 
     task: str
@@ -258,6 +260,14 @@ class Protocol:
     scales: tuple[float, ...] = ()
     query_expansion: Mapping[str, float] | None = None
     single_shot: int | None = None
+    preprocessing: Mapping[str, Any] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The protocol as it stands in files."""
+        record = asdict(self)
+        if self.preprocessing is None:  # as it is for nearly all
+            del record["preprocessing"]
+        return record
 
 
 @dataclass(frozen=True)
@@ -300,7 +310,7 @@ class Result:
 
     def write(self, path: str | Path) -> Path:
         """Write the record; a reader sees the old file or the whole new one, never a part."""
-        record = asdict(self)
+        record = asdict(self) | {"protocol": self.protocol.record()}
         if self.further is None:  # most runs evaluate on one data set
             del record["further"]
         text = json.dumps(record, indent=2, allow_nan=False, default=str) + "\n"

@@ -149,7 +149,7 @@ def test_unknown_sources_are_named(tmp_path):
         ({"model": "baseline"}, "give backbone= too"),
         ({"model": "baseline", "backbone": "osnet"}, "backbone=osnet: choose one of osnet_x0_25"),
         ({"image_size": [64]}, r"image_size=\[64\]: give \[height,width\]"),
-        ({"device": "tpu"}, "accelerator=tpu: choose one of auto, cpu, gpu"),
+        ({"device": "tpu"}, "accelerator=tpu (device= in Python): choose one of auto, cpu, gpu"),
     ):
         with pytest.raises(ConfigError, match=message):
             bdbnet.load(tmp_path / "osnet.pth", **arguments)

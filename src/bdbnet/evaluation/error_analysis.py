@@ -7,7 +7,6 @@ printed or drawn.
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def analyse(test: TestSet, folder: Path, result: Result) -> Path:
     record = {
         "schema": ANALYSIS_SCHEMA,
         "data": {name: result.data[name] for name in ("name", "fingerprint")},
-        "protocol": asdict(result.protocol),
+        "protocol": result.protocol.record(),
         "checkpoint": result.checkpoint,
         "seed": result.seed,
         "distance": "re-ranked" if search.rerank else search.distance,

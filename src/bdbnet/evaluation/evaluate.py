@@ -57,7 +57,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         kind="evaluate",
         metrics=module.metrics,
         plain=module.plain_metrics,
-        protocol=build_protocol(config, data),
+        protocol=replace(build_protocol(config, data), preprocessing=embedder.preprocessing.unusual() or None),
         checkpoint=str(config.checkpoint),
         data=describe(manifest),
         config={**plain(config), "trained_with": embedder.origin.trained_with},

@@ -116,15 +116,17 @@ def find_device(device: str | torch.device, local_rank: int = 0) -> torch.device
         return device
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device in ("gpu", "cuda") and not gpus:
-        raise ConfigError(f"device {device}: PyTorch finds no GPU here; use auto or cpu")
+        raise ConfigError(f"accelerator={device} (device= in Python): PyTorch finds no GPU here; use auto or cpu")
     if device in ("auto", "gpu", "cuda"):
         return torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"device {device}: choose one of auto, cpu, gpu, or a device such as cuda:1") from None
+        raise ConfigError(
+            f"accelerator={device} (device= in Python): choose one of auto, cpu, gpu, or a device such as cuda:1"
+        ) from None
     if place.type == "cuda" and (place.index or 0) >= gpus:
-        raise ConfigError(f"device {device}: PyTorch finds {gpus} GPUs here; use auto or cpu")
+        raise ConfigError(f"accelerator={device} (device= in Python): PyTorch finds {gpus} GPUs here; use auto or cpu")
     return place
 
 

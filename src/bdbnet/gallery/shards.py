@@ -116,7 +116,7 @@ def embed_into(
         shard_size: images that are written at once, and at most embedded again after the process was killed.
         format: of the complete embeddings, `safetensors` or `parquet`.
         skip_unreadable: leave images out that can't be read; `skipped.csv` lists them.
-        overwrite: throw away what embeddings `folder` holds.
+        overwrite: delete the embeddings that `folder` holds.
         ranks: this process among those that share the work; None: it is alone.
 
     Raises:
@@ -132,7 +132,7 @@ def embed_into(
     ranks = ranks or Ranks()
     if overwrite and ranks.world_size > 1:
         raise ConfigError(
-            "overwrite=true: several processes can't throw a folder away together; delete it before they start"
+            "overwrite=true: several processes can't delete a folder together; delete it before they start"
         )
     run = _Run(folder, stamp_of(embedder), images, shard_size, batch_size, format)
     folder.mkdir(parents=True, exist_ok=True)

@@ -71,9 +71,10 @@ class Preprocessing:
         return cls(**{**record, **tuples})
 
     def unusual(self) -> dict[str, Any]:
-        """The attributes that differ from what `bdbnet` trains with, other than size, padding and decode margin."""
+        """The attributes that differ from what `bdbnet` trains with, other than size, padding and decode margin, for JSON."""
         usual = Preprocessing(self.image_size, self.pad_to_square, self.decode_margin)
-        return {name: value for name, value in asdict(self).items() if value != getattr(usual, name)}
+        differing = {name: value for name, value in asdict(self).items() if value != getattr(usual, name)}
+        return {name: [*value] if isinstance(value, tuple) else value for name, value in differing.items()}
 
     @cached_property
     def transform(self) -> EvaluationTransform:

@@ -1,5 +1,7 @@
 """Networks: backbones, branches, drop layers, and reading of weights."""
 
+from typing import Any
+
 from bdbnet.models.backbones import (
     Backbone,
     ImageSizeError,
@@ -17,6 +19,7 @@ from bdbnet.models.pcb import PCBNetwork
 from bdbnet.models.pretrained import PooledNetwork, TimmNetwork, timm_network, torchvision_network
 from bdbnet.models.recognition import Architecture, recognise
 from bdbnet.models.weights import CheckpointError, initialize_from, load_network, read_checkpoint, read_state_dict
+from bdbnet.renamed import TARGETS, former_attribute
 
 __all__ = [
     "Architecture",
@@ -49,3 +52,7 @@ __all__ = [
     "timm_network",
     "torchvision_network",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return former_attribute(__name__, name, {former.rpartition(".")[2]: today for former, today in TARGETS.items()})

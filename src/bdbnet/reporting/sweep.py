@@ -8,7 +8,7 @@ from typing import Any
 from bdbnet.reporting.run_folder import ReportError
 from bdbnet.reporting.settings import key_of, settings_of, shown, sort_key, varying_settings
 from bdbnet.reporting.table import Spread, spread
-from bdbnet.reporting.wording import numbers
+from bdbnet.reporting.wording import numbers, preprocessing_text
 from bdbnet.results import HISTORY, LAST, RESULT, Result, ResultError, metric_names, read_result
 
 #: Hydra's file in the folder of a sweep, and its folder in that of each job.
@@ -174,6 +174,7 @@ def _conditions(result: Result) -> dict[str, Any]:
     """The protocol, data and version that all numbers of one table share."""
     protocol = asdict(result.protocol)
     height, width = protocol.pop("image_size")
+    protocol["preprocessing"] = preprocessing_text(result.protocol) or "usual"
     steps = {"query expansion": protocol.pop("query_expansion"), "re-ranking": protocol.pop("rerank")}
     return {
         "kind": result.kind,

@@ -56,6 +56,7 @@ def extras(protocol: Protocol) -> list[str]:
         f"re-ranked ({numbers(rerank)})": rerank,
         f"mean over {protocol.single_shot} random galleries": protocol.single_shot,
         f"average precision cut at rank {protocol.ap_at}": protocol.ap_at,
+        f"images prepared as the network needs them ({preprocessing_text(protocol)})": protocol.preprocessing,
     }
     return [words for words, given in parts.items() if given]
 
@@ -75,6 +76,19 @@ def numbers(settings: Mapping[str, float] | None) -> str:
     'k 5, alpha 0.5'
     """
     return ", ".join(f"{key} {value:g}" for key, value in (settings or {}).items())
+
+
+def preprocessing_text(protocol: Protocol) -> str:
+    """How images are prepared otherwise than for a network of bdbnet, "" where they are not.
+
+    >>> preprocessing_text(Protocol("reid", "market1501", (256, 128), preprocessing={"channel_order": "bgr", "mean": [0.5] * 3}))
+    'channel order bgr, mean 0.5 0.5 0.5'
+    """
+    found = (protocol.preprocessing or {}).items()
+    return ", ".join(
+        f"{name.replace('_', ' ')} {' '.join(f'{v:g}' for v in value) if isinstance(value, list) else value}"
+        for name, value in found
+    )
 
 
 def percent(fraction: float | None) -> str:

@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, config_dir, flatten, quote_paths, shown_path
-from bdbnet.renamed import TARGETS, first_name
+from bdbnet.renamed import TARGETS, first_key, first_name, rename_keys, todays_key, with_todays_keys
 from bdbnet.results import LAST, RESULT, Result, ResultError, read_result
 from bdbnet.settings import setting_of
 
@@ -154,7 +154,9 @@ def build_cell(overrides: Sequence[str], root: Path, *, code: str | None = None)
     settings = settings_of(config)
     code = code or version("bdbnet")
     # Under their first names, so that a renaming trains nothing again.
-    named = {key: first_name(value) if key.endswith("_target_") else value for key, value in settings.items()}
+    named = {
+        first_key(key): first_name(value) if key.endswith("_target_") else value for key, value in settings.items()
+    }
     content = json.dumps({"settings": named, "bdbnet": code}, sort_keys=True, default=str)
     key = hashlib.sha256(content.encode()).hexdigest()[:10]
     return Cell(
@@ -165,11 +167,14 @@ def build_cell(overrides: Sequence[str], root: Path, *, code: str | None = None)
 @lru_cache(maxsize=1024)
 def compose_training(overrides: tuple[str, ...]) -> DictConfig:
     """The configuration of ``python -m bdbnet.train <overrides>``; not to be changed."""
-    arguments = quote_paths(overrides)
+    arguments = quote_paths(with_todays_keys(overrides)[0])
     if GlobalHydra.instance().is_initialized():
-        return compose("train", arguments)
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("train", arguments)
+        config = compose("train", arguments)
+    else:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            config = compose("train", arguments)
+    rename_keys(config)
+    return config
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
@@ -257,7 +262,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
         return {}
     settings = record["settings"].items()
-    return record | {"settings": {key: TARGETS.get(str(value), value) for key, value in settings}}
+    return record | {"settings": {todays_key(key): TARGETS.get(str(value), value) for key, value in settings}}
 
 
 def _reason(path: Path) -> str:

@@ -1,5 +1,8 @@
 """Ranking and its metrics: from query and gallery embeddings to CMC, mAP, mINP, Recall@K and lists of neighbours."""
 
+from typing import Any
+
+from bdbnet.renamed import former_attribute
 from bdbnet.retrieval.distances import DISTANCES, distance_blocks
 from bdbnet.retrieval.matches import Matches
 from bdbnet.retrieval.matrices import prepared
@@ -52,3 +55,22 @@ __all__ = [
     "summarize_retrieval",
     "top_k",
 ]
+
+#: Names that other rooms took over, or that were renamed.
+_MOVED = {
+    name: f"bdbnet.gallery.indexes.{name}"
+    for name in (
+        "ExactIndex",
+        "FaissIndex",
+        "Filter",
+        "GalleryIndex",
+        "GalleryIndexError",
+        "MilvusIndex",
+        "measure_index",
+        "recall_against_exact",
+    )
+} | {"MEASURES": "bdbnet.retrieval.DISTANCES"}
+
+
+def __getattr__(name: str) -> Any:
+    return former_attribute(__name__, name, _MOVED)

@@ -202,7 +202,7 @@ def top_k(
 def _shown(
     blocks: Iterable[tuple[int, Block]], seen: Sequence[Callable[[int, np.ndarray], None]]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Pass blocks on, which all in `seen` have looked at."""
+    """The blocks, each shown to all of `seen` first."""
     for begin, block in blocks:
         rows = on_cpu(block)
         for see in seen:

@@ -107,7 +107,7 @@ class EpochTimer(Timer):
 
 
 class InterruptionHint(Callback):
-    """Says after Ctrl-C where the run stands and how to go on."""
+    """Says after Ctrl-C where the run stands and how to resume it."""
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:

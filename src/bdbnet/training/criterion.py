@@ -1,5 +1,6 @@
 """The paper's objective: a metric loss and a softmax loss on every branch."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -82,7 +83,7 @@ class BranchLosses(nn.Module):
                 # Widened before the ranks' gradients are summed, not after.
                 embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
                 metric = self.metric[branch] if self._by_branch else self.metric
-                loss = measured(metric, gather_with_gradient(embedding), every_label)
+                loss = metric_loss(metric, gather_with_gradient(embedding), every_label)
                 parts[f"{self.name}_{branch}"] = loss
                 terms.append(self.metric_weight * loss)
             if self.softmax_weight and output.logits is not None:
@@ -93,7 +94,7 @@ class BranchLosses(nn.Module):
         return torch.stack(terms).sum(), parts
 
 
-def measured(metric: MetricLoss, embeddings: Tensor, labels: Tensor) -> Tensor:
+def metric_loss(metric: MetricLoss, embeddings: Tensor, labels: Tensor) -> Tensor:
     """A metric loss of (N, D) embeddings with (N,) labels, in full precision whatever the autocast state.
 
     Raises:
@@ -119,6 +120,7 @@ def measured(metric: MetricLoss, embeddings: Tensor, labels: Tensor) -> Tensor:
 
 def name_of(metric: Any) -> str:
     """A loss as messages name it: its class, or the function."""
+    metric = metric.func if isinstance(metric, functools.partial) else metric
     described = metric if inspect.isroutine(metric) else type(metric)
     return f"{described.__module__}.{described.__qualname__}"
 
@@ -131,7 +133,7 @@ def _check_call(metric: Any) -> None:
         )
     try:
         inspect.signature(call).bind(None, None)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise LossError(
             f"loss {name_of(metric)} does not take (embeddings, labels) ({error}); expected loss(embeddings (N, D), "
             "labels (N,)) -> scalar"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, arguments_of, check_class, instantiate, is_set, locate, without
 from bdbnet.models import EmbeddingNetwork
@@ -30,7 +30,8 @@ def build_metric_loss(
 ) -> MetricLoss | dict[str, MetricLoss] | None:
     """The metric loss of ``config.loss``: one for all branches, or one for each where it depends on the length of the embedding.
 
-    ``embedding_dim`` or ``embedding_size``, and ``num_classes`` where it has no default, are filled in unless they are set.
+    A function of (embeddings, labels) is a loss as it is. Of a class, or a function that makes a loss, ``embedding_dim`` or
+    ``embedding_size``, and ``num_classes`` where it has no default, are filled in unless they are set.
 
     Raises:
         ConfigError: a class that is not allowed, or settings that it refuses.
@@ -45,6 +46,9 @@ def build_metric_loss(
         if not is_set(group.metric, name)
     }
     settings = without(group.metric, asked)
+    made = locate(group.metric._target_)
+    if not isinstance(made, type) and [*arguments_of(made)][:2] == ["embeddings", "labels"]:
+        return cast(MetricLoss, instantiate(OmegaConf.merge(settings, {"_partial_": True})))  # it is the loss
     known: dict[str, Any] = {}
     # A loss that may keep numbers for every identity has a switch for it.
     if "num_classes" in asked and group.get("per_class", not asked["num_classes"]):
