@@ -6,13 +6,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from bdbnet import plugins
 from bdbnet.command_line import one_logger_each, typed_plugins
 from bdbnet.config import ConfigError, check_target, command, config_dir, instantiate, quote_paths, run_name
 from bdbnet.losses import BatchHardTripletLoss
 from bdbnet.plugins import PluginError
+from bdbnet.renamed import rename_keys
 
 GROUPS = "dataset model backbone dropping loss augmentation optimizer schedule trainer callbacks logger evaluation experiment"
 
@@ -108,6 +109,25 @@ def test_run_names_are_stable_safe_and_of_bounded_length():
     assert len(run_name(long)) <= 150
     assert run_name(long) != run_name(long + "0")
     assert "/" not in run_name("backbone.weights=/some/where.pth")
+
+
+def test_a_key_under_its_former_name_finds_its_former_folder(monkeypatch):
+    """A job that was submitted with the former name is requeued with it."""
+    assert run_name("evaluation.distance=cosine,seed=2") == "evaluation.distance=cosine,seed=2"
+    monkeypatch.setattr("bdbnet.config._typed_formerly", {"evaluation.measure"})
+    assert run_name("evaluation.distance=cosine,seed=2") == "evaluation.measure=cosine,seed=2"
+
+
+def test_former_keys_in_a_file_of_the_user_are_renamed():
+    config = composed("train", "dataset=market1501")
+    with open_dict(config):
+        config.evaluation.measure = "cosine"
+    assert rename_keys(config) == [
+        "evaluation.measure= is now called evaluation.distance=; the old name works for one more version"
+    ]
+    assert config.evaluation.distance == "cosine"
+    assert "measure" not in config.evaluation
+    assert rename_keys(config) == []
 
 
 @pytest.mark.parametrize(

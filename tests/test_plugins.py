@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import bdbnet
 from bdbnet import plugins
 from bdbnet.config import ConfigError, check_target, config_dir, foreign_targets, instantiate
 from bdbnet.datasets import DatasetError, Manifest, load_manifest
@@ -253,6 +254,8 @@ def test_metrics_of_plugins_are_means_over_the_queries_with_a_match(plugin):
         ("facts.first_rank[:2]", r"metric odd .*shape \(2,\).*\(3,\)"),
         ("facts.nothing", "metric odd .*AttributeError"),
         ("'x'", "odd"),
+        ("facts.first_rank * float('nan')", "metric odd"),
+        ("float('nan')", "metric odd"),
     ],
 )
 def test_a_metric_that_can_t_be_used_is_named(body, said, plugin):
@@ -349,6 +352,22 @@ def test_a_checkpoint_of_a_plugin_s_network_builds_nothing_until_the_user_names_
     allowed = tiny_config(*asked, "model=bdb", "backbone=custom", "backbone._target_=mine.Tiny", command="evaluate")
     allowed.dataset.options = config.dataset.options
     assert evaluate(allowed, tmp_path / "evaluated").metrics == pytest.approx(trained.metrics)
+
+
+def test_a_file_of_another_program_builds_nothing_of_a_plugin(plugin, tiny_config, tmp_path):
+    """A result or a saved folder may name what it likes: an installed plugin is no licence for a file."""
+    plugin("mine", BACKBONE)
+    plugins.load(["mine"])
+    config = tiny_config("backbone=custom", "backbone._target_=mine.Tiny", "trainer.max_epochs=1")
+    train(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"mine.Tiny is not on the allow-list"):
+        bdbnet.load(tmp_path / "run" / "last.ckpt")
+    found = bdbnet.load(
+        tmp_path / "run" / "last.ckpt", model=config.model, backbone={"_target_": "mine.Tiny"}, image_size=(64, 32)
+    )
+    folder = found.save(tmp_path / "saved")
+    with pytest.raises(ConfigError, match=r"mine.Tiny is not on the allow-list"):
+        bdbnet.load(folder)
 
 
 ATTACKS = [

@@ -148,6 +148,25 @@ def test_endless_input_is_taken_batch_by_batch(embedder, crops):
     assert len(taken) == 61
 
 
+def test_arrays_that_can_t_be_written_to_are_taken(embedder, crops):
+    fixed = [crop.copy() for crop in crops]
+    for crop in fixed:
+        crop.flags.writeable = False
+    np.testing.assert_array_equal(embedder.embed(fixed), embedder.embed(crops))
+
+
+@pytest.mark.parametrize("given", [None, 5, {"a": "b.jpg"}])
+def test_what_holds_no_images_is_refused(embedder, given):
+    with pytest.raises(InputError):
+        embedder.embed(given)
+
+
+def test_the_cosine_of_zeros_is_refused(network):
+    cosine = Embedder(network, Preprocessing(SIZE), distance="cosine")
+    with pytest.raises(InputError, match="of zeros has no direction"):
+        cosine.distance(np.zeros((1, cosine.dimensions)), np.ones((2, cosine.dimensions)))
+
+
 def test_nothing_gives_no_rows(embedder):
     for images in ([], (), np.empty((0, 8, 8, 3), np.uint8), torch.empty((0, 3, 8, 8), dtype=torch.uint8)):
         assert embedder.embed(images).shape == (0, 1536)

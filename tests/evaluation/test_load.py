@@ -1,5 +1,6 @@
 """From every source to an embedder, and a clear word where there is none."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 import bdbnet
-from bdbnet.config import ConfigError
+from bdbnet.config import ConfigError, locate
 from bdbnet.models import BDBNetwork, CheckpointError, OSNetBackbone, ResNetBackbone
+from bdbnet.renamed import with_todays_names
 from data_modules import data_module
 
 CROPS = [
@@ -81,6 +83,38 @@ def test_a_checkpoint_of_an_earlier_version_still_loads(finished_run, tmp_path):
     assert (old.fingerprint, old.distance_name) == (new.fingerprint, "euclidean")
 
 
+def test_former_names_hold_below_the_configuration_of_a_training_too():
+    old = {"trained_with": {"evaluation": {"measure": "cosine"}, "backbone": {"_target_": "bdbnet.models.TimmTrunk"}}}
+    new = {"evaluation": {"distance": "cosine"}, "backbone": {"_target_": "bdbnet.models.TimmBackbone"}}
+    assert with_todays_names(old) == {"trained_with": new}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "today"),
+    [
+        ("models", "OSNetTrunk", "bdbnet.models.OSNetBackbone"),
+        ("retrieval", "ExactIndex", "bdbnet.gallery.indexes.ExactIndex"),
+        ("retrieval", "MEASURES", "bdbnet.retrieval.DISTANCES"),
+    ],
+)
+def test_former_names_are_still_imported_with_a_warning(module, name, today):
+    package = importlib.import_module(f"bdbnet.{module}")
+    with pytest.warns(DeprecationWarning, match=f"bdbnet.{module}.{name} is now {today}"):
+        found = getattr(package, name)
+    assert found is locate(today)
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = package.Nonsense
+
+
+@pytest.mark.parametrize("group", ["model", "backbone", "dropping"])
+def test_words_of_a_file_are_never_looked_up(finished_run, tmp_path, group):
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    content["bdbnet"]["config"][group]["name"] = "${oc.env:HOME}"
+    torch.save(content, tmp_path / "odd.ckpt")
+    with pytest.raises(CheckpointError, match=r"odd.ckpt: refused, its settings hold an interpolation"):
+        bdbnet.load(tmp_path / "odd.ckpt")
+
+
 @pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "sklearn.svm.SVC", "pytest.main"])
 def test_a_checkpoint_builds_nothing_but_our_own(finished_run, tmp_path, target):
     content = torch.load(finished_run / "last.ckpt", weights_only=True)
@@ -113,6 +147,10 @@ def test_a_damaged_folder_is_named(finished_run, tmp_path):
         ("{", "bdbnet.json is damaged"),
         (json.dumps({**record, "schema": 99}), "schema 99, this version reads"),
         (json.dumps({**record, "network": []}), "network is no mapping"),
+        (json.dumps({**record, "settings": {"normalize": "odd"}}), "damaged"),
+        (json.dumps({**record, "preprocessing": {**record["preprocessing"], "std": [0, 1, 1]}}), "damaged"),
+        (json.dumps({**record, "trained_with": 5}), "damaged|trained_with"),
+        (json.dumps({**record, "threshold": "high"}), "damaged|threshold"),
         (json.dumps({**record, "network": {"model": {"_target_": "os.system"}}}), "os.system|damaged|backbone"),
     ):
         (folder / "bdbnet.json").write_text(broken)
@@ -147,9 +185,9 @@ def test_unknown_sources_are_named(tmp_path):
             bdbnet.load(source)
     for arguments, message in (
         ({"model": "baseline"}, "give backbone= too"),
-        ({"model": "baseline", "backbone": "osnet"}, "backbone=osnet: choose one of osnet_x0_25"),
+        ({"model": "baseline", "backbone": "osnet"}, "backbone=osnet: choose one of custom, osnet_x0_25"),
         ({"image_size": [64]}, r"image_size=\[64\]: give \[height,width\]"),
-        ({"device": "tpu"}, "accelerator=tpu (device= in Python): choose one of auto, cpu, gpu"),
+        ({"device": "tpu"}, r"accelerator=tpu \(device= in Python\): choose one of auto, cpu, gpu"),
     ):
         with pytest.raises(ConfigError, match=message):
             bdbnet.load(tmp_path / "osnet.pth", **arguments)
@@ -159,7 +197,7 @@ def test_names_of_groups_settle_the_architecture(tmp_path):
     path = osnet_file(tmp_path / "osnet.pth")
     given = bdbnet.load(path, model="baseline", backbone="osnet_x0_25", image_size=(256, 128), device="cpu")
     assert np.array_equal(given.embed(CROPS), bdbnet.load(path, device="cpu").embed(CROPS))
-    with pytest.raises(CheckpointError, match="checkpoint of another architecture"):
+    with pytest.raises(CheckpointError, match="does not match the architecture of BDBNetwork"):
         bdbnet.load(path, model="baseline", backbone="osnet_x0_5", image_size=(256, 128))
 
 

@@ -19,6 +19,7 @@ from bdbnet.datasets import Manifest
 from bdbnet.loading import (
     CacheError,
     Cutout,
+    EvaluationTransform,
     ImageError,
     PackedImages,
     RandomErasing,
@@ -210,6 +211,15 @@ def test_a_folder_of_the_user_in_its_place_is_left_alone(manifest: Manifest) -> 
     with pytest.raises(CacheError, match=r"holds mine\.txt: move it away"):
         pack(manifest)
     assert (folder / "mine.txt").read_text() == "precious"
+
+
+def test_other_interpolation_is_another_cache(manifest: Manifest) -> None:
+    pixels = []
+    for interpolation in ("bilinear", "bicubic"):
+        data = make(manifest, cache="packed", decode_margin=None)
+        data.test_transform = EvaluationTransform((24, 12), interpolation=interpolation)
+        pixels.append(torch.cat([batch["image"] for batch in data.test_dataloader()]))
+    assert not torch.equal(*pixels)
 
 
 def test_a_long_name_is_shortened(manifest: Manifest) -> None:

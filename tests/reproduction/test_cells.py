@@ -49,6 +49,19 @@ def test_zero_is_a_value_and_not_an_absence(tmp_path):
     assert len({cell(tmp_path, *overrides).folder for overrides in layer}) == 2
 
 
+def test_a_renamed_key_makes_no_other_cell(tmp_path):
+    former, today = cell(tmp_path, "evaluation.measure=cosine"), cell(tmp_path, "evaluation.distance=cosine")
+    assert former.folder == today.folder
+    assert former.settings["evaluation.distance"] == "cosine"
+    written(tmp_path, today)
+    path = today.folder / "cell.json"
+    record = json.loads(path.read_text())
+    record["settings"]["evaluation.measure"] = record["settings"].pop("evaluation.distance")
+    path.write_text(json.dumps(record))
+    [found] = cell(tmp_path).elsewhere()
+    assert "evaluation.distance=cosine" in found
+
+
 def test_files_count_by_their_name(tmp_path):
     here, there = (cell(tmp_path, f"backbone.weights={folder}/w.pth") for folder in ("a", "b"))
     assert here.folder == there.folder

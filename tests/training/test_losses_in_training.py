@@ -96,6 +96,24 @@ def test_proxies_are_made_for_every_branch_and_optimised_without_decay(loss, par
     assert {name: sorted(found.shape) for name, found in made.items()} == {"global": [4, 512], "dropping": [4, 1024]}
 
 
+FUNCTION = """
+    def spread(embeddings, labels, scale=1.0):
+        return scale * embeddings.square().mean()
+"""
+
+
+def test_a_function_is_a_loss_as_it_is(plugin, tiny_config, tmp_path):
+    plugin("flat", FUNCTION)
+    plugins.load(["flat"])
+    config = tiny_config("loss=pml", "loss.metric._target_=flat.spread", "+loss.metric.scale=3", "trainer.max_epochs=1")
+    found = module_of(config).criterion.metric(torch.ones(2, 4), torch.zeros(2))
+    assert found == 3
+    train(config, tmp_path / "run")
+    wrong = tiny_config("loss=pml", "loss.metric._target_=flat.spread", "+loss.metric.sclae=3")
+    with pytest.raises(LossError, match=r"loss flat.spread does not take .*sclae"):
+        module_of(wrong)
+
+
 def test_what_the_user_sets_of_a_loss_is_not_filled_in(tiny_config):
     config = tiny_config("loss=pml", f"loss.metric._target_={PML}.ProxyAnchorLoss", "+loss.metric.num_classes=7")
     assert module_of(config).criterion.metric["global"].proxies.shape == (7, 512)

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 SCHEMA = 1
 RECORD, WEIGHTS, CARD = "bdbnet.json", "model.safetensors", "README.md"
 
+#: What is in the record beside network, preprocessing and settings.
+_KINDS: Mapping[str, Any] = {
+    "source": str, "distance": str, "threshold": int | float | None, "trained_with": dict | None,
+    "metrics": dict | None, "protocol": dict | None,
+}  # fmt: skip
+
 
 def is_saved(folder: Path) -> bool:
     """Whether `save_embedder` wrote this folder."""
@@ -83,8 +89,9 @@ def read_saved(folder: Path) -> tuple[dict[str, Any], Path]:
                 raise TypeError(f"{key} is no mapping")
         if not all(isinstance(record["network"][name], Mapping) for name in ("model", "backbone")):
             raise TypeError("model and backbone of the network are no mappings")
-        for name in ("source", "distance", "threshold", "trained_with", "metrics", "protocol"):
-            record[name]  # a KeyError names the one that is not there
+        for name, kind in _KINDS.items():
+            if not isinstance(record[name], kind):
+                raise TypeError(f"{name} is of the wrong kind")
         settings = {**record["settings"], "scales": tuple(record["settings"]["scales"])}
         known = {"precision", "normalize", "flip", "scales"}
         if settings.keys() != known:
