@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+import bdbnet
 from bdbnet.config import ConfigError
 from bdbnet.evaluation.evaluate import evaluate
 from bdbnet.reporting import write_report
@@ -84,3 +85,9 @@ def test_without_a_dataset_a_checkpoint_is_evaluated_on_its_own(tiny_config, fin
     assert result.metrics == trained.metrics
     assert result.protocol == trained.protocol
     assert result.data["fingerprint"] == trained.data["fingerprint"]
+
+
+def test_without_a_dataset_a_saved_folder_is_evaluated_as_its_checkpoint(tiny_config, finished_run, tmp_path):
+    folder = bdbnet.load(finished_run / "last.ckpt", device="cpu").save(tmp_path / "model")
+    config = tiny_config(f"checkpoint={folder}", "trainer.accelerator=cpu", command="evaluate")
+    assert evaluate(config, tmp_path / "run").metrics == read_result(finished_run / "result.json").metrics
