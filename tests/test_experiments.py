@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import config_dir
-from bdbnet.figures import label_of
 from bdbnet.reproduction.spec import all_tables
+from bdbnet.results import metric_of
 
 PRESETS = sorted((config_dir() / "experiment").glob("*.yaml"))
 #: Small experiments on a CPU, described in folders of their own.
@@ -73,7 +73,9 @@ def stated_in_tables() -> dict[str, set[Statement]]:
             if row.run and len(row.run) == 1 and "network" not in row.note:
                 preset = row.run[0].removeprefix("experiment=")
                 for dataset, values in row.paper.items():
-                    metrics = " / ".join(label_of(metric).replace("Recall", "R") for metric in table.columns[dataset])
+                    metrics = " / ".join(
+                        metric_of(metric).title.replace("Recall", "R") for metric in table.columns[dataset]
+                    )
                     found.setdefault(preset, set()).add((table.heading, dataset, metrics, values))
     return found
 

@@ -106,7 +106,7 @@ def test_wrong_arguments_are_answered_without_a_trace(arguments, said, tmp_path)
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_keeps_a_checkpoint_that_the_run_goes_on_from(workplace):
+def test_ctrl_c_keeps_a_checkpoint_from_which_the_run_resumes(workplace):
     arguments = [*TINY[:-1], "run_name=stopped", "trainer.max_epochs=20"]
     folder = workplace / "outputs" / "train" / "stopped"
     process = subprocess.Popen(
@@ -127,7 +127,7 @@ def test_ctrl_c_keeps_a_checkpoint_that_the_run_goes_on_from(workplace):
 
     done = run("train", *arguments, "ckpt_path=last", folder=workplace)
     assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stdout
+    assert "resuming from" in done.stdout
     assert read_result(folder / "result.json").epochs == 20
 
 

@@ -53,7 +53,7 @@ def test_without_data_every_cell_says_so_and_nothing_is_trained(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which table?"),
+        ([], "table= and figure= are missing"),
         (["table=9"], "Choose from 1, 2, 3, 4, 5, 6, 7a, 7b, 7c, 7d, 8, or all"),
         (["figure=8"], "Choose from 7a, 7b, or all"),
         (["table=3", "budget=huge"], "choose one of cpu, full, smoke"),

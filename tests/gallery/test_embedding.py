@@ -143,10 +143,10 @@ def test_a_checkpoint_of_a_training_brings_its_own_size_and_padding(make_config,
         ("image_size=null", r"image_size= is missing: .*random.pth is a file of bare weights"),
         ("image_size=[64]", r"image_size=\[64\]: give \[height,width\]"),
         ("image_size=[64,0]", r"image_size=\[64, 0\]: give \[height,width\]"),
-        ("loading.decode_margin=0.5", r"loading.decode_margin=0.5: give a number of at least 1, or null"),
+        ("loading.decode_margin=0.5", r"decode_margin=0.5: give a number of at least 1, or null"),
         ("evaluation.normalize=all", r"evaluation.normalize='all': choose one of none"),
         ("evaluation.scales=[0]", r"evaluation.scales=\[0\]: give a list of factors above 0"),
-        ("accelerator=tpu", "accelerator=tpu (device= in Python): choose one of auto, cpu, gpu"),
+        ("accelerator=tpu", r"accelerator=tpu \(device= in Python\): choose one of auto, cpu, gpu"),
     ],
 )
 def test_a_setting_that_can_not_be_used_is_named(setting, message, make_config):

@@ -36,12 +36,12 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     """
     quiet_libraries()
     keep_freed_memory()
+    if not isinstance(config.analysis, bool):
+        raise ConfigError(f"analysis={config.analysis}: give true or false")
     require_source(str(config.checkpoint))  # before a large dataset is read
     if config.get("dataset") is None:
         config = _with_own_dataset(config)
     check_evaluation(config)
-    if not isinstance(config.analysis, bool):
-        raise ConfigError(f"analysis={config.analysis}: give true or false")
     seed_everything(config.seed)
     manifest = build_manifest(config)
     embedder = open_embedder(config.checkpoint, _wanted(config), device="cpu")

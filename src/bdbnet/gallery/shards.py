@@ -290,6 +290,8 @@ class _Run:
         check_same_model(ModelStamp.from_json(there["model"]), self.stamp)
         if there["images"] != plan["images"]:
             images = [f"{record['count']:,} ({record['source']})" for record in (there, plan)]
+            if images[0] == images[1]:
+                raise StoreError(f"it was built from {images[0]} images, of which some have changed since.")
             raise StoreError(f"it was built from {images[0]} images; now there are {images[1]}.")
         for key in ("shard_size", "format"):
             if there[key] != plan[key]:
