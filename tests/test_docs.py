@@ -55,7 +55,7 @@ def test_the_code_of_a_page_runs(page, plugin, tiny_data, tmp_path, monkeypatch)
         code = block["code"]
         if block["file"]:
             (tmp_path / block["file"]).write_text(code)
-        elif block["language"] == "python":  # goes on where the page's module ends
+        elif block["language"] == "python":  # continues the module of its page
             module = next(found["file"] for found in blocks(page) if found["file"])
             namespace = namespace or vars(__import__(module.removesuffix(".py")))
             exec(compile(code, f"{page.name}: a block", "exec"), namespace)
