@@ -1,4 +1,8 @@
-"""Every table and figure of the paper at toy size, by the command that users type."""
+"""Tables of the paper at toy size, by the command that users type.
+
+Four tables are trained, which hold every drop layer, branch and loss: `reproduce all budget=smoke` takes several minutes.
+Of the others the cells are composed and listed.
+"""
 
 import csv
 import os
@@ -22,13 +26,11 @@ def reproduce(folder: Path, *arguments: str, timeout: int = 900) -> subprocess.C
     )  # fmt: skip
 
 
-def test_every_cell_of_every_table_trains_and_is_evaluated_and_none_twice(tmp_path):
-    first = reproduce(tmp_path, "all", "budget=smoke")
+def test_every_cell_of_a_table_trains_and_is_evaluated_and_none_twice(tmp_path):
+    first = reproduce(tmp_path, "table=[2,3,6,8]", "budget=smoke")
     assert first.returncode == 0, first.stderr[-2000:]
     tables = sorted((tmp_path / "outputs" / "reproduce" / "smoke").glob("*.csv"))
-    assert [path.stem for path in tables if path.stem != "table6"] == [
-        "figure7a", "figure7b", *(f"table{number}" for number in ("1", "2", "3", "4", "5", "7a", "7b", "7c", "7d", "8"))
-    ]  # fmt: skip
+    assert [path.stem for path in tables] == ["table2", "table3", "table6", "table8"]
     cells = [line for path in tables if path.stem != "table6" for line in csv.DictReader(path.open()) if line["folder"]]
     assert {(line["state"], line["seeds"]) for line in cells} == {("done", "1")}, first.stdout[-3000:]
     assert all(0 <= float(line["ours"]) <= 100 for line in cells)
@@ -36,9 +38,21 @@ def test_every_cell_of_every_table_trains_and_is_evaluated_and_none_twice(tmp_pa
     begun = [line for line in first.stdout.splitlines() if line.startswith("run folder: ")]
     assert len(begun) == len(set(begun)) == len({line["folder"] for line in cells})
 
-    again = reproduce(tmp_path, "all", "budget=smoke")
+    again = reproduce(tmp_path, "table=[2,3,6,8]", "budget=smoke")
     assert again.returncode == 0
     assert "run folder: " not in again.stdout
+
+
+def test_every_cell_of_every_table_can_be_composed(tmp_path):
+    done = reproduce(tmp_path, "all", "budget=smoke", "list=true")
+    assert done.returncode == 0, done.stderr[-2000:]
+    tables = sorted((tmp_path / "outputs" / "reproduce" / "smoke").glob("*.csv"))
+    assert [path.stem for path in tables if path.stem != "table6"] == [
+        "figure7a", "figure7b", *(f"table{number}" for number in ("1", "2", "3", "4", "5", "7a", "7b", "7c", "7d", "8"))
+    ]  # fmt: skip
+    cells = [line for path in tables if path.stem != "table6" for line in csv.DictReader(path.open()) if line["folder"]]
+    assert {line["state"] for line in cells} == {"not measured"}
+    assert "run folder: " not in done.stdout
 
 
 def test_without_data_every_cell_says_so_and_nothing_is_trained(tmp_path):
