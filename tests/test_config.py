@@ -10,7 +10,16 @@ from omegaconf import OmegaConf, open_dict
 
 from bdbnet import plugins
 from bdbnet.command_line import one_logger_each, typed_plugins
-from bdbnet.config import ConfigError, check_target, command, config_dir, instantiate, quote_paths, run_name
+from bdbnet.config import (
+    ConfigError,
+    check_settings,
+    check_target,
+    command,
+    config_dir,
+    instantiate,
+    quote_paths,
+    run_name,
+)
 from bdbnet.losses import BatchHardTripletLoss
 from bdbnet.plugins import PluginError
 from bdbnet.renamed import rename_keys
@@ -32,6 +41,7 @@ def test_every_choice_of_every_group_composes(group):
     for path in sorted((config_dir() / group).glob("*.yaml")):
         config = composed("train", f"{group}={path.stem}")
         OmegaConf.to_container(config, resolve=True)
+        check_settings(config, "train")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_prints_the_table_and_the_path(run_folder, capsys):
         ({"run": "no/such/folder"}, "run=no/such/folder: no such folder"),
         ({"run": "."}, "not a run folder"),
         ({"run": ".", "top": "many"}, "top=many: give a whole number"),
-        ({"run": ".", "queries": -1}, "queries=-1: give 0 or more"),
+        ({"run": ".", "queries": -1}, "queries=-1: give a whole number of at least 0"),
     ],
 )
 def test_errors_name_the_key(keys, message, capsys, tmp_path, monkeypatch):

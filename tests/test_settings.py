@@ -55,8 +55,9 @@ def test_what_a_setting_follows_is_its_value_unless_it_is_set(row):
         ("train", ["loss=none", "seed=3", "loading.test_batch_size=8", "dataset.root=x"],
          "dataset.root=x,loading.test_batch_size=8,loss=none,seed=3"),
         ("train", ["ckpt_path=last", "overwrite=true", "output_root=x", "data_root=x", "run_name=x", "sweep_name=x", "logger=csv",
-                   "trainer.accelerator=cpu", "trainer.devices=2", "trainer.num_nodes=2", "trainer.max_time=00:01:00:00",
+                   "trainer.accelerator=cpu", "trainer.max_time=00:01:00:00",
                    "callbacks.progress=false", "loading.num_workers=1", "loading.cache=packed", "loading.cache_root=x"], ""),
+        ("train", ["trainer.devices=2", "trainer.num_nodes=2"], "trainer.devices=2,trainer.num_nodes=2"),
         ("evaluate", ["checkpoint=a", "analysis=true", "output_root=x", "data_root=x", "sweep_name=x", "trainer.accelerator=cpu",
                       "trainer.devices=1", "loading.num_workers=1", "loading.cache=packed", "loading.test_batch_size=8"],
          "checkpoint=a,loading.test_batch_size=8"),
@@ -89,6 +90,7 @@ def test_the_folder_is_named_by_what_changes_a_result(command, overrides, name):
         ("callbacks.extra", False, "no", "yes", True),
         ("logger.logger.project", False, "no", "no", False),
         ("loading.num_workers", False, "no", "no", False),
+        ("trainer.devices", False, "no", "yes", True),
         ("my_switch.of_my_own", False, "yes", "yes", True),
     ],
 )

@@ -1,12 +1,16 @@
-"""A command line before Hydra reads it: paths in quotes, plugins, lists of loggers."""
+"""A command line before Hydra reads it: its form, paths in quotes, plugins, lists of loggers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from bdbnet.plugins import PluginError
+from bdbnet.schema import TABLES, nearest
+from bdbnet.settings import ConfigError
 
 #: Keys whose values are files or folders, which may have any name.
 PATH_KEYS = frozenset(
@@ -32,30 +36,125 @@ PATH_KEYS = frozenset(
 )
 
 
+#: Values of those keys that are no paths.
+_WORDS = frozenset({"null", "last", "none", "imagenet"})
+
+#: Sweeps of Hydra that are written as a call, such as ``choice(a,b)``.
+_CALL = re.compile(r"(choice|glob|range|interval|shuffle|sort|tag|str)\(.*\)", re.DOTALL)
+
+
+def is_multirun(arguments: Sequence[str]) -> bool:
+    """Whether a command line runs several jobs.
+
+    >>> is_multirun(["-m", "seed=1,2"]), is_multirun(["seed=1"])
+    (True, False)
+    """
+    return not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
+
+
 def quote_paths(arguments: Sequence[str]) -> list[str]:
     """Put paths into quotes: Hydra's grammar would take a name like ``loss=none,seed=2`` or one with a space apart.
 
     >>> quote_paths(["run=outputs/train/loss=none,seed=2", "seed=2"])
     ['run="outputs/train/loss=none,seed=2"', 'seed=2']
 
-    A number stays one: some keys are a folder to one command and a number to another.
+    A number stays one: some keys are a folder to one command and a number to another. With ``-m`` commas separate the values of a
+    sweep, but for those in the name of a file or folder that is there.
 
-    >>> quote_paths(["queries=20"])
-    ['queries=20']
+    >>> quote_paths(["queries=20", "-m", "checkpoint=a.pth,my b.pth"])
+    ['queries=20', '-m', 'checkpoint="a.pth","my b.pth"']
     """
+    several = is_multirun(arguments)
     quoted = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if (
-            key.lstrip("+") in PATH_KEYS
-            and value
-            and value[0] not in "\"'["
-            and not value.isdigit()
-            and value not in ("null", "last", "none", "imagenet")
-        ):
-            argument = f'{key}="' + value.replace('"', '\\"') + '"'
+        if key.lstrip("+") in PATH_KEYS and value and not (several and _CALL.fullmatch(value)):
+            argument = f"{key}=" + ",".join(map(_quoted, _swept_paths(value) if several else [value]))
         quoted.append(argument)
     return quoted
+
+
+def _quoted(value: str) -> str:
+    if not value or value[0] in "\"'[" or value.isdigit() or value in _WORDS:
+        return value
+    return '"' + value.replace('"', '\\"') + '"'
+
+
+def _swept_paths(value: str) -> list[str]:
+    """The values of a sweep over paths, cut at commas: not in quotes and brackets, nor where a path that is there has one.
+
+    >>> _swept_paths("a.csv,[b.csv,c.csv],'d,e.csv'")
+    ['a.csv', '[b.csv,c.csv]', "'d,e.csv'"]
+    """
+    parts = re.findall(r"""((?:"(?:\\.|[^"])*"|'(?:\\.|[^'])*'|\[[^\]]*\]|[^,])+)""", value)
+    # Best cut of the first parts: letters in paths that are there, number of values, the values.
+    best: list[tuple[int, int, list[str]]] = [(0, 0, [])]
+    for end in range(1, len(parts) + 1):
+        cuts = []
+        for begin in range(end):
+            path = ",".join(parts[begin:end])
+            letters, count, values = best[begin]
+            there = Path(path).expanduser().exists()
+            if there or end - begin == 1:
+                cuts.append((letters + len(path) * there, count + 1, [*values, path]))
+        best.append(max(cuts, key=lambda cut: cut[:2]))
+    return best[-1][2]
+
+
+def keys_of(arguments: Iterable[str]) -> set[str]:
+    """The keys of overrides.
+
+    >>> sorted(keys_of(["+trainer.limit_train_batches=3", "~seed", "logger@loggers.b=csv"]))
+    ['logger', 'seed', 'trainer.limit_train_batches']
+    """
+    return {argument.partition("=")[0].lstrip("+~").partition("@")[0] for argument in arguments}
+
+
+def check_form(arguments: Sequence[str], command: str, conf: Path) -> None:
+    """Refuse what is neither an option of Hydra nor KEY=VALUE, with how to write it.
+
+    Args:
+        arguments: a command line.
+        command: whose it is.
+        conf: folder of the groups.
+
+    Raises:
+        ConfigError: names the argument.
+    """
+    options = {option: action for action in get_args_parser()._actions for option in action.option_strings}
+    groups = sorted(path.name for path in conf.iterdir() if path.is_dir())
+    values = iter([*arguments, ""])
+    for argument in values:
+        name, equals, _ = argument.partition("=")
+        if argument.startswith("-"):
+            option = next(
+                (options[each] for each in options if each == name or (name[:2] == "--" and each.startswith(name))),
+                None,
+            )
+            if option is None:
+                raise ConfigError(_as_a_setting(argument, next(values), [*TABLES[command], *groups]))
+            if option.nargs != 0 and not equals:
+                next(values)
+        elif argument and not equals and not argument.startswith("~"):
+            raise ConfigError(_as_a_word(argument, [*TABLES[command], *groups], conf))
+
+
+def _as_a_setting(option: str, following: str, known: Sequence[str]) -> str:
+    """What to write in place of ``--key value``."""
+    name, _, value = option.lstrip("-").partition("=")
+    key = name.replace("-", "_")
+    value = value or ("VALUE" if not following or following.startswith("-") or "=" in following else following)
+    keys = [key] if key in known else nearest(key, known)
+    written = f"write {' or '.join(f'{each}={value}' for each in keys)}" if keys else "settings are written KEY=VALUE"
+    return f"{option}{'' if value in (option, 'VALUE') or '=' in option else f' {value}'}: {written}"
+
+
+def _as_a_word(word: str, known: Sequence[str], conf: Path) -> str:
+    """What to write in place of a word alone."""
+    if word in known:
+        return f"{word}: write {word}=VALUE"
+    choices = [f"{path.parent.name}={path.stem}" for path in sorted(conf.glob("*/*.yaml")) if path.stem == word.lower()]
+    return f"{word}: {f'write {choices[0]}' if choices else 'settings are written KEY=VALUE'}"
 
 
 def typed_plugins(arguments: Sequence[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """Settings in: where ``conf/`` is, the resolvers it uses, and which ``_target_`` may be built from it."""
 
+import contextlib
+import difflib
 import functools
 import hashlib
 import importlib
@@ -8,19 +10,27 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from bdbnet import plugins
-from bdbnet.command_line import list_of_plugins, one_logger_each, typed_plugins
+from bdbnet.command_line import check_form, keys_of, list_of_plugins, one_logger_each, typed_plugins
 from bdbnet.command_line import quote_paths as quote_paths
 from bdbnet.renamed import KEYS, TARGETS, rename_keys, with_todays_keys
+from bdbnet.schema import BESIDE_CLASS, FILLED_IN, PASSED_ON, check, nearest
+from bdbnet.settings import ConfigError as ConfigError
 from bdbnet.settings import unnamed_settings
 
 PACKAGE_DIR = Path(__file__).resolve().parent
@@ -41,10 +51,6 @@ LIBRARIES = {
 
 #: The one class of another library that a network is built with: the drop layer that drops nothing.
 IDENTITY = "torch.nn.Identity"
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the key and what to do."""
 
 
 def is_ours(error: BaseException) -> bool:
@@ -220,6 +226,11 @@ def arguments_of(cls: Any) -> dict[str, bool]:
 
     Where a constructor hands ``**kwargs`` on, those of the next class count too.
     """
+    return _signature(cls)[0]
+
+
+def _signature(cls: Any) -> tuple[dict[str, bool], bool]:
+    """See `arguments_of`; and whether it takes other arguments besides."""
     found: dict[str, bool] = {}
     makers = (
         [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)] if isinstance(cls, type) else [cls]
@@ -230,8 +241,44 @@ def arguments_of(cls: Any) -> dict[str, bool]:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 found.setdefault(parameter.name, parameter.default is not parameter.empty)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return found
+            return found, False
+    return found, True
+
+
+def check_settings(config: DictConfig, command_name: str, typed: Collection[str] = ()) -> None:
+    """Refuse keys that a command, or a class that its settings name, does not have, and values out of range.
+
+    Args:
+        config: composed settings of the command.
+        command_name: of the command, such as ``train``.
+        typed: keys that the user typed: those that would change nothing are refused too.
+
+    Raises:
+        ConfigError: names the key and what to type instead.
+        PluginError: see ``check_target``.
+    """
+    for key, node in check(config, command_name, typed):
+        target = str(node["_target_"])
+        if target not in PASSED_ON.values():
+            check_class(OmegaConf.create({"_target_": target}), key)
+        known, takes_others = ({}, False) if target == IDENTITY else _signature(locate(target))
+        for name in map(str, node):
+            full = f"{key}.{name}"
+            if full in FILLED_IN:
+                raise ConfigError(f"{full} is filled in: leave it out")
+            if takes_others or name in known or name.startswith("_") or full in BESIDE_CLASS:
+                continue
+            near = nearest(full, [f"{key}.{each}" for each in known])
+            advice = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise ConfigError(f"{full}: {target} has no argument {name}; {advice}")
+
+
+def compose_settings(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """The settings that a command has with these overrides, outside of the command itself.  Raises HydraException."""
+    if GlobalHydra.instance().is_initialized():
+        return compose(config_name, [*overrides])
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose(config_name, [*overrides])
 
 
 def without(node: DictConfig, keys: Iterable[str]) -> DictConfig:
@@ -301,6 +348,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             def with_plugins(config: DictConfig) -> Any:
                 _tell(rename_keys(config))
                 plugins.load(list_of_plugins(config.get("plugins")))
+                check_settings(config, config_name)
                 return main(config)
 
             return speaking(with_plugins)(config)
@@ -315,11 +363,16 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             typed = {argument.partition("=")[0].lstrip("+") for argument in sys.argv[1:]}
             _typed_formerly.update(typed & KEYS.keys())
             sys.argv[1:] = one_logger_each(quote_paths(renamed))
+            CheckSettings.command = config_name
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, then, instead of printing half a trace and leaving
 
             def started(*config: DictConfig) -> Any:
+                if not config:  # the command line counts
+                    check_form(sys.argv[1:], config_name, config_dir())
                 plugins.load(typed_plugins(sys.argv[1:]))  # before Hydra looks for the choices that they bring
-                return start(*config)
+                sys.argv.append(f"++hydra.callbacks.check_settings._target_={__name__}.{CheckSettings.__name__}")
+                with _explained(config_name):
+                    return start(*config)
 
             try:
                 return speaking(started)(*config)
@@ -329,6 +382,98 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return entry
 
     return decorate
+
+
+class CheckSettings(Callback):
+    """Checks the settings before Hydra makes the run's folder, and those of all jobs of a sweep before the first one starts."""
+
+    command = ""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        self._check([config])
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self._check(_jobs(config))
+
+    def _check(self, configs: Iterable[DictConfig]) -> None:
+        try:
+            for config in configs:
+                rename_keys(config)
+                plugins.load(list_of_plugins(config.get("plugins")))
+                check_settings(config, self.command, keys_of(config.hydra.overrides.task))
+        except Exception as error:
+            if not _is_meant(error):
+                raise
+            raise _Refused(error) from error
+
+
+class _Refused(BaseException):
+    """Carries an error through Hydra, which would make a warning of it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _jobs(config: DictConfig) -> Iterator[DictConfig]:
+    """The settings of every job of a sweep; none where another sweeper than Hydra's own makes them up as it goes."""
+    sweeper = config.hydra.sweeper
+    if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
+        return
+    loader = GlobalHydra.instance().config_loader()
+    typed = [*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()), *config.hydra.overrides.task]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(typed)
+    for job in BasicSweeper.split_arguments(parsed, None)[0]:
+        yield loader.load_sweep_config(config, list(job))
+
+
+@contextlib.contextmanager
+def _explained(config_name: str) -> Iterator[None]:
+    """What Hydra says of a key or a choice that is not there, with what to type instead."""
+    try:
+        yield
+    except _Refused as refused:
+        raise _in_our_words(refused.error, config_name) from refused.error
+    except HydraException as error:
+        raise _in_our_words(error, config_name) from error
+
+
+def _in_our_words(error: Exception, config_name: str) -> Exception:
+    message = str(error)
+    if match := re.search(r"Could not find '([\w/]+)/([^'/]+)'", message):
+        group, name = match.groups()
+        choices = re.findall(r"^\t(\S+)$", message.partition("Config search path")[0], re.MULTILINE)
+        near = difflib.get_close_matches(name.lower(), choices, 1)
+        advice = f"did you mean {group}={near[0]}? " if near else ""
+        return ConfigError(f"{group}={name}: there is no such choice; {advice}Choices: {', '.join(choices)}")
+    if match := re.match(r"Could not override '([^']+)'", message):
+        return _not_there(match[1], config_name)
+    return error
+
+
+def _not_there(key: str, config_name: str) -> ConfigError:
+    """The error for a key that Hydra found nothing at: one that no one has, or one that has to be added with ``+``."""
+    groups = [argument.partition(",")[0] for argument in sys.argv[1:] if _is_group(argument)]
+    value = next((text.partition("=")[2] for text in sys.argv[1:] if text.startswith(f"{key}=")), "null")
+    try:
+        config = compose_settings(config_name, groups)
+    except HydraException:
+        config = compose_settings(config_name, [])
+    group, below, _ = key.partition(".")
+    if below and group not in config and (config_dir() / group).is_dir():
+        return ConfigError(f"{key}: no {group} is chosen; write {group}=CHOICE too. --help lists the choices")
+    with flag_override(config, "struct", False):
+        OmegaConf.update(config, key, yaml.safe_load(value.partition(",")[0]), force_add=True)
+    try:
+        check_settings(config, config_name, [key])
+    except ConfigError as error:
+        return error
+    return ConfigError(f"{key} is not among the settings, but can be added: write +{key}={value}")
+
+
+def _is_group(argument: str) -> bool:
+    key, equals, value = argument.partition("=")
+    return bool(equals and value) and key.replace("/", "").isidentifier() and (config_dir() / key).is_dir()
 
 
 def _tell(notes: Iterable[str]) -> None:

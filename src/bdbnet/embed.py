@@ -17,8 +17,6 @@ def main(config: DictConfig) -> None:
         raise ConfigError("set exactly one of images=FOLDER_OR_TABLE or dataset=NAME (with split=gallery, for example)")
     if (config.split is not None) and dataset is None:
         raise ConfigError("split= is a part of a dataset: leave it out with images=, or give dataset= instead")
-    if config.on_error not in ("raise", "skip"):
-        raise ConfigError(f"on_error={config.on_error}: choose raise or skip")
     from bdbnet.evaluation.trainer import keep_freed_memory, quiet_libraries
     from bdbnet.gallery.embedding import build_embedder
     from bdbnet.gallery.shards import embed_into, ranks_of_environment

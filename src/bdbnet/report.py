@@ -3,16 +3,12 @@
 from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError, command
-from bdbnet.settings import is_whole
 
 
 @command("report")
 def main(config: DictConfig) -> None:
     if not config.run:
         raise ConfigError("run= is missing: give the folder of a run, such as run=outputs/train/default")
-    for key in ("queries", "top", "seed"):
-        if not is_whole(config[key]):
-            raise ConfigError(f"{key}={config[key]}: give a whole number")
     from bdbnet.reporting import read_run, write_report
     from bdbnet.reporting.compare_runs import compare_runs
     from bdbnet.reporting.sweep import is_sweep

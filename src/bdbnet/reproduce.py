@@ -9,7 +9,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, command, shown_path
-from bdbnet.settings import is_whole
 
 ALL = ["table=all", "figure=all"]
 
@@ -63,23 +62,6 @@ def check(config: DictConfig) -> None:
     """Refuse arguments before anything is read.  Raises ConfigError that names the key."""
     if config.table is None and config.figure is None:
         raise ConfigError("table= and figure= are missing: add table=3, figure=7a or all; see --help")
-    seeds = config.seeds
-    if (
-        not OmegaConf.is_list(seeds)
-        or not seeds
-        or len(set(seeds)) < len(seeds)
-        or not all(is_whole(seed, 0) for seed in seeds)
-    ):
-        raise ConfigError(f"seeds={seeds}: give a list of different whole numbers of at least 0, such as seeds=[1,2,3]")
-    if not OmegaConf.is_list(config.overrides):
-        raise ConfigError(f"overrides={config.overrides}: give a list, such as overrides=[backbone.weights=none]")
-    for key in ("list", "retry"):
-        if not isinstance(config[key], bool):
-            raise ConfigError(f"{key}={config[key]}: give true or false")
-    if config.max_hours is not None and not (isinstance(config.max_hours, int | float) and config.max_hours >= 0):
-        raise ConfigError(f"max_hours={config.max_hours}: give a number of hours")
-    if config.worker is not None and not is_whole(config.worker, 0):
-        raise ConfigError(f"worker={config.worker}: give the number of the process, from 0")
 
 
 def device_of(worker: int | None) -> int | None:

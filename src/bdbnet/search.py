@@ -4,16 +4,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError, command, shown_path
-from bdbnet.settings import is_whole
 
 
 @command("search")
 def main(config: DictConfig) -> None:
     if config.index is None:
         raise ConfigError("index= is missing: give the folder that python -m bdbnet.embed made")
-    for key, least in (("k", 1), ("pictures", 0), ("printed", 0), ("batch_size", 1)):
-        if not is_whole(config[key], least):
-            raise ConfigError(f"{key}={config[key]}: give a whole number of at least {least}")
     from bdbnet.gallery.searching import FOUND, PAGE, results_text, search
 
     folder = shown_path(HydraConfig.get().runtime.output_dir)

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the key and what to do."""
+
+
 class Setting(NamedTuple):
     """A row of `SETTINGS`: what one key, or all keys below a group, count for.
 
@@ -95,10 +99,11 @@ SETTINGS = {
     "trainer.channels_last":           Setting(False, "no",   "yes",  True),
     "trainer.compile":                 Setting(False, "no",   "yes",  True),
     "trainer.deterministic":           Setting(False, "no",   "yes",  True),
-    "trainer.devices":                 Setting(False, "no",   "no",   False),
+    # Not the value is compared on resuming, but the number of processes: `training/resuming.py`.
+    "trainer.devices":                 Setting(False, "no",   "yes",  True),
     "trainer.log_every_n_steps":       Setting(False, "no",   "no",   True),
     "trainer.max_time":                Setting(False, "no",   "no",   False),
-    "trainer.num_nodes":               Setting(False, "no",   "no",   False),
+    "trainer.num_nodes":               Setting(False, "no",   "yes",  True),
     "trainer.strategy":                Setting(False, "no",   "yes",  True),
 }  # fmt: skip
 

@@ -76,7 +76,7 @@ def test_without_data_every_cell_says_so_and_nothing_is_trained(tmp_path):
         (["table=3", "overrides=seed=2"], "set by the command itself"),
         (["table=3", "overrides=[seed=2]"], "set by the command itself"),
         (["table=3", "overrides=[colour=red]"], "colour"),
-        (["table=3", "max_hours=soon"], "give a number of hours"),
+        (["table=3", "max_hours=soon"], "max_hours=soon: give a number of at least 0"),
     ],
 )
 def test_wrong_arguments_end_with_one_clear_line(tmp_path, arguments, message):

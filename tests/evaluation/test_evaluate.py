@@ -72,10 +72,10 @@ def test_single_gallery_shot_is_a_protocol_of_its_own(evaluate):
 
 
 BAD = {
-    "evaluation.distance=manhattan": "distance must be one of euclidean, cosine",
+    "evaluation.distance=manhattan": "evaluation.distance=manhattan: choose one of euclidean, cosine",
     "evaluation.rerank={k3:4}": "rerank has no setting k3",
     "evaluation.rerank={k1:0}": "k1",
-    "evaluation.rerank=yes_please": "evaluation.rerank=yes_please: rerank must be true",
+    "evaluation.rerank=yes_please": "evaluation.rerank=yes_please: give true, null or some of its settings",
     "evaluation.query_expansion={neighbours:3}": "evaluation.query_expansion",
     "evaluation.scales=[0]": r"evaluation.scales=\[0\]",
     "evaluation.scales=1.5": "evaluation.scales=1.5: give a list",

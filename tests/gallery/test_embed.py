@@ -107,7 +107,7 @@ def test_two_processes_share_the_work_and_one_ends_it(arguments, uninterrupted, 
         (["images=null"], "set exactly one of images=FOLDER_OR_TABLE or dataset=NAME"),
         (["dataset=synthetic_reid"], "set exactly one of images=FOLDER_OR_TABLE or dataset=NAME"),
         (["split=query"], "split= is a part of a dataset"),
-        (["on_error=ignore"], "on_error=ignore: choose raise or skip"),
+        (["on_error=ignore"], "on_error=ignore: choose one of raise, skip"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(more, message, arguments, tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ def cell(root: Path, *overrides: str, **options) -> Cell:
     "override",
     ["data_root=elsewhere", "dataset.root=elsewhere", "loading.num_workers=3", "loading.cache=packed", "trainer.devices=2",
      "logger=wandb", "evaluation.top_k=3", "callbacks.progress=false", "evaluation.recall_at=[1,5]", "sweep_name=x",
-     "evaluation.flip=false", "evaluation.distance=euclidean", "evaluation.single_shot=100", "+new_switch=null"],
+     "evaluation.flip=false", "evaluation.distance=euclidean", "evaluation.single_shot=100", "+trainer.limit_train_batches=null"],
 )  # fmt: skip
 def test_what_changes_no_number_makes_no_other_cell(tmp_path, override):
     assert cell(tmp_path, override).folder == cell(tmp_path).folder

@@ -62,7 +62,8 @@ def test_a_further_data_set_is_evaluated_beside_the_own_one(tiny_config, other_s
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("evaluations=cuhk03_detect", "give a list of data sets"),
+        ("evaluations=cuhk03_detect", "evaluations=cuhk03_detect: give a list of data sets"),
+        ("evaluations=['cuhk03_detect +dataset.rot=a']", "dataset.rot: .*did you mean dataset.root"),
         ("evaluations=[no_such_set]", "evaluations: no_such_set: .*no_such_set"),
         ("evaluations=[synthetic_reid,synthetic_reid]", "synthetic_reid: results are told apart by the names"),
     ],

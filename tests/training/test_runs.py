@@ -171,7 +171,6 @@ def test_a_damaged_image_is_named(tiny_config, tiny_data, tmp_path):
     [
         ("sampler.batch_size=9", "sampler.batch_size=9"),
         ("sampler.batch_size=128", "identities"),
-        ("sampler.images_per_identity=0", "images_per_identity"),
     ],
 )
 def test_a_batch_that_cannot_be_drawn_is_refused(override, said, tiny_config, tmp_path):
@@ -190,6 +189,7 @@ def test_a_batch_that_cannot_be_drawn_is_refused(override, said, tiny_config, tm
         ("evaluation.normalize=l3", "evaluation.normalize"),
         ("dropping.height_ratio=1.5", "height_ratio"),
         ("model.branches=[local]", "local"),
+        ("sampler.images_per_identity=0", "sampler.images_per_identity"),
         ("evaluation.ranks=[0]", "evaluation.ranks"),
         ("evaluation.ap_at=0", "evaluation.ap_at"),
         ("evaluation.chunk_memory_mb=0", "evaluation.chunk_memory_mb"),

@@ -135,7 +135,6 @@ def test_a_plateau_follows_a_loss_or_a_metric(monitor, mode, frequency, tiny_con
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["schedule.interval=batch"], "schedule.interval=batch: choose epoch or step"),
         ([f"schedule._target_={TORCH}.SequentialLR"], "made of other schedulers"),
         (["schedule._target_=torch.optim.Adam.step"], r"schedule._target_.*allow-list"),
         (["+schedule.T_maxx=3"], "T_maxx"),

@@ -7,14 +7,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import ConfigError, plain
+from bdbnet.config import ConfigError, check_settings, plain
 from bdbnet.datasets import READERS, Manifest
 from bdbnet.evaluation.error_analysis import analyse, clear_analysis
 from bdbnet.evaluation.load import Wanted, from_file, open_embedder, require_source, settings_of, training_of
 from bdbnet.evaluation.module import EvaluationModule
 from bdbnet.evaluation.network import count_parameters
 from bdbnet.evaluation.progress import EvaluationProgress
-from bdbnet.evaluation.protocol import build_metric, build_protocol, check_evaluation
+from bdbnet.evaluation.protocol import build_metric, build_protocol
 from bdbnet.evaluation.ranking_lists import write_ranking_lists
 from bdbnet.evaluation.test_set import TestSet
 from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_libraries, seed_everything
@@ -36,12 +36,10 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     """
     quiet_libraries()
     keep_freed_memory()
-    if not isinstance(config.analysis, bool):
-        raise ConfigError(f"analysis={config.analysis}: give true or false")
+    check_settings(config, "evaluate")
     require_source(str(config.checkpoint))  # before a large dataset is read
     if config.get("dataset") is None:
         config = _with_own_dataset(config)
-    check_evaluation(config)
     seed_everything(config.seed)
     manifest = build_manifest(config)
     embedder = open_embedder(config.checkpoint, _wanted(config), device="cpu")

@@ -1,4 +1,4 @@
-"""The protocol of an evaluation: its settings checked, the metric that it asks for, and its stamp in `result.json`."""
+"""The protocol of an evaluation: the metric that it asks for, and its stamp in `result.json`."""
 
 from dataclasses import asdict
 from typing import Any, cast
@@ -7,12 +7,10 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from bdbnet.config import ConfigError
-from bdbnet.evaluation.load import settings_of
 from bdbnet.loading import ReIDDataModule
 from bdbnet.loading.from_config import is_reid
 from bdbnet.results import Protocol
-from bdbnet.retrieval import POOLINGS, KReciprocal, QueryExpansion, ReIDMetrics, RetrievalRecall, as_reranking
-from bdbnet.settings import is_whole
+from bdbnet.retrieval import KReciprocal, QueryExpansion, ReIDMetrics, RetrievalRecall, as_reranking
 
 
 def query_pooling(config: DictConfig) -> str | None:
@@ -71,31 +69,6 @@ def build_metric(config: DictConfig, *, progress: bool = False) -> ReIDMetrics |
         return RetrievalRecall(tuple(evaluation.recall_at), precision=True, **search)
     except ValueError as error:
         raise ConfigError(f"evaluation: {error}") from error
-
-
-def check_evaluation(config: DictConfig) -> None:
-    """Refuse settings of the evaluation that would fail only when the first epochs have been trained.
-
-    Raises:
-        ConfigError: names the key.
-    """
-    settings = config.evaluation
-
-    for key in ("ranks", "recall_at"):
-        if not settings[key] or not all(is_whole(value, 1) for value in settings[key]):
-            raise ConfigError(f"evaluation.{key}={settings[key]}: give a list of whole numbers of at least 1")
-    for key, least in (("every_n_epochs", 1), ("top_k", 0), ("single_shot", 1)):
-        if not is_whole(settings[key], least):
-            raise ConfigError(f"evaluation.{key}={settings[key]}: give a whole number of at least {least}")
-    if settings.ap_at is not None and not is_whole(settings.ap_at, 1):
-        raise ConfigError(
-            f"evaluation.ap_at={settings.ap_at}: give a whole number of at least 1, or null for the full list"
-        )
-    settings_of(settings)
-    if settings.query_pooling not in POOLINGS:
-        raise ConfigError(f"evaluation.query_pooling={settings.query_pooling}: choose one of {', '.join(POOLINGS)}")
-    if not isinstance(settings.chunk_memory_mb, int | float) or not settings.chunk_memory_mb > 0:
-        raise ConfigError(f"evaluation.chunk_memory_mb={settings.chunk_memory_mb}: give a number of MiB above 0")
 
 
 def main_metric(config: DictConfig) -> str:

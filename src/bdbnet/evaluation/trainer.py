@@ -38,10 +38,8 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def seed_everything(seed: Any) -> None:
+def seed_everything(seed: int) -> None:
     """Seed initial weights; batches, augmentation and masks take the seed by themselves."""
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed={seed}: give a whole number from 0 to {2**32 - 1}")
     pl.seed_everything(seed, workers=True, verbose=False)
 
 
@@ -68,10 +66,12 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
     for key in _PARTIAL:
         if key in settings:
             raise ConfigError(f"trainer.{key}: would evaluate a subset; remove this key")
+    if settings.get("accelerator") in ("gpu", "cuda") and not _has_gpu(settings["accelerator"]):
+        raise ConfigError(f"trainer.accelerator={settings['accelerator']}: PyTorch finds no GPU here; use auto or cpu")
     # Convolutions round to ten bits otherwise, on GPUs, even where float32 is asked for.
     torch.backends.cudnn.allow_tf32 = False
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **settings,
             logger=[instantiate(group.logger) for group in groups if is_set(group, "logger")] or False,
             callbacks=callbacks,
@@ -88,3 +88,10 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
         raise ConfigError(
             f"trainer: {error} (keys of this group are arguments of pytorch_lightning.Trainer)"
         ) from error
+    if settings.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
+        raise ConfigError("trainer.sync_batchnorm=true: PyTorch has it for GPUs alone; leave it out on a CPU")
+    return trainer
+
+
+def _has_gpu(accelerator: str) -> bool:
+    return torch.cuda.is_available() or (accelerator == "gpu" and torch.backends.mps.is_available())

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, instantiate, is_ours
 from bdbnet.datasets import Manifest, load_manifest
-from bdbnet.loading import PROTOCOLS, Reading, ReIDDataModule, Sampling, transforms_for
+from bdbnet.loading import Reading, ReIDDataModule, Sampling, transforms_for
 
 # What `dataset=table` leaves open follows from its protocol: the settings of section 4.1 and of section 4.2.1.
 _REID: dict[str, Any] = {
@@ -61,12 +61,10 @@ def settle_protocol(dataset: DictConfig, manifest: Manifest) -> None:
     """Replace ``protocol: auto`` by the one that the images allow, and settings left open by those of the protocol.
 
     Raises:
-        ConfigError: an unknown protocol, or one that needs cameras for images without.
+        ConfigError: a protocol that needs cameras for images without.
     """
     if dataset.protocol == "auto":
         dataset.protocol = "reid" if manifest.has_cameras else "retrieval"
-    if dataset.protocol not in PROTOCOLS:
-        raise ConfigError(f"dataset.protocol={dataset.protocol}: choose one of {', '.join(PROTOCOLS)}")
     if dataset.protocol == "reid_multi_query" and not manifest.has_cameras:
         raise ConfigError("dataset.protocol=reid_multi_query: the images have no cameras to group queries by")
     apart = ("reid_multi_query", "reid_single_shot")
@@ -104,9 +102,6 @@ def build_data(
         "resize": None if evaluation else dataset.resize,
         "test_size": test_size if evaluation else dataset.test_size,
     }
-    for key, size in sizes.items():
-        if size is not None and (not (OmegaConf.is_list(size) or isinstance(size, list)) or len(size) != 2):
-            raise ConfigError(f"{key}={size}: give [height,width] in pixels")
     given: dict[str, Any] = {key: None if size is None else list(size) for key, size in sizes.items()}
     try:
         train, test = transforms_for(

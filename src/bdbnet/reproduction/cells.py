@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import ConfigError, config_dir, flatten, quote_paths, shown_path
+from bdbnet.config import ConfigError, check_settings, compose_settings, flatten, quote_paths, shown_path
 from bdbnet.renamed import TARGETS, first_key, first_name, rename_keys, todays_key, with_todays_keys
 from bdbnet.results import LAST, RESULT, Result, ResultError, read_result
 from bdbnet.settings import setting_of
@@ -168,12 +166,9 @@ def build_cell(overrides: Sequence[str], root: Path, *, code: str | None = None)
 def compose_training(overrides: tuple[str, ...]) -> DictConfig:
     """The configuration of ``python -m bdbnet.train <overrides>``; not to be changed."""
     arguments = quote_paths(with_todays_keys(overrides)[0])
-    if GlobalHydra.instance().is_initialized():
-        config = compose("train", arguments)
-    else:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = compose("train", arguments)
+    config = compose_settings("train", arguments)
     rename_keys(config)
+    check_settings(config, "train")
     return config
 
 

@@ -8,11 +8,9 @@ from typing import Any, NamedTuple, cast
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
 from torch import Tensor
 
-from bdbnet.config import ConfigError
 from bdbnet.loading import ReIDDataModule
 from bdbnet.results import BEST, HISTORY, LAST, write_atomically
 
@@ -99,15 +97,8 @@ class EpochTimer(Timer):
     Half an epoch would be booked as a whole one, and the schedule would lag behind.
     """
 
-    _FORM = "days:hours:minutes:seconds, such as 00:00:45:00"
-
     def __init__(self, duration: str) -> None:
-        if not isinstance(duration, str):
-            raise ConfigError(f"trainer.max_time={duration}: give {self._FORM}")
-        try:
-            super().__init__(duration, interval="epoch", verbose=False)
-        except MisconfigurationException as error:
-            raise ConfigError(f"trainer.max_time={duration}: give {self._FORM}") from error
+        super().__init__(duration, interval="epoch", verbose=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing: the time of earlier processes is not this one's."""

@@ -4,12 +4,10 @@ import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import ConfigError, config_dir, quote_paths
+from bdbnet.config import ConfigError, check_settings, compose_settings, quote_paths
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.evaluate import build_test_set
 from bdbnet.evaluation.test_set import TestSet
@@ -37,13 +35,8 @@ def further_tests(config: DictConfig, image_size: tuple[int, int]) -> list[Furth
         ConfigError: an entry that names no data set, or two of one name.
         DatasetError: a data set that can't be used.
     """
-    entries = config.evaluations
-    if not OmegaConf.is_list(entries) or not all(isinstance(entry, str) and entry.strip() for entry in entries):
-        raise ConfigError(
-            f"evaluations={entries}: give a list of data sets, such as evaluations=[cuhk03_detect,msmt17_v2]"
-        )
     found = []
-    for entry in entries:
+    for entry in config.evaluations:
         own = config.copy()
         own.dataset = _dataset(shlex.split(entry), str(config.data_root))
         manifest = build_manifest(own)
@@ -65,13 +58,10 @@ def _check_names(names: Sequence[str]) -> None:
 def _dataset(words: Sequence[str], data_root: str) -> DictConfig:
     overrides = quote_paths([f"dataset={words[0]}", f"data_root={data_root}", *words[1:]])
     try:
-        if GlobalHydra.instance().is_initialized():
-            composed = compose("evaluate", overrides)
-        else:
-            with initialize_config_dir(str(config_dir()), version_base="1.3"):
-                composed = compose("evaluate", overrides)
+        composed = compose_settings("evaluate", overrides)
     except HydraException as error:
         raise ConfigError(f"evaluations: {' '.join(words)}: {str(error).partition(chr(10))[0]}") from error
+    check_settings(composed, "evaluate")
     dataset: DictConfig = composed.dataset
     OmegaConf.resolve(dataset)  # its folder depends on data_root, which it leaves behind
     return dataset

@@ -73,8 +73,6 @@ def build_schedule(config: DictConfig) -> LearningRate:
     """How the learning rate changes, from ``config.schedule``.  Raises ConfigError that names the key."""
     group = config.schedule
     interval = group.get("interval", "epoch")
-    if interval not in ("epoch", "step"):
-        raise ConfigError(f"schedule.interval={interval}: choose epoch or step")
     check_class(group, "schedule")
     made = locate(group._target_)
     own = arguments_of(made)

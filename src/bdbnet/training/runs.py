@@ -8,13 +8,13 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from bdbnet.config import ConfigError, instantiate
+from bdbnet.config import ConfigError, check_settings, instantiate
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.evaluate import build_test_set, describe, write_outcome
 from bdbnet.evaluation.load import settings_of
 from bdbnet.evaluation.network import build_network, count_parameters
-from bdbnet.evaluation.protocol import build_protocol, check_evaluation, main_metric
+from bdbnet.evaluation.protocol import build_protocol, main_metric
 from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_libraries, seed_everything
 from bdbnet.loading import Preprocessing, ReIDDataModule
 from bdbnet.loading.from_config import build_data, build_manifest
@@ -31,9 +31,10 @@ from bdbnet.training.callbacks import (
 )
 from bdbnet.training.further_tests import further_tests
 from bdbnet.training.module import TrainingModule
+from bdbnet.training.monitors import check_monitors
 from bdbnet.training.progress import TrainingProgress
 from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
-from bdbnet.training.setup import build_module, check_lengths, resolve_precision
+from bdbnet.training.setup import build_module, resolve_precision
 
 
 def train(config: DictConfig, folder: Path) -> Result:
@@ -45,8 +46,7 @@ def train(config: DictConfig, folder: Path) -> Result:
     """
     quiet_libraries()
     keep_freed_memory()
-    check_evaluation(config)
-    check_lengths(config)
+    check_settings(config, "train")
     resume = prepare_folder(folder, config.ckpt_path, overwrite=config.overwrite)
     resolve_precision(config)
     seed_everything(config.seed)
@@ -75,6 +75,7 @@ def train(config: DictConfig, folder: Path) -> Result:
         InterruptionHint(),
         *instantiate(config.callbacks.extra),
     ]
+    check_monitors(callbacks, module)
     if config.callbacks.progress:
         callbacks.append(TrainingProgress())
     callbacks += checkpoint_callbacks(folder, main_metric(config), config.callbacks.checkpoint_every_n_epochs)

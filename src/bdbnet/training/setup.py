@@ -3,11 +3,10 @@
 import torch
 from omegaconf import DictConfig
 
-from bdbnet.config import ConfigError, plain
+from bdbnet.config import plain
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.test_set import TestSet
 from bdbnet.models import EmbeddingNetwork
-from bdbnet.settings import is_whole
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.module import Recipe, Record, TrainingModule
 from bdbnet.training.objective import build_metric_loss, build_schedule, optimizer_factory
@@ -33,23 +32,9 @@ def resolve_precision(config: DictConfig) -> None:
         trainer.channels_last = str(trainer.precision) in ("bf16-mixed", "16-mixed")
 
 
-def check_lengths(config: DictConfig) -> None:
-    """Refuse a number of epochs or steps that is none.  Raises ConfigError that names the key."""
-    numbers = {
-        "trainer.max_epochs": config.trainer.max_epochs,
-        "trainer.accumulate_grad_batches": config.trainer.accumulate_grad_batches,
-        "callbacks.checkpoint_every_n_epochs": config.callbacks.checkpoint_every_n_epochs,
-    }
-    for key, value in numbers.items():
-        if not is_whole(value, 1):
-            raise ConfigError(f"{key}={value}: give a whole number of at least 1")
-
-
 def build_recipe(config: DictConfig, network: EmbeddingNetwork, num_classes: int) -> Recipe:
     """Losses, optimizer and schedule.  Raises ConfigError that names the key."""
     loss, rate = config.loss, config.backbone_rate
-    if rate is not None and not (isinstance(rate, int | float) and rate > 0):
-        raise ConfigError(f"backbone_rate={rate}: give a factor above 0, or null")
     criterion = BranchLosses(
         build_metric_loss(config, network, num_classes), name=loss.name, metric_weight=loss.metric_weight,
         softmax_weight=loss.softmax_weight, label_smoothing=loss.label_smoothing,

@@ -1,0 +1,54 @@
+"""The numbers that a callback may follow, such as the metric of an early stop."""
+
+from collections.abc import Iterable, Iterator
+
+import pytorch_lightning as pl
+import torch
+
+from bdbnet.config import ConfigError
+from bdbnet.training.module import TrainingModule
+
+
+def check_monitors(callbacks: Iterable[pl.Callback], module: TrainingModule) -> None:
+    """Refuse callbacks that follow a number which the training does not have, before it starts.
+
+    Raises:
+        ConfigError: names the callback and lists the numbers.
+    """
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor is None:
+            continue
+        metrics = [*_metrics(module)]
+        if monitor in metrics:
+            continue
+        losses = [*_losses(module)]
+        if monitor not in losses:
+            raise ConfigError(
+                f"callbacks.extra: {type(callback).__name__} follows {monitor}, which this training does not have. After every "
+                f"evaluation there are {', '.join(metrics)}; after every epoch {', '.join(losses)}"
+            )
+        # Lightning would look for it at the end of an evaluation, when the epoch's loss is not known yet.
+        for when in ("_check_on_train_epoch_end", "_save_on_train_epoch_end"):
+            if getattr(callback, when, False) is None:
+                setattr(callback, when, True)
+
+
+def _metrics(module: TrainingModule) -> Iterator[str]:
+    for test in module.tests:
+        prefix = f"{test.name}/" if test.name else ""
+        yield from (f"{prefix}{name}" for name in (*test.metric_names, "valid_queries"))
+
+
+def _losses(module: TrainingModule) -> Iterator[str]:
+    yield "loss"
+    network, criterion = module.network, module.criterion
+    training = network.training
+    with torch.no_grad():
+        outputs = network.eval()(torch.zeros(2, 3, *module.embedder.preprocessing.image_size))
+    network.train(training)
+    for branch, output in outputs.items():
+        if criterion.metric is not None and output.embedding is not None:
+            yield f"loss/{criterion.name}_{branch}"
+        if criterion.softmax_weight and output.logits is not None:
+            yield f"loss/softmax_{branch}"
