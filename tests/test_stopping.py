@@ -69,11 +69,23 @@ def test_what_a_loader_was_told_to_do_in_its_workers_is_done():
     assert next(iter(loader)).sum() == 0
 
 
-def test_a_command_that_is_terminated_says_so(tmp_path):
-    code = (
-        "import os, signal\nfrom bdbnet.config import command\n"
-        "@command('report')\ndef main(config): os.kill(os.getpid(), signal.SIGTERM)\nmain()"
+def as_command(body: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    code = f"import os, signal\nfrom bdbnet.config import command\n@command('search')\ndef main(config): {body}\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=folder, check=False
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+
+
+def test_a_command_that_is_terminated_says_so(tmp_path):
+    done = as_command("os.kill(os.getpid(), signal.SIGTERM)", folder=tmp_path)
     assert done.returncode == 143
     assert done.stderr == "\ninterrupted. Run the same command again.\n"
+
+
+def test_a_command_names_the_folder_where_the_system_names_no_file(tmp_path):
+    done = as_command("raise OSError(28, 'No space left on device')", f"output_root={tmp_path}", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"\nerror: a file in {tmp_path} can't be written: No space left on device; free some space"
+    )
+    assert done.stderr.endswith("What was written before is kept. Run the same command again.\n")

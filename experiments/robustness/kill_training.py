@@ -11,27 +11,33 @@ The exit status is 1 if one case differs.
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+import bdbnet.files
+import bdbnet.training.runs  # here, so that the trainings, which are forked, need not do it
+from bdbnet.train import main as train
+
 KILL, TERM, GROUP = "kill -9", "SIGTERM to the process", "SIGTERM to its group"
-#: What tells a training in this file apart from the tests: `python kill_training.py SLOW <seconds> <arguments of bdbnet.train>`.
-SLOW = "slow-training"
 TIMES = ("seconds", "images_per_second")
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
+PATIENCE = 600.0
+#: Eight steps an epoch.
+DATA = "{train_identities:32,test_identities:8,images_per_camera:2,cameras:2,distractors:4,image_size:[32,16]}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,12 @@ class Place:
     title: str
     root: Path
     delay: float = 0.0
+
+    def folder(self, name: str) -> Path:
+        return self.root / "train" / name
+
+    def log(self, name: str) -> Path:
+        return self.root / f"{name}.log"
 
 
 class Training:
@@ -54,8 +66,9 @@ class Training:
     def __init__(self, arguments: Sequence[str], workers: int) -> None:
         self.arguments, self.workers = list(arguments), workers
 
-    def start(self, place: Place, name: str, *more: str, workers: int = 0) -> subprocess.Popen[str]:
+    def start(self, place: Place, name: str, *more: str, workers: int = 0) -> ForkProcess:
         """Start it in a process group of its own, up to the moment at which it begins to train."""
+        place.root.mkdir(parents=True, exist_ok=True)
         arguments = [
             *self.arguments,
             f"loading.num_workers={workers}",
@@ -63,42 +76,51 @@ class Training:
             f"run_name={name}",
             *more,
         ]
-        command = [sys.executable, "-m", "bdbnet.train", *arguments]
-        if place.delay:
-            command = [sys.executable, __file__, SLOW, str(place.delay), *arguments]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("run folder: "):
-                return process
-        sys.exit(f"the training does not start:\n{process.stderr.read() if process.stderr else ''}")
+        log = place.log(name)
+        log.write_text("")
+        process = multiprocessing.get_context("fork").Process(target=in_process, args=(arguments, log, place.delay))
+        process.start()
+        deadline = time.monotonic() + PATIENCE
+        while "\nrun folder: " not in log.read_text() and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return process
 
     def case(self, place: Place, name: str, how: str, after: float) -> str:
         """Start, send the signal after so many seconds, resume.  Returns what happened; raises `Failure`."""
         process = self.start(place, name, workers=0 if how == KILL else self.workers)
-        try:
-            process.wait(after)
-        except subprocess.TimeoutExpired:
-            if how == GROUP:
-                os.killpg(process.pid, signal.SIGTERM)
-            else:
-                process.send_signal(signal.SIGKILL if how == KILL else signal.SIGTERM)
-        said, errors = process.communicate(timeout=120)
+        process.join(after)
+        if process.is_alive() and process.pid is not None:
+            (os.killpg if how == GROUP else os.kill)(process.pid, signal.SIGKILL if how == KILL else signal.SIGTERM)
         expected = -signal.SIGKILL if how == KILL else 128 + signal.SIGTERM
-        if process.returncode not in (0, expected):
-            raise Failure(f"exit status {process.returncode} instead of {expected}\n{said}{errors}")
-        if "Traceback" in errors:
-            raise Failure(f"a traceback:\n{errors}")
-        if process.returncode == 0:
+        ended(process, place.log(name), 0, expected)
+        if process.exitcode == 0:
             return "it was finished already"
-        step = step_of(place.root / "train" / name)
-        resumed = self.start(place, name, "ckpt_path=last", workers=0)
-        said, errors = resumed.communicate(timeout=300)
-        if resumed.returncode:
-            raise Failure(f"resuming failed with exit status {resumed.returncode}\n{said}{errors}")
+        step = step_of(place.folder(name))
+        ended(self.start(place, name, "ckpt_path=last"), place.log(name), 0)
         return "no checkpoint yet" if step is None else f"resumed at step {step}"
+
+
+def in_process(arguments: Sequence[str], log: Path, delay: float) -> None:
+    """Body of a training process."""
+    os.setsid()
+    with log.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    if delay:
+        write_slowly(delay)
+    sys.argv = ["bdbnet.train", *arguments]
+    train()
+
+
+def ended(process: ForkProcess, log: Path, *statuses: int) -> None:
+    """Wait for the end.  Raises `Failure` after another exit status or a traceback."""
+    process.join(PATIENCE)
+    said = log.read_text()
+    if process.exitcode not in statuses:
+        process.kill()
+        raise Failure(f"exit status {process.exitcode} instead of {' or '.join(map(str, statuses))}\n{said}")
+    if "Traceback" in said:
+        raise Failure(f"a traceback:\n{said}")
 
 
 class Failure(Exception):
@@ -141,10 +163,8 @@ def same(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def train_slowly(delay: float, arguments: Sequence[str]) -> None:
-    """`bdbnet.train` whose files take so many seconds each: half of it while they are written, a quarter before each rename."""
-    import bdbnet.files
-    from bdbnet.train import main
+def write_slowly(delay: float) -> None:
+    """Let each file that `bdbnet` writes take so many seconds: half of them for its content, a quarter before each rename."""
 
     class SlowFile:
         def __init__(self, file: Any) -> None:
@@ -185,10 +205,8 @@ def train_slowly(delay: float, arguments: Sequence[str]) -> None:
         keep(path, name)
         time.sleep(delay / 4)
 
-    bdbnet.files.os = SlowSystem()
+    bdbnet.files.os = SlowSystem()  # type: ignore[attr-defined,assignment]
     bdbnet.files._keep = kept_slowly
-    sys.argv = ["bdbnet.train", *arguments]
-    main()
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -222,15 +240,13 @@ def main() -> None:
         temporary.append(Path(tempfile.mkdtemp(prefix="kill-training-", dir=options.elsewhere)))
         places.append(Place("other file system", temporary[-1]))
         places.append(Place("other file system, slow writes", temporary[-1] / "slow", options.delay))
-    training = Training(
-        [
-            "dataset=synthetic_reid", "backbone=osnet_x0_25", "backbone.weights=none", "dataset.image_size=[64,32]",
-            "sampler.batch_size=16", "trainer.accelerator=cpu", "trainer.precision=32-true", "evaluation.every_n_epochs=1",
-            "callbacks.progress=false", f"trainer.max_epochs={options.epochs}",
-            f"data_root={options.data_root or folder / 'data'}",
-        ],
-        options.workers,
-    )  # fmt: skip
+    settings = [
+        "dataset=synthetic_reid", f"dataset.options={DATA}", f"data_root={options.data_root or folder / 'data'}",
+        "dataset.image_size=[64,32]", "backbone=osnet_x0_25", "backbone.weights=none", "sampler.batch_size=16",
+        "trainer.accelerator=cpu", "trainer.precision=32-true", f"trainer.max_epochs={options.epochs}",
+        "evaluation.every_n_epochs=1", "callbacks.progress=false",
+    ]  # fmt: skip
+    training = Training(settings, options.workers)
     try:
         sys.exit(report(training, places, options))
     finally:
@@ -241,41 +257,30 @@ def main() -> None:
 def report(training: Training, places: Sequence[Place], options: argparse.Namespace) -> int:
     """Run all cases, print a line for each.  Returns the exit status."""
     signals = [KILL] * options.kills + [TERM] * options.terms + [GROUP] * options.groups
-    used = {number: places[number % len(places)] for number in range(len(signals))}
-    seconds = {}
-    for place in dict.fromkeys([places[0], *used.values()]):
-        name = f"reference-{time.time_ns()}"
-        process = training.start(place, name)
+    used = [places[number % len(places)] for number in range(len(signals))]
+    seconds: dict[Place, float] = {}
+    for place in dict.fromkeys([places[0], *used]):
+        process = training.start(place, "reference")
         began = time.perf_counter()
-        said, errors = process.communicate(timeout=600)
-        if process.returncode:
-            sys.exit(f"the uninterrupted training failed:\n{said}{errors}")
-        seconds[place] = time.perf_counter() - began, place.root / "train" / name
-        print(f"{place.title}: the uninterrupted training took {seconds[place][0]:.1f} s", flush=True)
-    reference = seconds[places[0]][1]
-    chance = random.Random(options.seed)
-    failed = 0
-    for number, how in enumerate(signals, 1):
-        place = used[number - 1]
-        after = chance.uniform(0, seconds[place][0])
-        name = f"case-{number}-{time.time_ns()}"
+        ended(process, place.log("reference"), 0)
+        seconds[place] = time.perf_counter() - began
+        print(f"{place.title}: the uninterrupted training took {seconds[place]:.1f} s", flush=True)
+    reference, chance, failed = places[0].folder("reference"), random.Random(options.seed), 0
+    for number, (how, place) in enumerate(zip(signals, used), 1):
+        after, name = chance.uniform(0, seconds[place]), f"case-{number}"
         line = f"[{number}/{len(signals)}] {how} after {after:5.2f} s, {place.title}:"
         try:
             happened = training.case(place, name, how, after)
-            different = differences(reference, place.root / "train" / name)
-            outcome = f"DIFFERS in {'; '.join(different)}" if different else "equal"
-            print(f"{line} {happened}, {outcome}", flush=True)
+            different = differences(reference, place.folder(name))
             failed += bool(different)
+            print(f"{line} {happened}, {f'DIFFERS in {chr(10).join(different)}' if different else 'equal'}", flush=True)
         except Failure as failure:
-            print(f"{line} FAILED: {failure}", flush=True)
             failed += 1
-        shutil.rmtree(place.root / "train" / name, ignore_errors=True)
+            print(f"{line} FAILED: {failure}", flush=True)
+        shutil.rmtree(place.folder(name), ignore_errors=True)
     print(f"{len(signals) - failed} of {len(signals)} ended as the uninterrupted training, bit for bit")
     return int(failed > 0)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [SLOW]:
-        train_slowly(float(sys.argv[2]), sys.argv[3:])
-    else:
-        main()
+    main()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -358,9 +357,8 @@ def _message(error: Exception, again: str) -> str:
     if not isinstance(error, OSError) or not is_about_writing(error):
         return _shortened(str(error))
     if not isinstance(error, WriteError):
-        known = HydraConfig.initialized()
-        somewhere = f"a file of {HydraConfig.get().runtime.output_dir}" if known else "a file"
-        error = WriteError(error.filename or somewhere, error)
+        roots = [value for key, _, value in (each.partition("=") for each in sys.argv[1:]) if key == "output_root"]
+        error = WriteError(error.filename or f"a file in {(roots or ['outputs'])[-1].strip(chr(34))}", error)
     return f"{error}. What was written before is kept. {again}"
 
 

@@ -9,7 +9,7 @@ from bdbnet.stopping import Stopped
 RESUME = "Resume with the same command and ckpt_path=last."
 
 
-@command("train", again=f"{RESUME} Runs that are finished are only evaluated again.")
+@command("train", again=RESUME)
 def main(config: DictConfig) -> float:
     from pytorch_lightning.utilities import rank_zero_only
 

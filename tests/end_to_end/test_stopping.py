@@ -26,8 +26,8 @@ def environment() -> dict[str, str]:
 def test_killed_trainings_end_as_if_nothing_had_happened(tmp_path):
     script = CHECKOUT / "experiments" / "robustness" / "kill_training.py"
     done = subprocess.run(
-        [sys.executable, script, "--kills=1", "--terms=0", "--groups=1", "--epochs=3", "--delay=0.3", f"--folder={tmp_path}"],
-        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, script, "--kills=1", "--terms=0", "--groups=1", "--epochs=2", "--delay=0.3", f"--folder={tmp_path}"],
+        env=environment(), capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 ended as the uninterrupted training, bit for bit" in done.stdout

@@ -236,6 +236,21 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_kept(tiny_config, tmp_p
     assert train(tiny_config("ckpt_path=last"), tmp_path).epochs == 2
 
 
+def test_what_was_evaluated_is_said_where_it_can_not_be_written(
+    finished_run, tiny_config, tmp_path, monkeypatch, capsys
+):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = tiny_config(f"checkpoint={finished_run / 'last.ckpt'}", "dataset=synthetic_reid", command="evaluate")
+    config.dataset.options = read_result(finished_run / "result.json").config["dataset"]["options"]
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match=r"result\.json can't be written"):
+        evaluate(config, tmp_path)
+    rank1 = read_result(finished_run / "result.json").metrics["rank1"]
+    assert f"measured, but not written: Rank-1 {100 * rank1:.1f} %" in capsys.readouterr().out
+
+
 def test_a_folder_that_another_process_trains_in_is_refused(tiny_config, tmp_path):
     with FileLock(tmp_path / LOCK), pytest.raises(ConfigError, match=r"another process is training there.*run_name="):
         train(tiny_config(), tmp_path)

@@ -97,11 +97,11 @@ class Signals(Callback):
         self._trainer = trainer
         for number in ENDING:
             signal.signal(number, self._end)
-        number = getattr(signal, "SIGUSR1", None)
-        theirs = None if number is None else signal.getsignal(number)
-        if callable(theirs) and type(theirs).__module__.startswith("pytorch_lightning."):
-            self._requeue = lambda: theirs(cast(int, number), None)
-            signal.signal(cast(int, number), self._note_requeue)
+        announced = getattr(signal, "SIGUSR1", None)
+        theirs: Any = None if announced is None else signal.getsignal(announced)
+        if announced is not None and type(theirs).__module__.startswith("pytorch_lightning."):
+            self._requeue = lambda: theirs(announced, None)
+            signal.signal(announced, self._note_requeue)
 
     def _end(self, number: int, _: FrameType | None) -> None:
         if not self._deferred or (number == signal.SIGINT and self.asked is signal.SIGINT):

@@ -67,7 +67,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
     previous = [path for path in [folder / PREVIOUS] if path.is_file()]
     if len(newest) + len(previous) <= 1:  # read once, when it is checked
         return next(iter(newest + previous), None)
-    steps, damaged = {}, []
+    steps: dict[Path, int] = {}
+    damaged: list[CheckpointError] = []
     for path in newest + previous:
         if path in previous and steps:
             continue
@@ -78,8 +79,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
     if not steps:
         raise damaged[0]
     found = max(steps, key=lambda path: steps[path])
-    for error in damaged:
-        print(f"{error}\nIt is left out: the checkpoint before it is {found}.")
+    for problem in damaged:
+        print(f"{problem}\nIt is left out: the checkpoint before it is {found}.")
     return found
 
 

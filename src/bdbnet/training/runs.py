@@ -55,7 +55,7 @@ def train(config: DictConfig, folder: Path) -> Result:
         DatasetError, ImageError, CheckpointError, TrainingError: see there.
         Stopped: a signal ended the training; the checkpoint of the last step is there.
     """
-    if rank_zero_only.rank:  # the first rank holds the lock, and says what happened
+    if cast(Any, rank_zero_only).rank:  # the first rank holds the lock, and says what happened
         try:
             return _train(config, folder)
         except Stopped:
