@@ -28,10 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 from bdbnet import plugins
 from bdbnet.command_line import check_form, keys_of, list_of_plugins, one_logger_each, typed_plugins
 from bdbnet.command_line import quote_paths as quote_paths
+from bdbnet.files import WriteError, is_about_writing
 from bdbnet.renamed import KEYS, TARGETS, rename_keys, with_todays_keys
 from bdbnet.schema import BESIDE_CLASS, FILLED_IN, PASSED_ON, check, nearest
 from bdbnet.settings import ConfigError as ConfigError
 from bdbnet.settings import unnamed_settings
+from bdbnet.stopping import Stopped, terminated_in_order
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 
@@ -308,11 +310,17 @@ def _check_targets(node: Any, *, ours_only: bool) -> None:
             _check_targets(child, ours_only=ours_only)
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
+def command(
+    config_name: str, *, again: str = "Run the same command again."
+) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
     """Turn ``main(cfg)`` into a command with the config ``conf/<config_name>.yaml``.
 
     Errors that bdbnet raises on purpose, and those of the file system, end the command with one clear message and exit status 1;
-    ``HYDRA_FULL_ERROR=1`` shows the trace instead. Anything else is a fault of ours and keeps its trace.
+    ``HYDRA_FULL_ERROR=1`` shows the trace instead. Anything else is a fault of ours and keeps its trace. Ctrl-C and SIGTERM end it
+    with status 130 and 143.
+
+    Args:
+        again: what to do after it was stopped, or when it could not write a file.
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
@@ -331,12 +339,15 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 try:
                     return call(*config)
                 except KeyboardInterrupt:
-                    print("\ninterrupted", file=sys.stderr)
+                    _tell_stopped(again, told=False)
                     sys.exit(130)
+                except Stopped as stopped:
+                    _tell_stopped(again, told=stopped.told)
+                    sys.exit(stopped.code)
                 except Exception as error:
                     if full_trace or not _is_meant(error):
                         raise
-                    print(f"\nerror: {_shortened(str(error))}", file=sys.stderr)
+                    print(f"\nerror: {_message(error, again)}", file=sys.stderr)
                     sys.exit(1)
 
             return run
@@ -375,7 +386,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     return start(*config)
 
             try:
-                return speaking(started)(*config)
+                with terminated_in_order():
+                    return speaking(started)(*config)
             finally:
                 restore_setting()
 
@@ -474,6 +486,25 @@ def _not_there(key: str, config_name: str) -> ConfigError:
 def _is_group(argument: str) -> bool:
     key, equals, value = argument.partition("=")
     return bool(equals and value) and key.replace("/", "").isidentifier() and (config_dir() / key).is_dir()
+
+
+def _tell_stopped(again: str, *, told: bool) -> None:
+    """Say how to go on after Ctrl-C or SIGTERM; of a single run that may have been ``told`` already."""
+    several = any(re.fullmatch(r"-\w*m\w*|--multirun", argument) for argument in sys.argv[1:])
+    if several:
+        print(f"\nThe jobs that were to follow are not run. {again}", file=sys.stderr)
+    elif not told:
+        print(f"\ninterrupted. {again}", file=sys.stderr)
+
+
+def _message(error: Exception, again: str) -> str:
+    """What an error says, and where a file could not be written, what is kept."""
+    if not isinstance(error, OSError) or not is_about_writing(error):
+        return _shortened(str(error))
+    if not isinstance(error, WriteError):
+        roots = [value for key, _, value in (each.partition("=") for each in sys.argv[1:]) if key == "output_root"]
+        error = WriteError(error.filename or f"a file in {(roots or ['outputs'])[-1].strip(chr(34))}", error)
+    return f"{error}. What was written before is kept. {again}"
 
 
 def _tell(notes: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from bdbnet.config import ConfigError, command, shown_path
 
 
-@command("embed")
+@command("embed", again="Run the same command again; it resumes where it stopped.")
 def main(config: DictConfig) -> None:
     if config.checkpoint is None:
         raise ConfigError("checkpoint= is missing: give a network, for example outputs/train/<run>/last.ckpt")

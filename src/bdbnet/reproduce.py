@@ -13,13 +13,17 @@ from bdbnet.config import ConfigError, command, shown_path
 ALL = ["table=all", "figure=all"]
 
 
-@command("reproduce")
+@command(
+    "reproduce",
+    again="Run the same command again; trainings that are finished are kept, the one that stopped is resumed.",
+)
 def main(config: DictConfig) -> None:
     check(config)
     from bdbnet.reporting.table import as_text
     from bdbnet.reproduction.budget import read_budget
+    from bdbnet.reproduction.cells import Run
     from bdbnet.reproduction.measured import Measured, jobs_of, measure
-    from bdbnet.reproduction.running import run_missing
+    from bdbnet.reproduction.running import check_complete, run_missing
     from bdbnet.reproduction.spec import find_tables
     from bdbnet.reproduction.writing import reproduction_grid, write_summary, write_tables
 
@@ -29,6 +33,7 @@ def main(config: DictConfig) -> None:
     base = Path(config.output_root) / "reproduce"
     names = list(config.budget) if OmegaConf.is_list(config.budget) else [config.budget]
     everything: list[Measured] = []
+    runs: list[Run] = []
     for budget in (read_budget(str(name), config) for name in names):
 
         def look(budget: Any = budget) -> list[Measured]:
@@ -38,7 +43,7 @@ def main(config: DictConfig) -> None:
 
         measured = look()
         if not config.list and config.version is None:
-            run_missing(
+            runs += run_missing(
                 jobs_of(measured, config.seeds),
                 retry=config.retry,
                 keep_checkpoints=budget.keep_checkpoints,
@@ -56,6 +61,7 @@ def main(config: DictConfig) -> None:
         everything += measured
     if config.summary is not None:
         print(f"summary: {write_summary(everything, Path(config.summary), command_line(config))}")
+    check_complete(runs, str(config.weights_root))
 
 
 def check(config: DictConfig) -> None:

@@ -5,13 +5,13 @@ import os
 import platform
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from bdbnet.files import write_atomically as write_atomically
 from bdbnet.renamed import with_todays_names
 
 SCHEMA = 1
@@ -26,6 +26,7 @@ ANALYSIS = "analysis.json"
 PER_QUERY = "per_query.parquet"
 CAMERA_PAIRS = "camera_pairs.csv"
 LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"  # the checkpoint before last.ckpt, while a run is being trained
 BEST = "best.ckpt"
 
 
@@ -341,21 +342,6 @@ def read_result(path: str | Path) -> Result:
         return Result(protocol=Protocol(**protocol), **record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultError(f"{path}: not a record of this schema ({error}); measure again") from error
-
-
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Write a file through a temporary one beside it and a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def versions() -> dict[str, str]:

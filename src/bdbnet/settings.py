@@ -42,6 +42,7 @@ SETTINGS = {
     "logger":                          Setting(False, "no",   "no",   False),
     "loggers":                         Setting(False, "no",   "no",   False),
     "on_error":                        Setting(False, "yes",  "yes",  False),
+    "other_ranks":                     Setting(False, "no",   "no",   False),
     "output":                          Setting(False, "yes",  "yes",  False),
     "output_root":                     Setting(False, "no",   "no",   False),
     "overwrite":                       Setting(False, "no",   "no",   False),

@@ -4,9 +4,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from bdbnet.config import command, shown_path
+from bdbnet.stopping import Stopped
+
+RESUME = "Resume with the same command and ckpt_path=last."
 
 
-@command("train")
+@command("train", again=RESUME)
 def main(config: DictConfig) -> float:
     from pytorch_lightning.utilities import rank_zero_only
 
@@ -15,8 +18,13 @@ def main(config: DictConfig) -> float:
     from bdbnet.training.runs import train
 
     folder = shown_path(HydraConfig.get().runtime.output_dir)
-    result = train(config, folder)
     say = rank_zero_only(print)
+    try:
+        result = train(config, folder)
+    except Stopped as stopped:
+        say(RESUME, flush=True)
+        stopped.told = True
+        raise
     say(metrics_table(result))
     say(f"result: {folder / 'result.json'}\na page to look at: python -m bdbnet.report run={folder}")
     return result.metrics[main_metric(config)]

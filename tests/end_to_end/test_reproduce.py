@@ -6,6 +6,7 @@ Of the others the cells are composed and listed.
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,11 +58,27 @@ def test_every_cell_of_every_table_can_be_composed(tmp_path):
 
 def test_without_data_every_cell_says_so_and_nothing_is_trained(tmp_path):
     done = reproduce(tmp_path, "table=[3,6]", "figure=7b")
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "trainings have no result:" in done.stderr
+    assert "data absent: data/cuhk03: no such folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert reproduce(tmp_path, "table=3", "list=true").returncode == 0
     assert "data absent" in done.stdout
     assert "data/cuhk03: no such folder; python -m bdbnet.prepare dataset=cuhk03_detect --help" in done.stdout
     assert "run folder: " not in done.stdout
     assert not list(tmp_path.rglob("result.json"))
+
+
+def test_without_its_weights_nothing_looks_like_success(tmp_path):
+    budget = (CHECKOUT / "experiments" / "budgets" / "smoke.yaml").read_text()
+    weights = "backbone.weights=${weights_root}/osnet.pth"
+    (tmp_path / "mine.yaml").write_text(budget.replace("backbone.weights=none", weights))
+    assert weights in (tmp_path / "mine.yaml").read_text()
+    done = reproduce(tmp_path, "table=5", "budget=mine.yaml", "weights_root=files")
+    assert done.returncode == 1
+    found = r"error: (\d+) of \1 trainings have no result:\n  \1 x data absent: files/osnet.pth: no such file"
+    assert re.search(found, done.stderr), done.stderr
+    assert "weights_root=files: put them there, or give weights_root=<their folder>" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """Trainings that fill tables: each once, going on where they stopped, whatever happens to the others."""
 
+import errno
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +12,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from bdbnet.files import LOCK
 from bdbnet.reproduction import running
-from bdbnet.reproduction.cells import FAILURE, LOCK, State
+from bdbnet.reproduction.cells import FAILURE, State
 from bdbnet.reproduction.measured import jobs_of, measure
-from bdbnet.reproduction.running import run_missing
+from bdbnet.reproduction.running import IncompleteError, check_complete, run_missing
 from bdbnet.results import LAST, RESULT
+from bdbnet.stopping import Stopped
 from bdbnet.training.callbacks import History
 from toy_tables import BUDGET, TABLE
 
@@ -72,6 +77,44 @@ def test_a_killed_training_goes_on(jobs, trained, monkeypatch):
     assert done.state is State.DONE
     assert len((done.folder / "history.csv").read_text().splitlines()) == 3
     assert trained == [done.folder] * 2
+
+
+def test_sigterm_stops_all_trainings_and_the_same_call_resumes(jobs, trained, monkeypatch):
+    def terminate(self, trainer, module, real=History.on_train_epoch_start):
+        real(self, trainer, module)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_epoch_start", terminate)
+        with pytest.raises(Stopped):
+            run_missing(jobs())
+    assert len(trained) == 1
+    assert [job.cell.inspect(1).state for job in jobs()] == [State.STARTED, State.OPEN]
+    runs = run_missing(jobs())
+    assert [run.state for run in runs] == [State.DONE] * 2
+    check_complete(runs, "weights")
+
+
+def test_trainings_without_a_result_are_counted_with_their_reasons(jobs):
+    absent = jobs("backbone.weights=weights/w.pth")[0]
+    wrong = jobs("dropping.height_ratio=1.5")[1]
+    with pytest.raises(IncompleteError) as stop:
+        check_complete(run_missing([absent, wrong]), "weights")
+    said = str(stop.value)
+    assert said.startswith("2 of 2 trainings have no result:\n  1 x data absent: weights/w.pth: no such file\n  1 x ")
+    assert "height_ratio must" in said
+    assert "give weights_root=<their folder>" in said
+    check_complete(run_missing(jobs(), seconds=-1), "weights")  # said, and wanted
+
+
+def test_a_full_disk_ends_all_trainings(jobs, trained, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bdbnet.training.checkpoints.torch.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_missing(jobs())
+    assert len(trained) == 1
 
 
 def test_a_training_cut_short_by_a_limit_is_not_done(jobs):

@@ -226,3 +226,95 @@ def test_other_data_than_the_checkpoints_are_refused(tiny_config, finished_run, 
     monkeypatch.setattr("bdbnet.loading.from_config.load_manifest", lambda *_, **__: Manifest(table, manifest.root))
     with pytest.raises(ConfigError, match=r"was trained on other data: the dataset has changed since"):
         train(config, tmp_path)
+
+
+def test_the_checkpoint_before_a_damaged_one_is_resumed_from(tiny_config, tmp_path, capsys):
+    def stop_in_third_epoch(self, trainer, module, begin_epoch=History.on_train_epoch_start):
+        begin_epoch(self, trainer, module)
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(History, "on_train_epoch_start", stop_in_third_epoch)
+        with pytest.raises(SystemExit) as stop:
+            train(tiny_config("trainer.max_epochs=3"), tmp_path)
+    assert stop.value.code == 130
+    last = tmp_path / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    (tmp_path / ".last.ckpt.abc").touch()  # of a process that was killed while it wrote
+    train(tiny_config("trainer.max_epochs=3", "ckpt_path=last"), tmp_path)
+    said = capsys.readouterr().out
+    assert f"{last}: not a checkpoint written by torch.save, or damaged" in said
+    assert f"resuming from {tmp_path / 'previous.ckpt'}" in said
+    assert list(pd.read_csv(tmp_path / "history.csv")["epoch"]) == [1, 2, 3]
+    assert {path.name for path in tmp_path.iterdir()} >= {"last.ckpt", "best.ckpt", "result.json"}
+    assert not [path for path in tmp_path.iterdir() if path.name in ("previous.ckpt", ".last.ckpt.abc")]
+
+
+@pytest.mark.parametrize("formerly", [False, True], ids=["as written now", "as written formerly"])
+def test_a_moved_run_folder_keeps_its_best_checkpoint(formerly, tiny_config, tmp_path, monkeypatch):
+    """Scores .9, .1 with a stop between them and a move: best.ckpt is still the first epoch's."""
+    scores, evaluate_epoch = {0: 0.9, 1: 0.1}, TrainingModule.on_validation_epoch_end
+
+    def scored(self):
+        evaluate_epoch(self)
+        self.metrics["rank1"] = scores[self.current_epoch]
+        self.log_dict(self.metrics)
+
+    def stop_in_second_epoch(self, trainer, module, begin_epoch=History.on_train_epoch_start):
+        begin_epoch(self, trainer, module)
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingModule, "on_validation_epoch_end", scored)
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_epoch_start", stop_in_second_epoch)
+        with pytest.raises(SystemExit):
+            train(tiny_config("evaluation.every_n_epochs=1"), tmp_path / "old")
+    checkpoint = torch.load(tmp_path / "old" / "last.ckpt", weights_only=True)
+    states = [state for key, state in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint{")]
+    assert len(states) == 2
+    assert str(tmp_path) not in repr(states)
+    if formerly:
+        for state in states:
+            path = str(tmp_path / "old" / state["best_model_path"])
+            state |= {"dirpath": str(tmp_path / "old"), "best_model_path": path}
+            state["best_k_models"] = dict(zip([path], state["best_k_models"].values()))
+        torch.save(checkpoint, tmp_path / "old" / "last.ckpt")
+    (tmp_path / "old").rename(tmp_path / "new")
+    result = train(tiny_config("evaluation.every_n_epochs=1", "ckpt_path=last"), tmp_path / "new")
+    assert result.best["epoch"] == 1
+    assert torch.load(tmp_path / "new" / "best.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_the_best_is_of_the_epochs_whose_checkpoint_is_there(finished_run, tiny_config, tmp_path):
+    """A folder that was moved without its best.ckpt."""
+    shutil.copy(finished_run / "last.ckpt", tmp_path / "last.ckpt")
+    settings = ["evaluation.before_training=true", "evaluation.every_n_epochs=1"]
+    assert train(tiny_config(*settings, "ckpt_path=last"), tmp_path).best["epoch"] == 2
+    assert (tmp_path / "best.ckpt").is_file()
+
+
+def test_another_number_of_processes_is_refused_unless_asked_for(finished_run, tiny_config, tmp_path):
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    assert content["bdbnet"]["ranks"] == 1
+    content["bdbnet"]["ranks"] = 2
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(ConfigError, match=r"was trained by 2 processes, this run has 1.*other_ranks=true"):
+        train(tiny_config("ckpt_path=last"), tmp_path)
+    assert train(tiny_config("ckpt_path=last", "other_ranks=true"), tmp_path).epochs == 2
+
+
+@pytest.mark.parametrize(("devices", "refused"), [(1, False), (4, True), ([0, 1], True), ("auto", False)])
+def test_older_checkpoints_say_the_number_of_processes_by_their_settings(
+    devices, refused, finished_run, tiny_config, tmp_path
+):
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    del content["bdbnet"]["ranks"]
+    content["bdbnet"]["config"]["trainer"]["devices"] = devices
+    torch.save(content, tmp_path / "last.ckpt")
+    if refused:
+        with pytest.raises(ConfigError, match="other_ranks=true"):
+            train(tiny_config("ckpt_path=last"), tmp_path)
+    else:
+        train(tiny_config("ckpt_path=last"), tmp_path)

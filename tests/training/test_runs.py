@@ -1,18 +1,21 @@
 """Whole runs at toy size: what they leave, how they resume, what stops them."""
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 from bdbnet.config import ConfigError
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.evaluate import evaluate
 from bdbnet.evaluation.test_set import EvaluationError
 from bdbnet.evaluation.trainer import build_trainer
+from bdbnet.files import LOCK, WriteError
 from bdbnet.loading import ImageError, SamplerError
 from bdbnet.loading.from_config import build_manifest
 from bdbnet.models import CheckpointError
@@ -216,13 +219,44 @@ def test_a_setting_that_cannot_be_used_is_named(override, said, tiny_config, tmp
     assert type(stop.value).__module__.startswith("bdbnet.")
 
 
-def test_a_full_disk_ends_the_run_with_the_system_s_words(tiny_config, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
+def test_a_full_disk_is_named_and_the_last_checkpoint_is_kept(tiny_config, tmp_path, monkeypatch, capsys):
+    flush, calls = os.fsync, []
 
-    monkeypatch.setattr("lightning_fabric.plugins.io.torch_io._atomic_save", full)
-    with pytest.raises(OSError, match="No space left"):
+    def full(handle):
+        calls.append(Path(f"/proc/self/fd/{handle}").resolve().name)
+        if sum("last.ckpt" in name for name in calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match=r"last\.ckpt can't be written: No space left on device; free some space"):
         train(tiny_config(), tmp_path)
+    assert f"Stopped in epoch 2. Kept: {tmp_path / 'last.ckpt'}." in capsys.readouterr().out
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 0
+    monkeypatch.undo()
+    assert train(tiny_config("ckpt_path=last"), tmp_path).epochs == 2
+
+
+def test_what_was_evaluated_is_said_where_it_can_not_be_written(
+    finished_run, tiny_config, tmp_path, monkeypatch, capsys
+):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = tiny_config(f"checkpoint={finished_run / 'last.ckpt'}", "dataset=synthetic_reid", command="evaluate")
+    config.dataset.options = read_result(finished_run / "result.json").config["dataset"]["options"]
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match=r"result\.json can't be written"):
+        evaluate(config, tmp_path)
+    rank1 = read_result(finished_run / "result.json").metrics["rank1"]
+    assert f"measured, but not written: Rank-1 {100 * rank1:.1f} %" in capsys.readouterr().out
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(tiny_config, tmp_path):
+    with FileLock(tmp_path / LOCK), pytest.raises(ConfigError, match=r"another process is training there.*run_name="):
+        train(tiny_config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    train(tiny_config("trainer.max_epochs=1"), tmp_path)
 
 
 def test_retrieval_is_evaluated_by_recall(tiny_config, tmp_path):

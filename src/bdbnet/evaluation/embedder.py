@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from bdbnet.config import ConfigError
@@ -24,6 +23,7 @@ from bdbnet.datasets.checking import usable_cores
 from bdbnet.evaluation.inputs import ImageFiles, InputError, as_pixels, boxes_in, only_image
 from bdbnet.evaluation.saved import save_embedder
 from bdbnet.loading import Preprocessing, default_workers
+from bdbnet.loading.loader import WorkerLoader
 from bdbnet.loading.sources import find_images
 from bdbnet.models import EmbeddingNetwork
 from bdbnet.renamed import first_name
@@ -278,7 +278,7 @@ class Embedder:
         """
         workers = min(default_workers(local_ranks) if num_workers is None else num_workers, len(batches))
         files = ImageFiles(manifest, self.preprocessing, skip_unreadable=skip_unreadable)
-        loader = DataLoader(
+        loader = WorkerLoader(
             files,
             batch_sampler=cast(Any, batches),
             collate_fn=_as_it_is,

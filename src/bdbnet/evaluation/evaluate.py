@@ -18,9 +18,10 @@ from bdbnet.evaluation.protocol import build_metric, build_protocol
 from bdbnet.evaluation.ranking_lists import write_ranking_lists
 from bdbnet.evaluation.test_set import TestSet
 from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_libraries, seed_everything
+from bdbnet.files import WriteError
 from bdbnet.loading.datamodule import test_rows
 from bdbnet.loading.from_config import build_data, build_manifest
-from bdbnet.results import RESULT, Result
+from bdbnet.results import RESULT, Result, metric_of
 from bdbnet.retrieval import rank_queries
 
 
@@ -66,10 +67,17 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         images_per_second={"evaluate": round(len(data.test_table) / module.evaluation_seconds, 2)},
     )
     if trainer.is_global_zero:
-        clear_analysis(folder)
-        write_outcome(result, test, folder, top_k)
-        if config.analysis:
-            analyse(test, folder, result)
+        try:
+            clear_analysis(folder)
+            write_outcome(result, test, folder, top_k)
+            if config.analysis:
+                analyse(test, folder, result)
+        except WriteError:  # what was measured is not lost with it
+            values = [
+                f"{metric_of(name).title} {metric_of(name).text(value)}" for name, value in result.metrics.items()
+            ]
+            print(f"measured, but not written: {', '.join(values)}")
+            raise
     return result
 
 

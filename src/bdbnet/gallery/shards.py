@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import pandas as pd
 import safetensors.numpy
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from bdbnet.config import ConfigError
 from bdbnet.evaluation.embedder import Embedded, Embedder, EmbeddingError
+from bdbnet.files import locked
 from bdbnet.gallery.embedding import stamp_of
 from bdbnet.gallery.store import (
     FORMATS,
@@ -40,8 +40,6 @@ from bdbnet.gallery.store import (
 from bdbnet.loading.sources import Images
 from bdbnet.results import write_atomically
 from bdbnet.settings import is_whole
-
-_LOCK = ".lock"
 
 
 class Ranks(NamedTuple):
@@ -135,8 +133,7 @@ def embed_into(
             "overwrite=true: several processes can't delete a folder together; delete it before they start"
         )
     run = _Run(folder, stamp_of(embedder), images, shard_size, batch_size, format)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / _LOCK):
+    with locked(folder):
         if overwrite:
             clear_folder(folder)
         run.begin()
@@ -155,7 +152,7 @@ def embed_into(
                 run.write(shard, parts)
                 embedded += sum(len(part.rows) for part in parts)
     seconds = time.perf_counter() - began
-    with FileLock(folder / _LOCK):
+    with locked(folder):
         missing = run.finish()
     return Outcome(embedded, seconds, missing)
 

@@ -7,13 +7,10 @@ A folder holds `meta.json`, written last, `manifest.parquet` with a row per imag
 import hashlib
 import io
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -21,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from bdbnet.files import replaced
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import versions, write_atomically
 
@@ -195,8 +193,8 @@ def write_store(
     digest = hashlib.sha256(buffer.getvalue())
     embeddings = folder / f"embeddings.{format}"
     writer = _write_safetensors if format == "safetensors" else _write_parquet
-    with renamed_when_done(embeddings) as temporary:
-        writer(temporary, _checked(blocks, len(table), model.dimensions, digest), table["path"], model.dimensions)
+    with replaced(embeddings) as file:
+        writer(file, _checked(blocks, len(table), model.dimensions, digest), table["path"], model.dimensions)
     meta = {
         "schema": SCHEMA,
         "count": len(table),
@@ -210,21 +208,6 @@ def write_store(
         "versions": versions(),
     }
     write_atomically(folder / META, (json.dumps(meta, indent=2, default=str) + "\n").encode())
-
-
-@contextmanager
-def renamed_when_done(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write into, which takes its place at the end; removed after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _checked(
@@ -243,19 +226,18 @@ def _checked(
         raise ValueError(f"{done} embeddings for a table of {count} rows")
 
 
-def _write_safetensors(file: Path, blocks: Iterator[np.ndarray], paths: pd.Series, dimensions: int) -> None:
+def _write_safetensors(file: BinaryIO, blocks: Iterator[np.ndarray], paths: pd.Series, dimensions: int) -> None:
     # The library's writers want the whole tensor in memory; the format is a length, a header and the numbers.
     shape = [len(paths), dimensions]
     entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * shape[0] * shape[1]]}
     header = json.dumps({"embeddings": entry}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the numbers begin at a multiple of their size
-    with file.open("wb") as out:
-        out.write(len(header).to_bytes(8, "little") + header)
-        for block in blocks:
-            out.write(block.data)
+    file.write(len(header).to_bytes(8, "little") + header)
+    for block in blocks:
+        file.write(block.data)
 
 
-def _write_parquet(file: Path, blocks: Iterator[np.ndarray], paths: pd.Series, dimensions: int) -> None:
+def _write_parquet(file: BinaryIO, blocks: Iterator[np.ndarray], paths: pd.Series, dimensions: int) -> None:
     schema = pa.schema([("path", pa.string()), ("embedding", pa.list_(pa.float32(), dimensions))])
     first = 0
     # Floating-point numbers hardly get smaller by compression.

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from bdbnet.datasets import Manifest
 from bdbnet.datasets.checking import usable_cores
+from bdbnet.loading.loader import WorkerLoader
 from bdbnet.loading.packed import CacheError, PackedImages, open_or_pack
 from bdbnet.loading.sampler import IdentityBatchSampler
 from bdbnet.loading.samples import Batch, ImageDataset, show_on_device
@@ -191,7 +192,7 @@ class ReIDDataModule(pl.LightningDataModule):
         self._test_set(number)[0].require("query", "gallery")
         rank, world_size = self._rank()
         dataset = self._test_images(number)
-        return DataLoader(
+        return WorkerLoader(
             dataset,
             batch_size=self.reading.test_batch_size,
             sampler=range(rank, len(dataset), world_size),
@@ -286,7 +287,7 @@ class ReIDDataModule(pl.LightningDataModule):
         }
 
 
-class _TrainLoader(DataLoader[Batch]):
+class _TrainLoader(WorkerLoader[Batch]):
     """A loader that draws nothing before its first batch is requested, and that can resume within an epoch.
 
     Lightning makes the first iterator before it tells the sampler the epoch.  Workers would then prefetch the batches

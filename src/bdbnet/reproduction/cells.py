@@ -10,15 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, check_settings, compose_settings, flatten, quote_paths, shown_path
+from bdbnet.files import is_locked
 from bdbnet.renamed import TARGETS, first_key, first_name, rename_keys, todays_key, with_todays_keys
 from bdbnet.results import LAST, RESULT, Result, ResultError, read_result
 from bdbnet.settings import setting_of
 
-CELL, FAILURE, LOCK = "cell.json", "failure.json", "running.lock"
+CELL, FAILURE = "cell.json", "failure.json"
 
 #: Groups and keys that matter to a dropping branch only.
 _OF_THE_DROPPING_BRANCH = ("dropping.", "model.pooling")
@@ -75,7 +75,7 @@ class Cell:
         checked = self.check(folder, seed) if (folder / RESULT).is_file() else None
         if checked is not None and checked.state is State.DONE:
             return checked
-        if is_running(folder):
+        if is_locked(folder):
             return Run(folder, seed, State.RUNNING, remark="another process trains it")
         if checked is not None:
             return checked
@@ -125,19 +125,6 @@ class Cell:
         """Content of ``cell.json``."""
         content = {"settings": self.settings, "bdbnet": self.code, "overrides": self.overrides}
         return (json.dumps(content, indent=2, sort_keys=True, default=str) + "\n").encode()
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process is training in ``folder`` now."""
-    if not (folder / LOCK).is_file():
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that can't be written to is one that nobody trains in
-        return False
 
 
 def build_cell(overrides: Sequence[str], root: Path, *, code: str | None = None) -> Cell:

@@ -4,23 +4,32 @@ import gc
 import json
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, is_ours
 from bdbnet.evaluation.test_set import EvaluationError
+from bdbnet.files import LockedError, is_about_writing, locked, write_atomically
 from bdbnet.models import CheckpointError, read_checkpoint
-from bdbnet.reproduction.cells import CELL, FAILURE, LOCK, Cell, Run, State, compose_training
-from bdbnet.results import BEST, LAST, RESULT, write_atomically
+from bdbnet.reproduction.cells import CELL, FAILURE, Cell, Run, State, compose_training
+from bdbnet.results import BEST, LAST, PREVIOUS, RESULT
 from bdbnet.training.callbacks import TrainingError
+from bdbnet.training.resuming import latest_checkpoint
 from bdbnet.training.runs import train
+
+_OVER = "not started, max_hours is over"
+
+
+class IncompleteError(RuntimeError):
+    """Trainings that were asked for and have no result; the message says how many, and why."""
 
 
 class Job(NamedTuple):
@@ -63,13 +72,38 @@ def run_missing(
         heading = f"[{number}/{len(jobs)}] {_named(job)}"
         wanted = run.state in (State.OPEN, State.STARTED) or (retry and run.state is State.FAILED)
         if wanted and seconds is not None and time.monotonic() - began > seconds:
-            say(f"{heading}: not started, max_hours is over")
+            say(f"{heading}: {_OVER}")
+            run = replace(run, remark=_OVER)
         elif wanted:
             run = _run_locked(job, heading, keep_checkpoints, device, say)
         else:
             say(f"{heading}: {run.state}" + (f" ({run.remark})" if run.remark else ""))
         outcomes.append(run)
     return outcomes
+
+
+def check_complete(runs: Sequence[Run], weights_root: str) -> None:
+    """Raise IncompleteError where trainings have no result, unless others train them or their time was over.
+
+    Args:
+        runs: as `run_missing` returns them.
+        weights_root: folder in which weight files are looked for.
+    """
+    missing = [run for run in runs if run.state not in (State.DONE, State.RUNNING) and run.remark != _OVER]
+    if not missing:
+        return
+    reasons = Counter(
+        f"{run.state}" + (f": {run.remark.partition(chr(10))[0]}" if run.remark else "") for run in missing
+    )
+    lines = [
+        f"{len(missing)} of {len(runs)} trainings have no result:",
+        *(f"  {count} x {reason}" for reason, count in reasons.items()),
+    ]
+    if any(run.remark.startswith(f"{Path(weights_root)}/") for run in missing):
+        lines.append(
+            f"Weight files are looked for in weights_root={weights_root}: put them there, or give weights_root=<their folder>."
+        )
+    raise IncompleteError("\n".join(lines))
 
 
 def _named(job: Job) -> str:
@@ -81,28 +115,33 @@ def _named(job: Job) -> str:
 
 def _run_locked(job: Job, heading: str, keep_checkpoints: bool, device: int | None, say: Callable[[str], None]) -> Run:
     folder = job.cell.folder / f"seed={job.seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / LOCK, timeout=2):
+        with locked(folder, timeout=2):
             # Another process may have finished it before this one got the lock.
             if (folder / RESULT).is_file() and (run := job.cell.check(folder, job.seed)).state is State.DONE:
                 return run
             say(f"\n{heading}")
             (folder / FAILURE).unlink(missing_ok=True)
             write_atomically(job.cell.folder / CELL, job.cell.record())
-            _train(job, folder, device, say)
-    except Timeout:
+            refused = _train(job, folder, device, say)
+    except LockedError:
         say(f"{heading}: {State.RUNNING} (another process trains it)")
         return Run(folder, job.seed, State.RUNNING, remark="another process trains it")
     run = job.cell.inspect(job.seed)
+    if refused and run.state is not State.DONE:
+        return replace(run, remark=refused)
     if run.state is State.DONE and not keep_checkpoints:
         for name in (LAST, BEST):
             (folder / name).unlink(missing_ok=True)
     return run
 
 
-def _train(job: Job, folder: Path, device: int | None, say: Callable[[str], None]) -> None:
-    """Train in ``folder``; errors are printed, and recorded where the training itself is to blame."""
+def _train(job: Job, folder: Path, device: int | None, say: Callable[[str], None]) -> str:
+    """Train in ``folder``; errors are printed, and recorded where the training itself is to blame.
+
+    Returns:
+        Why it was not trained, where that is to blame on something else; "" where it was.
+    """
     config = _configuration(job, folder, device, say)
     try:
         _refuse_several_devices(config)
@@ -111,28 +150,33 @@ def _train(job: Job, folder: Path, device: int | None, say: Callable[[str], None
         _record_failure(folder, str(error))
         say(f"failed: {error}")
     except Exception as error:
+        if isinstance(error, OSError) and is_about_writing(error):  # nor could any other training be kept
+            raise
         if is_ours(error) or isinstance(error, OSError):  # data, weights or a folder, which the next attempt may find
             say(f"not run: {error}")
-            return
+            return str(error)
         _record_failure(folder, f"{type(error).__name__}: {error}", traceback.format_exc())
         say(f"failed: {type(error).__name__}: {error}")
     finally:
         gc.collect()  # a Lightning trainer and its parts refer to each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    return ""
 
 
 def _configuration(job: Job, folder: Path, device: int | None, say: Callable[[str], None]) -> DictConfig:
     config = deepcopy(compose_training(job.cell.overrides))
     config.seed, config.run_name = job.seed, f"{job.cell.folder.name}/seed={job.seed}"
-    if (folder / LAST).is_file():
-        try:
-            read_checkpoint(folder / LAST)
+    try:
+        if (found := latest_checkpoint(folder)) is not None:
+            read_checkpoint(found)
             config.ckpt_path = "last"
-        except CheckpointError as error:  # written by half when the process was killed
-            aside = folder / f"{LAST}.damaged"
-            (folder / LAST).replace(aside)
-            say(f"{error}\nkept as {aside}; the training starts from the first epoch")
+    except CheckpointError as error:
+        aside = folder / f"{LAST}.damaged"
+        for name in (LAST, PREVIOUS):
+            if (folder / name).is_file():
+                (folder / name).replace(aside)
+        say(f"{error}\nkept as {aside}; the training starts from the first epoch")
     if device is not None:
         config.trainer.devices = [device]
     if config.logger.logger is not None and "save_dir" in config.logger.logger:

@@ -1,4 +1,4 @@
-"""Callbacks of a training: a stop at the first loss that is not finite, the log by epoch, the checkpoints."""
+"""Callbacks of a training: a stop at the first loss that is not finite, the log by epoch, what an interruption says."""
 
 import math
 import time
@@ -8,11 +8,14 @@ from typing import Any, NamedTuple, cast
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
+from pytorch_lightning.callbacks import Callback, Timer
 from torch import Tensor
 
+from bdbnet.files import is_about_writing, write_atomically
 from bdbnet.loading import ReIDDataModule
-from bdbnet.results import BEST, HISTORY, LAST, write_atomically
+from bdbnet.results import BEST, HISTORY, LAST
+from bdbnet.stopping import Stopped
+from bdbnet.training.distributed import gather, world_size
 
 
 class TrainingError(RuntimeError):
@@ -45,6 +48,9 @@ class FiniteLossGuard(Callback):
         self._check(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._check(trainer)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._check(trainer)
 
     def _check(self, trainer: pl.Trainer) -> None:
@@ -86,6 +92,9 @@ class _Step(NamedTuple):
 class EvaluateLastEpoch(Callback):
     """Evaluates at the end of the last epoch, whatever the interval between evaluations."""
 
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, module)  # which a run that resumes within an epoch does not call
+
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
@@ -105,24 +114,25 @@ class EpochTimer(Timer):
 
 
 class InterruptionHint(Callback):
-    """Says after Ctrl-C where the run stands and how to resume it."""
+    """Says after Ctrl-C, SIGTERM and a failed write where the run stands and what is kept."""
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
-            kept = Path(trainer.default_root_dir) / LAST
-            tail = (
-                f"Kept: {kept}. Resume with the same command and ckpt_path=last."
-                if kept.is_file()
-                else "No epoch was finished."
-            )
-            print(f"\nInterrupted in epoch {trainer.current_epoch + 1}. {tail}", flush=True)
+        failed = isinstance(exception, OSError) and is_about_writing(exception)
+        if not trainer.is_global_zero or not (failed or isinstance(exception, KeyboardInterrupt | Stopped)):
+            return
+        kept = Path(trainer.default_root_dir) / LAST
+        tail = f"Kept: {kept}." if kept.is_file() else "No epoch was finished."
+        over = trainer.current_epoch == trainer.max_epochs
+        where = "after the last epoch" if over else f"in epoch {trainer.current_epoch + 1}"
+        print(f"\n{'Stopped' if failed else 'Interrupted'} {where}. {tail}", flush=True)
 
 
 class History(Callback):
     """Writes ``history.csv``: one row per epoch with time, images/s, learning rate, mean losses and evaluated metrics.
 
     Where unreadable images are replaced, ``replaced_images`` counts them over all ranks.
-    The rows are part of every checkpoint, so a resumed run continues its table where the checkpoint stands.
+    The rows are part of every checkpoint, so a resumed run continues its table where the checkpoint stands; of one within an
+    epoch, so are the sums of that epoch.
 
     Args:
         folder: run folder.
@@ -138,15 +148,30 @@ class History(Callback):
         self._began = self._waited = self._wait_began = 0.0
         self._rate = 0.0
         self._images = self._replaced = 0
+        self._in_epoch = False
+        self._earlier: dict[str, Any] | None = None  # sums of the epoch that a run resumes in, until its first step
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.fit_loop.restarted_mid_epoch:
+            self._earlier = None
+        elif self._earlier is not None:
+            self._in_epoch = True
+            self._began, self._waited = time.perf_counter() - self._earlier["seconds"], 0.0
+            self._rate, self._images = self._earlier["learning_rate"], self._earlier["images"]
+            self._replaced = -self._earlier["replaced"] if trainer.is_global_zero else 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the epoch it is the next one's already
+        self._in_epoch = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._images += len(batch["label"]) * trainer.world_size
+        if self._earlier is not None:
+            _add_to_logged(trainer, self._earlier["logged"])
+            self._earlier = None
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._wait_began = time.perf_counter()
@@ -173,8 +198,25 @@ class History(Callback):
                 trainer.strategy.reduce(torch.tensor(new, device=module.device), reduce_op="sum")
             )
         self.rows.append(row)
+        self._in_epoch = False
         if trainer.is_global_zero:
             self._write()
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not self._in_epoch:
+            return
+        data: ReIDDataModule = cast(Any, trainer).datamodule
+        replaced = torch.tensor([data.replaced - self._replaced], device=module.device)
+        checkpoint[_SO_FAR] = {
+            "seconds": time.perf_counter() - self._began - self._waited,
+            "learning_rate": self._rate,
+            "images": self._images,
+            "replaced": int(gather(replaced).sum()),
+            "logged": _logged(trainer, module.device),
+        }
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._earlier = checkpoint.get(_SO_FAR)
 
     def evaluate_last(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         """Add the metrics of an evaluation after the last epoch to its row."""
@@ -208,21 +250,39 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = [dict(row) for row in state_dict["rows"]]
         self.before = state_dict["before"]
-        self.epochs_elsewhere = state_dict["epochs_elsewhere"] if self._resumed_here else len(self.rows)
+        here = self._resumed_here and self.path.with_name(BEST).is_file()
+        self.epochs_elsewhere = state_dict["epochs_elsewhere"] if here else len(self.rows)
 
 
-def checkpoint_callbacks(folder: str | Path, monitor: str, every_n_epochs: int) -> list[Callback]:
-    """``last.ckpt``, to resume from and to evaluate, and ``best.ckpt`` by a metric of the test set, for those who ask for it."""
-    shared: dict[str, Any] = {
-        "dirpath": Path(folder), "save_top_k": 1, "auto_insert_metric_name": False, "enable_version_counter": False
-    }  # fmt: skip
-    return [
-        # The best is chosen when the test set has been evaluated, before the epoch ends: last.ckpt then holds that choice.
-        ModelCheckpoint(
-            filename=Path(BEST).stem, monitor=monitor, mode="max", save_weights_only=True, save_on_train_epoch_end=False,
-            **shared,
-        ),
-        ModelCheckpoint(
-            filename=Path(LAST).stem, every_n_epochs=every_n_epochs, save_on_train_epoch_end=True, **shared
-        ),
-    ]  # fmt: skip
+#: Entry of a checkpoint within an epoch: what has been summed up of it.
+_SO_FAR = "epoch_so_far"
+
+
+def _logged(trainer: pl.Trainer, device: torch.device) -> dict[str, list[list[float]]]:
+    """Of every mean that is logged over an epoch: for each rank the sum of its values and the number of images in it."""
+    found = {}
+    device = device if world_size() > 1 else torch.device("cpu")
+    for name, metric in _means(trainer).items():
+        sums = [[float(metric.value), float(metric.cumulated_batch_size)]]
+        own = torch.tensor(sums, dtype=torch.float64, device=device)
+        found[name] = gather(own).tolist()
+    return found
+
+
+def _add_to_logged(trainer: pl.Trainer, earlier: dict[str, list[list[float]]]) -> None:
+    """Continue means with the sums of an earlier process; its first step has been added already, which gives the same sum."""
+    for name, metric in _means(trainer).items():
+        for rank, (total, images) in enumerate(earlier.get(name, [])):
+            if rank % world_size() == trainer.global_rank:  # also of ranks that there are no more
+                metric.value = metric.value + total
+                metric.cumulated_batch_size = metric.cumulated_batch_size + int(images)
+        metric._computed = None
+
+
+def _means(trainer: pl.Trainer) -> dict[str, Any]:
+    """What Lightning sums up of the values that are logged in training steps; it keeps none of it in a checkpoint."""
+    return {
+        name: metric
+        for name, metric in cast(Any, trainer.fit_loop.epoch_loop)._results.items()
+        if metric.is_tensor and metric.meta.is_mean_reduction
+    }

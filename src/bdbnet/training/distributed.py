@@ -1,5 +1,6 @@
 """Talking to other ranks: the only file that does."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,15 @@ from torch import Tensor
 def world_size() -> int:
     """Number of processes that train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def of_any_rank(values: Sequence[int], device: torch.device) -> list[int]:
+    """The largest of all ranks' numbers, one for each of ``values``: what only one rank may have noticed."""
+    if world_size() == 1:
+        return list(values)
+    largest = torch.tensor(values, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return [int(value) for value in largest.tolist()]
 
 
 class _GatherRows(torch.autograd.Function):

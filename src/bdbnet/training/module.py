@@ -73,6 +73,10 @@ class TrainingModule(EvaluationModule):
             if hasattr(layer, "mask_scope"):
                 cast(Any, layer).rank = self.global_rank  # for masks that each rank draws for itself
 
+    def on_train_start(self) -> None:
+        if self.trainer.fit_loop.restarted_mid_epoch:
+            self.on_train_epoch_start()  # which Lightning leaves out, then
+
     def on_train_epoch_start(self) -> None:
         begin = getattr(self.network, "begin_epoch", None)
         if begin is not None:  # networks whose training has phases
@@ -117,7 +121,7 @@ class TrainingModule(EvaluationModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["bdbnet"] = {
             "config": self.record.config, "num_classes": self.record.num_classes,
-            "fingerprint": self.record.fingerprint,
+            "fingerprint": self.record.fingerprint, "ranks": self.trainer.world_size,
         }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

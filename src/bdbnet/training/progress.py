@@ -30,6 +30,7 @@ class TrainingProgress(EvaluationProgress):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._first_epoch, self._run_began = trainer.current_epoch, time.perf_counter()
         batches, epochs = int(trainer.num_training_batches), cast(int, trainer.max_epochs)
+        self.on_train_epoch_start(trainer)  # which a run that resumes within an epoch does not call
         if self.live:
             self._bar = tqdm(
                 total=batches * epochs, initial=batches * trainer.current_epoch, unit="step", dynamic_ncols=True,
@@ -48,7 +49,7 @@ class TrainingProgress(EvaluationProgress):
         self._images += len(cast(Sized, batch["label"])) * trainer.world_size
         if self._bar is None:
             return
-        self._bar.n += 1
+        self._bar.n = int(trainer.num_training_batches) * trainer.current_epoch + batch_idx + 1
         now = time.perf_counter()
         if now - self._refreshed < self.seconds_between:
             return

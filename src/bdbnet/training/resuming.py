@@ -1,12 +1,16 @@
 """Run folders of training: whether a run may start there, and the checkpoint from which it resumes."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bdbnet.config import ConfigError, flatten
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
 from bdbnet.renamed import with_todays_names
-from bdbnet.results import BEST, HISTORY, LAST, REPORT, RESULT, TOP_K
-from bdbnet.settings import setting_of
+from bdbnet.results import BEST, HISTORY, LAST, PREVIOUS, REPORT, RESULT, TOP_K
+from bdbnet.settings import is_whole, setting_of
+from bdbnet.training.checkpoints import REQUEUED, clear_auxiliary
 from bdbnet.training.module import TrainingModule
 
 
@@ -24,11 +28,13 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
     if overwrite and ckpt_path is not None:
         raise ConfigError(f"overwrite=true deletes the run that ckpt_path={ckpt_path} would resume: leave one out")
     folder.mkdir(parents=True, exist_ok=True)
-    last = folder / LAST
+    if ckpt_path is None and _is_requeued(folder, overwrite=overwrite):
+        return latest_checkpoint(folder)
     if ckpt_path == "last":
-        if not last.is_file():
-            print(f"ckpt_path=last: no {last}; training starts at the first epoch")
-        return last if last.is_file() else None
+        found = latest_checkpoint(folder)
+        if found is None:
+            print(f"ckpt_path=last: no {folder / LAST}; training starts at the first epoch")
+        return found
     if ckpt_path is not None:
         path = Path(ckpt_path).expanduser()
         if not path.is_file():
@@ -36,7 +42,7 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
                 f"ckpt_path={ckpt_path}: no such file; ckpt_path=last resumes from the run's own last checkpoint"
             )
         return path
-    if last.is_file() and not overwrite:
+    if _has_checkpoint(folder) and not overwrite:
         raise ConfigError(
             f"{folder} holds an earlier run with these settings. Resume it: ckpt_path=last. Replace it: overwrite=true. "
             "Keep both: run_name=<another name>."
@@ -46,15 +52,57 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
 
 def clear_folder(folder: Path) -> None:
     """Remove the files of an earlier run."""
-    names = (LAST, BEST, RESULT, HISTORY, TOP_K, REPORT)
-    for path in (*(folder / name for name in names), *folder.glob("hpc_ckpt_*.ckpt")):
-        path.unlink(missing_ok=True)
+    for name in (LAST, BEST, RESULT, HISTORY, TOP_K, REPORT):
+        (folder / name).unlink(missing_ok=True)
+    clear_auxiliary(folder)
 
 
-def check_resumable(module: TrainingModule, path: Path) -> None:
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of a run folder that is furthest on; the one before it where that can't be read, which is said.
+
+    Raises:
+        CheckpointError: there are some, but none can be read.
+    """
+    newest = [path for path in (folder / LAST, *sorted(folder.glob(REQUEUED))) if path.is_file()]
+    previous = [path for path in [folder / PREVIOUS] if path.is_file()]
+    if len(newest) + len(previous) <= 1:  # read once, when it is checked
+        return next(iter(newest + previous), None)
+    steps: dict[Path, int] = {}
+    damaged: list[CheckpointError] = []
+    for path in newest + previous:
+        if path in previous and steps:
+            continue
+        try:
+            steps[path] = int(read_checkpoint(path)["global_step"])
+        except (CheckpointError, LookupError, TypeError, ValueError) as error:
+            damaged.append(error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: no checkpoint"))
+    if not steps:
+        raise damaged[0]
+    found = max(steps, key=lambda path: steps[path])
+    for problem in damaged:
+        print(f"{problem}\nIt is left out: the checkpoint before it is {found}.")
+    return found
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (LAST, PREVIOUS))
+
+
+def _is_requeued(folder: Path, *, overwrite: bool) -> bool:
+    """Whether SLURM has queued this job again: what is in the folder is its own work, to be continued unasked."""
+    if not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        return False
+    return any(folder.glob(REQUEUED)) or (_has_checkpoint(folder) and not overwrite)
+
+
+def check_resumable(module: TrainingModule, path: Path, ranks: int = 1, *, other_ranks: bool = False) -> None:
     """Refuse a checkpoint that this run can't resume from, before anything is changed.
 
     The state of the optimizer and the schedule comes from the checkpoint, so the settings that shape it have to be the same.
+
+    Args:
+        ranks: processes that train together now.
+        other_ranks: there may have been another number of them.
 
     Raises:
         CheckpointError: damaged, of another network, or without optimizer state.
@@ -82,3 +130,23 @@ def check_resumable(module: TrainingModule, path: Path) -> None:
             f"{path} was trained with other settings: {shown}. Resume with those settings, or start a new run from its "
             f"weights with backbone.weights={path}"
         )
+    before = _ranks(checkpoint["bdbnet"])
+    if before not in (None, ranks) and not other_ranks:
+        raise ConfigError(
+            f"{path} was trained by {_processes(before)}, this run has {ranks}: batch-norm statistics are those of a process's "
+            f"own images, so the numbers would change. Resume with trainer.devices={before}, or ask for it: other_ranks=true"
+        )
+
+
+def _ranks(record: Mapping[str, Any]) -> int | None:
+    """The number of processes that wrote a checkpoint; None where an older one leaves that open (devices=auto)."""
+    if is_whole(record.get("ranks"), 1):
+        return int(record["ranks"])
+    trainer = record["config"].get("trainer", {})
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    devices = len(devices) if isinstance(devices, list) else devices
+    return devices * nodes if is_whole(devices, 1) and is_whole(nodes, 1) else None
+
+
+def _processes(count: int | None) -> str:
+    return "1 process" if count == 1 else f"{count} processes"

@@ -1,5 +1,6 @@
 """A training run from configuration to ``result.json``."""
 
+import signal
 from pathlib import Path
 from typing import Any, cast
 
@@ -7,6 +8,8 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdbnet.config import ConfigError, check_settings, instantiate
 from bdbnet.datasets import Manifest
@@ -16,10 +19,12 @@ from bdbnet.evaluation.load import settings_of
 from bdbnet.evaluation.network import build_network, count_parameters
 from bdbnet.evaluation.protocol import build_protocol, main_metric
 from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_libraries, seed_everything
+from bdbnet.files import LockedError, locked
 from bdbnet.loading import Preprocessing, ReIDDataModule
 from bdbnet.loading.from_config import build_data, build_manifest
 from bdbnet.models import EmbeddingNetwork
 from bdbnet.results import BEST, LAST, Result
+from bdbnet.stopping import Stopped
 from bdbnet.training.callbacks import (
     EpochTimer,
     EvaluateLastEpoch,
@@ -27,7 +32,13 @@ from bdbnet.training.callbacks import (
     History,
     InterruptionHint,
     TrainingError,
+)
+from bdbnet.training.checkpoints import (
+    CheckpointFiles,
+    Signals,
     checkpoint_callbacks,
+    clear_auxiliary,
+    clear_unfinished,
 )
 from bdbnet.training.further_tests import further_tests
 from bdbnet.training.module import TrainingModule
@@ -41,9 +52,30 @@ def train(config: DictConfig, folder: Path) -> Result:
     """Train, evaluate and record one run in ``folder``.
 
     Raises:
-        ConfigError: settings that do not go together, or a folder that holds an earlier run.
+        ConfigError: settings that do not go together, a folder that holds an earlier run, or one that another process trains in.
         DatasetError, ImageError, CheckpointError, TrainingError: see there.
+        Stopped: a signal ended the training; the checkpoint of the last step is there.
     """
+    if cast(Any, rank_zero_only).rank:  # the first rank holds the lock, and says what happened
+        try:
+            return _train(config, folder)
+        except Stopped:
+            raise SystemExit(
+                0
+            ) from None  # another status of a rank that Lightning has started would kill the first one
+    try:
+        lock = locked(folder, timeout=0)
+    except LockedError as error:
+        raise ConfigError(
+            f"{folder}: another process is training there. Wait for its end, or give this run a folder of its own: "
+            "run_name=<another name>"
+        ) from error
+    with lock:
+        clear_unfinished(folder)
+        return _train(config, folder)
+
+
+def _train(config: DictConfig, folder: Path) -> Result:
     quiet_libraries()
     keep_freed_memory()
     check_settings(config, "train")
@@ -65,10 +97,10 @@ def train(config: DictConfig, folder: Path) -> Result:
     data.further_tests = tuple((each.manifest, each.transform) for each in further)
     tests = [build_test_set(config, manifest), *(each.test for each in further)]
     module = build_module(config, embedder, tests, data.num_classes, manifest.fingerprint)
-    if resume is not None:
-        check_resumable(module, resume)
-    history = History(folder, resumed_here=resume is None or resume.parent.resolve() == folder.resolve())
+    here = resume is None or resume.parent.resolve() == folder.resolve()
+    history, signals = History(folder, resumed_here=here), Signals()
     callbacks = [
+        signals,
         FiniteLossGuard(),
         EvaluateLastEpoch(),
         history,
@@ -78,17 +110,23 @@ def train(config: DictConfig, folder: Path) -> Result:
     check_monitors(callbacks, module)
     if config.callbacks.progress:
         callbacks.append(TrainingProgress())
-    callbacks += checkpoint_callbacks(folder, main_metric(config), config.callbacks.checkpoint_every_n_epochs)
+    every = config.callbacks.checkpoint_every_n_epochs
+    callbacks += checkpoint_callbacks(folder, main_metric(config), every, signals, resumed_here=here)
     if config.trainer.max_time is not None:
         callbacks.append(EpochTimer(config.trainer.max_time))
     trainer = build_trainer(config, folder, callbacks)
+    trainer.strategy.checkpoint_io = CheckpointFiles()
+    if resume is not None:
+        check_resumable(module, resume, trainer.world_size, other_ranks=config.other_ranks)
     trainer.check_val_every_n_epoch = config.evaluation.every_n_epochs
     if trainer.is_global_zero:
         _announce(config, folder, data, network, loaded, resume)
+        if trainer.world_size > 1:
+            _announce_ranks(config, network, trainer.world_size)
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(module.record.config))
     module.configure_optimizers()  # tried before anything is deleted
-    if config.overwrite:
+    if config.overwrite and resume is None:  # a job that SLURM has queued again resumes its own work
         clear_folder(folder)
     try:
         if config.evaluation.before_training and resume is None:
@@ -108,7 +146,14 @@ def train(config: DictConfig, folder: Path) -> Result:
         if module.metrics_epoch != trainer.current_epoch - 1:  # stopped by time, or resumed at its end
             trainer.validate(module, data, verbose=False)
             history.evaluate_last(trainer, module.metrics)
-        return _record_training(config, folder, trainer, module, manifest, history)
+        result = _record_training(config, folder, trainer, module, manifest, history)
+        if signals.asked is not None:  # in the last epoch: this run is finished, those that would follow are not wanted
+            raise Stopped(signals.asked)
+        return result
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # of which Lightning makes an error of status 1
+            raise Stopped(signal.SIGINT) from None
+        raise
     except MisconfigurationException as error:
         raise ConfigError(f"trainer, callbacks or logger: {error}") from error
     finally:
@@ -160,6 +205,7 @@ def _record_training(
     )
     if trainer.is_global_zero:
         write_outcome(result, module.tests[0], folder, config.evaluation.top_k)
+        clear_auxiliary(folder)
     return result
 
 
@@ -188,6 +234,14 @@ def _announce(
     )
     print(f"network: {count_parameters(network) / 1e6:.2f} M parameters, {start}; {config.trainer.precision}")
     print(f"run folder: {folder}" + (f", resuming from {resume}" if resume else ""))
+
+
+def _announce_ranks(config: DictConfig, network: EmbeddingNetwork, ranks: int) -> None:
+    normalised = any(isinstance(layer, _BatchNorm) for layer in network.modules())
+    images, own = config.sampler.batch_size, config.sampler.batch_size // ranks
+    print(f"{ranks} processes: each step has {images} images, {own} for each of them")
+    if normalised and not config.trainer.get("sync_batchnorm"):
+        print(f"batch normalisation: each process computes its statistics from its own {own} images")
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -1,0 +1,209 @@
+"""Checkpoints of a run: which there are, how they are written, and the one that a signal asks for."""
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
+
+from bdbnet.files import remove_unfinished, replaced
+from bdbnet.results import BEST, LAST, PREVIOUS
+from bdbnet.stopping import ENDING, Stopped, in_main_thread, stop
+from bdbnet.training.distributed import of_any_rank
+
+#: Checkpoints that Lightning writes when SLURM is about to take a job's machine away.
+REQUEUED = "hpc_ckpt_*.ckpt"
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes checkpoints by `replaced`: at every moment `last.ckpt` is whole, and the one before it is `previous.ckpt`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        path = Path(path)
+        content = io.BytesIO()  # PyTorch's own writer turns an error of the disk into one without a reason
+        torch.save(checkpoint, content)
+        with replaced(path, keep=path.with_name(PREVIOUS) if path.name == LAST else None) as file:
+            file.write(content.getbuffer())
+
+
+def clear_auxiliary(folder: Path) -> None:
+    """Remove the checkpoints that a finished run needs no more, and what killed processes left of others."""
+    for path in (folder / PREVIOUS, *folder.glob(REQUEUED)):
+        path.unlink(missing_ok=True)
+    clear_unfinished(folder)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what processes left that were killed while they wrote a checkpoint."""
+    for name in (LAST, BEST, REQUEUED):
+        remove_unfinished(folder / name)
+
+
+class Signals(Callback):
+    """Notes signals that come while the network is trained, so that they are obeyed between two steps.
+
+    SIGTERM and SIGINT (Ctrl-C) end the training, a second Ctrl-C does so at once. At the signal by which SLURM announces the
+    end of a job's time, Lightning writes a checkpoint and queues the job again; that, too, happens between two steps.
+    Outside of the steps the first two raise `Stopped` at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self._requeue: Callable[[], Any] | None = None
+        self._requeue_asked = self._deferred = False
+        self._trainer: pl.Trainer | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._take_over(trainer)
+        self._deferred = True
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:  # before the training or after it
+            self._take_over(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._deferred = False
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._deferred = False
+
+    def requested(self, trainer: pl.Trainer) -> signal.Signals | None:
+        """The signal that one of the ranks has received, after a requested requeueing is done.  All ranks have to call it."""
+        ending, requeue = of_any_rank(
+            (0 if self.asked is None else int(self.asked), int(self._requeue_asked)), trainer.strategy.root_device
+        )
+        if requeue and self._requeue is not None:
+            self._requeue()
+        self._requeue_asked = False
+        if ending:
+            self.asked = signal.Signals(ending)
+        return self.asked
+
+    def _take_over(self, trainer: pl.Trainer) -> None:
+        """Replace the handlers that Lightning has just set; it puts the earlier ones back at its end."""
+        if not in_main_thread():
+            return
+        self._trainer = trainer
+        for number in ENDING:
+            signal.signal(number, self._end)
+        announced = getattr(signal, "SIGUSR1", None)
+        theirs: Any = None if announced is None else signal.getsignal(announced)
+        if announced is not None and type(theirs).__module__.startswith("pytorch_lightning."):
+            self._requeue = lambda: theirs(announced, None)
+            signal.signal(announced, self._note_requeue)
+
+    def _end(self, number: int, _: FrameType | None) -> None:
+        if not self._deferred or (number == signal.SIGINT and self.asked is signal.SIGINT):
+            launcher = None if self._trainer is None else self._trainer.strategy.launcher
+            if launcher is not None:
+                launcher.kill(cast(Any, number))  # ranks that this process has started
+            stop(number)
+        if self.asked is None:
+            self.asked = signal.Signals(number)
+            if number == signal.SIGINT:
+                print("\nStopping after this step or evaluation; Ctrl-C again stops at once.", file=sys.stderr)
+
+    def _note_requeue(self, number: int, _: FrameType | None) -> None:
+        if self._deferred:
+            self._requeue_asked = True
+        elif self._requeue is not None:
+            self._requeue()
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """`ModelCheckpoint` whose state names files relative to the run folder, which may be moved.
+
+    Args:
+        folder: of the run.
+        name: of the file.
+        resumed_here: whether a resumed run continues from a checkpoint of this folder.
+    """
+
+    def __init__(self, folder: str | Path, name: str, *, resumed_here: bool = True, **settings: Any) -> None:
+        super().__init__(
+            Path(folder), Path(name).stem, save_top_k=1, auto_insert_metric_name=False, enable_version_counter=False,
+            **settings,
+        )  # fmt: skip
+        self._file = Path(folder) / name
+        self._resumed_here = resumed_here
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        names = {key: Path(state[key]).name for key in _PATHS if state[key]}
+        scores = {Path(path).name: score for path, score in state["best_k_models"].items()}
+        return {**state, **names, "dirpath": "", "best_k_models": scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._resumed_here or not self._file.is_file():
+            return  # the best so far lies elsewhere
+        path = str(self._file)
+        found = {key: path if state_dict.get(key) else "" for key in _PATHS}
+        scores = dict(zip([path], state_dict["best_k_models"].values()))
+        super().load_state_dict({**state_dict, **found, "dirpath": self.dirpath, "best_k_models": scores})
+
+
+_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+
+class LastCheckpoint(RunCheckpoint):
+    """`last.ckpt`, every so many epochs and when a signal ends the training: then of the step that has just been done.
+
+    Args:
+        signals: what has been asked for.
+    """
+
+    def __init__(self, folder: str | Path, every_n_epochs: int, signals: Signals, *, resumed_here: bool = True) -> None:
+        super().__init__(
+            folder, LAST, resumed_here=resumed_here, every_n_epochs=every_n_epochs, save_on_train_epoch_end=True
+        )
+        self._signals = signals
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Gradients that are being accumulated are in no checkpoint; an epoch's last step is followed by its evaluation.
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
+            self._obey(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, module)
+        # A training that ends here by itself still has its results to write.
+        if trainer.current_epoch + 1 != trainer.max_epochs and not trainer.should_stop:
+            self._obey(trainer)
+
+    def _obey(self, trainer: pl.Trainer) -> None:
+        asked = self._signals.requested(trainer)
+        if asked is None:
+            return
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+        raise Stopped(asked)
+
+
+def checkpoint_callbacks(
+    folder: str | Path, monitor: str, every_n_epochs: int, signals: Signals, *, resumed_here: bool = True
+) -> list[Callback]:
+    """``last.ckpt``, to resume from and to evaluate, and ``best.ckpt`` by a metric of the test set, for those who ask for it."""
+    return [
+        # The best is chosen when the test set has been evaluated, before the epoch ends: last.ckpt then holds that choice.
+        RunCheckpoint(
+            folder, BEST, resumed_here=resumed_here, monitor=monitor, mode="max", save_weights_only=True,
+            save_on_train_epoch_end=False,
+        ),
+        LastCheckpoint(folder, every_n_epochs, signals, resumed_here=resumed_here),
+    ]  # fmt: skip

@@ -1,0 +1,91 @@
+"""Signals that end a command, and processes that leave them to their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdbnet.loading.loader import WorkerLoader
+from bdbnet.stopping import Stopped, terminated_in_order
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_exit_status_is_that_of_shells(number, status):
+    assert Stopped(number).code == status
+    assert Stopped(number).signal is number
+
+
+def test_sigterm_unwinds_like_any_exception_and_once():
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with terminated_in_order():
+            with pytest.raises(Stopped):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # as timeout does, which tells the process and its group
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Pids(torch.utils.data.Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, row):
+        time.sleep(0.01)
+        return os.getpid()
+
+
+def test_workers_outlive_a_signal_to_all_and_obey_their_parent():
+    loader = WorkerLoader(Pids(), batch_size=1, num_workers=1, persistent_workers=True)
+    batches = iter(loader)
+    worker = int(next(batches))
+    for name in ("-TERM", "-INT", "-TERM"):
+        subprocess.run(["kill", name, str(worker)], check=True)
+    assert {int(batch) for batch in batches} == {worker}
+    os.kill(worker, signal.SIGTERM)  # as PyTorch does with one that does not end
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z"
+    del batches, loader
+
+
+def test_what_a_loader_was_told_to_do_in_its_workers_is_done():
+    def set_threads(worker: int) -> None:
+        os.environ["SEEN_BY_WORKER"] = str(worker)
+
+    class Environment(Pids):
+        def __getitem__(self, row):
+            return int(os.environ["SEEN_BY_WORKER"])
+
+    loader = WorkerLoader(Environment(), batch_size=40, num_workers=1, worker_init_fn=set_threads)
+    assert next(iter(loader)).sum() == 0
+
+
+def as_command(body: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    code = f"import os, signal\nfrom bdbnet.config import command\n@command('search')\ndef main(config): {body}\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=folder, check=False
+    )
+
+
+def test_a_command_that_is_terminated_says_so(tmp_path):
+    done = as_command("os.kill(os.getpid(), signal.SIGTERM)", folder=tmp_path)
+    assert done.returncode == 143
+    assert done.stderr == "\ninterrupted. Run the same command again.\n"
+
+
+def test_a_command_names_the_folder_where_the_system_names_no_file(tmp_path):
+    done = as_command("raise OSError(28, 'No space left on device')", f"output_root={tmp_path}", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"\nerror: a file in {tmp_path} can't be written: No space left on device; free some space"
+    )
+    assert done.stderr.endswith("What was written before is kept. Run the same command again.\n")
