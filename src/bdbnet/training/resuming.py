@@ -5,7 +5,7 @@ from pathlib import Path
 from bdbnet.config import ConfigError, flatten
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
 from bdbnet.renamed import with_todays_names
-from bdbnet.results import BEST, HISTORY, LAST, REPORT, RESULT, TOP_K
+from bdbnet.results import BEST, HISTORY, LABEL_NAMES, LAST, REPORT, RESULT, TOP_K
 from bdbnet.settings import setting_of
 from bdbnet.training.module import TrainingModule
 
@@ -46,7 +46,7 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
 
 def clear_folder(folder: Path) -> None:
     """Remove the files of an earlier run."""
-    names = (LAST, BEST, RESULT, HISTORY, TOP_K, REPORT)
+    names = (LAST, BEST, RESULT, HISTORY, TOP_K, LABEL_NAMES, REPORT)
     for path in (*(folder / name for name in names), *folder.glob("hpc_ckpt_*.ckpt")):
         path.unlink(missing_ok=True)
 
