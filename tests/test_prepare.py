@@ -330,3 +330,82 @@ def test_help_lists_every_dataset_with_its_status(
         assert f"{name}: {facts.title}" in text
         assert facts.obtain in text
     assert "withdrew it in 2019" in text
+
+
+def table(folder: Path, rows: list[str]) -> None:
+    """my.csv of these rows, and its images."""
+    (folder / "my.csv").write_text("\n".join(["path,label,split,camera", *rows]))
+    for seed, row in enumerate(rows):
+        (folder / row.partition(",")[0]).write_bytes(jpeg(seed))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected", "unexpected"),
+    [
+        (
+            ["c.jpg,2,query,1", "d.jpg,2,gallery,1", "e.jpg,3,query,1", "f.jpg,3,gallery,1"],
+            "All query and gallery images are from one camera: set dataset.protocol=retrieval",
+            "out",
+        ),
+        (
+            ["c.jpg,2,query,1", "d.jpg,2,gallery,1", "e.jpg,3,query,2", "f.jpg,3,gallery,2"],
+            "No identity was seen by two cameras: set dataset.protocol=retrieval",
+            "out",
+        ),
+        (
+            ["c.jpg,2,query,1", "d.jpg,3,gallery,2"],
+            "Correct the labels or cameras: every query has to have another image of its label in the gallery",
+            "out",
+        ),
+        (
+            ["c.jpg,2,query,1", "d.jpg,2,gallery,2", "e.jpg,3,query,1"],
+            "Correct the labels or cameras, or take these rows of split query out",
+            "protocol=",
+        ),
+        (
+            ["c.jpg,2,test,1", "d.jpg,2,test,2", "e.jpg,3,test,1"],
+            "leave these rows of split test out, which are query and gallery at once",
+            "protocol=",
+        ),
+    ],
+)
+def test_queries_without_a_match_come_with_advice_that_fits(
+    folder: Path,
+    rows: list[str],
+    expected: str,
+    unexpected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table(folder, ["a.jpg,1,train,1", *rows])
+    assert run(monkeypatch, "dataset=table", "dataset.manifest=my.csv") == 1
+    message = capsys.readouterr().err
+    assert expected in message
+    assert unexpected not in message.partition("Fix:")[2]
+
+
+def test_data_of_one_camera_is_fine_under_the_retrieval_protocol(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table(folder, ["a.jpg,1,train,1", "c.jpg,2,query,1", "d.jpg,2,gallery,1"])
+    arguments = ["dataset=table", "dataset.manifest=my.csv", "dataset.protocol=retrieval"]
+    assert run(monkeypatch, *arguments) == 0
+    assert "no faults found" in capsys.readouterr().out
+
+
+def test_columns_that_are_not_used_and_class_names_of_two_folders_are_notes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "my.csv").write_text("path,label,split,kamera\na.jpg,1,train,1\nb.jpg,2,test,1\nc.jpg,2,test,2\n")
+    for seed, name in enumerate(
+        ("a.jpg", "b.jpg", "c.jpg", "x/audi/1.jpg", "x/vw/2.jpg", "y/audi/1.jpg", "y/bmw/1.jpg")
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(jpeg(seed))
+    assert run(monkeypatch, "dataset=table", "dataset.manifest=my.csv") == 0
+    assert "columns that are not used: kamera; did you mean camera by 'kamera'?" in capsys.readouterr().out
+    arguments = ["dataset=table", "dataset.manifest=[x,y]", "dataset.train_classes=1"]
+    run(monkeypatch, *arguments)
+    assert "note: 1 class name(s) are in more than one source, such as 'audi'" in capsys.readouterr().out
+    run(monkeypatch, *arguments, "dataset.options.share_labels=true")
+    assert "class name" not in capsys.readouterr().out

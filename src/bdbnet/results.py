@@ -21,6 +21,7 @@ ANALYSIS_SCHEMA = 1
 RESULT = "result.json"
 HISTORY = "history.csv"
 TOP_K = "topk.parquet"
+LABEL_NAMES = "label_names.json"
 REPORT = "report.html"
 ANALYSIS = "analysis.json"
 PER_QUERY = "per_query.parquet"

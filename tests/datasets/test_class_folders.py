@@ -193,3 +193,26 @@ def test_a_complete_folder_is_read_without_a_word(tmp_path: Path, recwarn: pytes
         (tmp_path / path).touch()
     assert len(read_table(None, manifest=tmp_path).table) == 3
     assert not recwarn.list
+
+
+def test_every_format_that_pillow_reads_is_read_and_the_rest_is_counted_and_named(tmp_path: Path) -> None:
+    names = ("a.jfif", "b.JPE", "c.HEIC", "d.heic", "e.tga", "f.jpg", "notes.txt")
+    touch(tmp_path, *(f"train/cat/{name}" for name in names), "test/dog/1.png", "test/dog/2.CR2")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        manifest = read_table(None, manifest=tmp_path)
+    assert manifest.table["path"].tolist() == [
+        "train/cat/a.jfif",
+        "train/cat/b.JPE",
+        "train/cat/f.jpg",
+        "test/dog/1.png",
+    ]
+    assert [str(warning.message) for warning in caught] == [
+        f"{tmp_path}: left out are 4 image(s) in formats that are not read here (2 .heic, 1 .tga, 1 .cr2), such as "
+        f"{caught[0].message.args[0].partition('such as ')[2].partition(';')[0]}; convert them to JPEG or PNG."
+    ]
+    assert "such as train/cat/" in str(caught[0].message)
+
+
+def test_a_folder_of_unread_images_alone_says_what_it_holds(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.heic", "dog/2.heic")
+    assert "It holds 2 image(s) in formats that are not read here (2 .heic): convert them" in error_of(tmp_path)

@@ -294,6 +294,21 @@ def test_cars_with_one_image_and_labels_in_the_devkit(tmp_path: Path) -> None:
     ]
 
 
+def test_cars_as_kaggle_has_them(tmp_path: Path) -> None:
+    small_cars(tmp_path / "cars")
+    root = tmp_path / "kaggle"
+    for part in ("cars_train", "cars_test"):
+        (root / part).mkdir(parents=True)
+        (tmp_path / "cars" / part).rename(root / part / part)
+    (root / "car_devkit").mkdir()
+    (tmp_path / "cars" / "devkit").rename(root / "car_devkit" / "devkit")
+    assert [row[:4] for row in rows_of(read_cars196(root, check_counts=False))] == [
+        ["cars_train/cars_train/00001.jpg", 5, -1, "train"],
+        ["cars_test/cars_test/00001.jpg", 5, -1, "train"],
+        ["cars_train/cars_train/00002.jpg", 196, -1, "test"],
+    ]
+
+
 def test_cars_without_crop_needs_no_boxes(tmp_path: Path) -> None:
     manifest = read_cars196(small_cars(tmp_path, bbox_x1=None, bbox_y2=None), crop=False, check_counts=False)
     assert list(manifest.table.columns) == ["path", "label", "camera", "split"]

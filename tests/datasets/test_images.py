@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bdbnet.datasets import images
-from bdbnet.datasets.images import ImageError, read_image
+from bdbnet.datasets.images import ImageError, image_size, image_suffixes, read_image, readable_formats, unread_images
 from bdbnet.loading import EvaluationTransform, TrainTransform
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
@@ -301,3 +301,20 @@ def test_excess_is_measured_after_padding() -> None:
     assert plain.excess(768, 10_000) == 2
     assert plain.excess(128, 64) == pytest.approx(1 / 3)
     assert padded.excess(100, 512) == padded.excess(512, 512) == 2
+
+
+@pytest.mark.parametrize("suffix", image_suffixes())
+def test_every_suffix_that_is_listed_is_read(tmp_path, suffix):
+    """Pillow knows each suffix, and reads what it wrote under it."""
+    path = tmp_path / f"a{suffix}"
+    Image.new("1" if suffix == ".pbm" else "RGB", (8, 16), "white").save(path)
+    assert read_image(path).shape == (16, 8, 3)
+    assert image_size(path) == (16, 8)
+
+
+def test_formats_that_were_not_built_into_pillow_are_not_listed(monkeypatch):
+    assert ".jp2" in image_suffixes()
+    monkeypatch.delitem(Image.OPEN, "JPEG2000")
+    assert ".jp2" not in image_suffixes()
+    assert "JPEG2000" not in readable_formats()
+    assert unread_images(["a.jp2"]) == "1 image(s) in formats that are not read here (1 .jp2)"

@@ -34,6 +34,9 @@ def test_the_folder_itself_or_one_in_it_is_found(tmp_path: Path) -> None:
         f"{tmp_path} has an unexpected layout: looked for images, images.txt there and one level down, found a."
         in message
     )
+    assert (
+        f"They are in {tmp_path / 'a' / 'CUB_200_2011'}: set dataset.root={tmp_path / 'a' / 'CUB_200_2011'}." in message
+    )
 
 
 def test_a_part_of_a_dataset_is_named(tmp_path: Path) -> None:

@@ -297,3 +297,52 @@ def test_dukemtmc_reid_with_another_name(tmp_path: Path, name: str) -> None:
     message = error_of(write(tmp_path, f"query/{name}"), read_dukemtmc_reid)
     assert f"{tmp_path / 'query'}: can't read identity and camera from the file name {name!r}" in message
     assert "looks like 0001_c2_f0046182.jpg" in message
+
+
+def own(root: Path) -> Path:
+    return write(
+        root,
+        *("bounding_box_train/00012_c12s1_000151_01.png", "bounding_box_train/00012_c3s1_000151_01 (1).jpeg"),
+        *("query/7_c12_1.webp", "bounding_box_test/7_c1.JPG", "bounding_box_test/-1_c1.jpg"),
+    )
+
+
+def test_images_of_ones_own_in_the_naming_of_market1501(tmp_path: Path) -> None:
+    manifest = load_manifest("market1501", own(tmp_path), own_names=True)
+    assert manifest.table.to_numpy().tolist() == [
+        ["bounding_box_train/00012_c12s1_000151_01.png", 12, 12, "train"],
+        ["bounding_box_train/00012_c3s1_000151_01 (1).jpeg", 12, 3, "train"],
+        ["query/7_c12_1.webp", 7, 12, "query"],
+        ["bounding_box_test/7_c1.JPG", 7, 1, "gallery"],
+    ]
+    message = error_of(tmp_path)
+    assert "'00012_c12s1_000151_01.png'; a name looks like 0002_c1s1_000451_03.jpg" in message
+    assert "+dataset.options.own_names=true" in message
+
+
+def test_other_suffixes_are_read_and_other_formats_named(tmp_path: Path) -> None:
+    write(tmp_path, *FILES, "query/0003_c1s1_000451_03.png", "query/0004_c1s1_000451_03.heic")
+    with pytest.warns(
+        UserWarning, match=r"query: left out are 1 image\(s\) in formats that are not read here \(1 .heic\)"
+    ):
+        manifest = read_market1501(tmp_path)
+    assert "query/0003_c1s1_000451_03.png" in set(manifest.table["path"])
+
+
+def test_copies_of_images_are_told(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path, *FILES, "query/0001_c6s3_001051_00 (1).jpg"))
+    assert "It seems to be a copy of another image: remove it." in message
+
+
+def test_where_a_dataset_some_folders_further_down_lies_is_told(tmp_path: Path) -> None:
+    inner = write(tmp_path / "Market" / "archive" / "v15.09.15", *FILES)
+    assert f"They are in {inner}: set dataset.root={inner}." in error_of(tmp_path)
+    other = write(tmp_path / "Market" / "copy", *FILES)
+    assert f"They are in {other} and {inner}: set dataset.root={other}." in error_of(tmp_path)
+
+
+def test_images_one_folder_too_deep_are_found(tmp_path: Path) -> None:
+    write(tmp_path, *FILES, "query/0001/0001_c6s3_001051_00.jpg")
+    (tmp_path / "query" / "0001_c6s3_001051_00.jpg.jpg").unlink()
+    message = error_of(tmp_path)
+    assert f"There are some in {tmp_path / 'query' / '0001'}: move them into {tmp_path / 'query'} itself." in message

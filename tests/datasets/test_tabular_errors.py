@@ -1,7 +1,6 @@
 """Bad tables: every message names the file and, where there is one, row and column."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,6 @@ def test_a_bad_csv_file(tmp_path: Path, text: str, expected: str) -> None:
         (2, "label", str(2**63), "is not a whole number below 2**63"),
         (2, "label", "9" * 5000, "is not a whole number below 2**63"),
         (2, "label", "", "is empty. Fill it in"),
-        (2, "label", "cat", "'cat' is a name, but other rows have whole numbers"),
         (2, "label", "-1", "is negative"),
         (3, "camera", "left", "'left' is not a whole number"),
         (3, "camera", "", "is empty"),
@@ -100,10 +98,9 @@ def test_a_bad_csv_file(tmp_path: Path, text: str, expected: str) -> None:
         (4, "y2", "0", "leaves an empty box"),
         (4, "y2", "1_000", "is not a whole number"),
         (1, "path", "", "is empty"),
-        (1, "path", "/etc/passwd", "is not a plain relative path"),
+        (1, "path", "/etc/passwd", "is not a plain relative path, and lies outside of"),
         (1, "path", "../a.jpg", "is not a plain relative path"),
         (1, "path", "sub/../a.jpg", "is not a plain relative path"),
-        (1, "path", "sub\\a.jpg", "write it relative to the dataset folder, with '/'"),
         (1, "path", "C:/a.jpg", "is not a plain relative path"),
         (1, "path", "a\0.jpg", "is not a plain relative path"),
         (2, "path", "a.jpg", "'a.jpg' is a train image already in row 1"),
@@ -124,19 +121,6 @@ def test_a_bad_value_is_named_with_file_row_and_column(
     message = error_of(path)
     assert message.startswith(f"{path}, row {row}, column {column}: ")
     assert reason in message
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        (["cat", "3", "dog", "cow"], "row 2, column label: '3' is a number, but other rows have names"),
-        (["1", "2", "NA", "4"], "row 3, column label: 'NA' is a name, but other rows have whole numbers"),
-        (["cat", "1", "2", "dog"], "row 2, column label: '1' is a number, but other rows have names"),
-    ],
-)
-def test_numbers_and_names_do_not_mix(tmp_path: Path, labels: Sequence[str], expected: str) -> None:
-    text = "path,label,split\n" + "".join(f"{path},{label},train\n" for path, label in zip(IMAGES, labels))
-    assert f"my.csv, {expected}" in error_of(write(tmp_path, text))
 
 
 def test_other_encodings_are_named_with_their_line(tmp_path: Path) -> None:

@@ -62,9 +62,9 @@ def test_parquet_means_the_same_as_csv(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("label\n1\n", r"my.csv: the table lacks column\(s\) path; it has label"),
+        ("label\n1\n", r"my.csv: the table lacks column\(s\) path; it has 'label'"),
         ("path,x1\na.jpg,1\n", r"lacks column\(s\) y1, x2, y2"),
-        ("path,label,label\na.jpg,1,1\n", "has a column more than once"),
+        ("path,label,label\na.jpg,1,1\n", r"has column\(s\) label more than once"),
         ("path,label\na.jpg,1\nb.jpg,anna\n", "my.csv, row 2, column label: 'anna' is not a whole number"),
         ("path,label\na.jpg,-1\n", "row 1, column label: -1 is negative"),
         ("path,camera\na.jpg,1\nb.jpg,\n", "row 2, column camera: '' is not a whole number"),

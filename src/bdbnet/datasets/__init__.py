@@ -84,8 +84,9 @@ def load_manifest(
     manifest: Manifest = read(folder, **options) if own else _read_foreign(read, said, folder, options)
     shared = manifest.shared_labels()
     if len(shared):
+        first = manifest.name_of(shared[0])
         warnings.warn(
-            f"{manifest.name}: {len(shared):,} identities have images in train and in test (the first is {shared[0]}), so "
+            f"{manifest.name}: {len(shared):,} identities have images in train and in test (the first is {first}), so "
             "that results are not those of unseen identities. Move each into one of the two if that is what you want.",
             OverlapWarning,
             stacklevel=2,

@@ -19,6 +19,7 @@ from typing import IO, Any, BinaryIO, NoReturn
 from tqdm import tqdm
 
 from bdbnet.datasets.manifest import DatasetError
+from bdbnet.regular_files import regular
 
 _CHUNK = 1 << 20
 # Files that datasets ship next to their archives: annotations and lists.
@@ -258,7 +259,7 @@ def _check_destination(target: Path) -> None:
 def _kind(archive: Path) -> str:
     """`zip`, `tar` or `tar.gz`, told by the first bytes, or `plain` by the name.  Raises ArchiveError."""
     try:
-        with archive.open("rb") as file:
+        with open(archive, "rb", opener=regular) as file:
             start = file.read(tarfile.BLOCKSIZE)
     except OSError as error:
         raise ArchiveError(f"can't read the archive {archive}: {error.strerror}. Check archive=.") from None

@@ -28,9 +28,7 @@ from bdbnet.datasets.person_reid import FOLDERS, FileNames, Row, read_folders
 _KINDS = {"cuhk03_detect": "detected", "cuhk03_label": "labeled"}
 _SIBLINGS = {"cuhk03_detect": "cuhk03_label", "cuhk03_label": "cuhk03_detect"}
 # identity, camera, number
-_PRE_CUT_NAMES = FileNames(
-    re.compile(r"(\d{4})_c([12])_\d+\.(?:png|jpg)", re.IGNORECASE), "0003_c1_1.png", suffixes=(".png", ".jpg")
-)
+_PRE_CUT_NAMES = FileNames(re.compile(r"(\d{4})_c([12])_\d+", re.IGNORECASE), "0003_c1_1.png")
 _IMAGES_FILE = "cuhk-03.mat"
 _PARTS: dict[Role, str] = {"train": "train_idx", "query": "query_idx", "gallery": "gallery_idx"}
 _FIELDS = ("filelist", "labels", "camId", *_PARTS.values())

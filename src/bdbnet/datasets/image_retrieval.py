@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.io import loadmat
 
-from bdbnet.datasets.layout import build_manifest, find_base, how_to_prepare, nearest_base, require_files
+from bdbnet.datasets.layout import build_manifest, find_base, how_to_prepare, is_there, nearest_base, require_files
 from bdbnet.datasets.manifest import BOX_COLUMNS, SPLITS, DatasetError, Manifest
 
 _GET_AGAIN = "Get the authors' original file again."
@@ -27,6 +27,8 @@ _FORMS = {
 
 _CARS_TOGETHER = ("car_ims", "cars_annos.mat")
 _CARS_APART = ("cars_train", "cars_test", "devkit/cars_train_annos.mat")
+# Kaggle's copy, in which also the images are one folder deeper: cars_train/cars_train.
+_CARS_DEEPER = ("cars_train", "cars_test", "car_devkit/devkit/cars_train_annos.mat")
 _CARS_TEST = "cars_test_annos_withlabels.mat"
 _CARS_BOX = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
@@ -71,18 +73,20 @@ def read_cars196(root: Path, *, crop: bool = True, check_counts: bool = True) ->
 
     - `car_ims` and `cars_annos.mat`,
     - `cars_train`, `cars_test`, `devkit/cars_train_annos.mat`, and `cars_test_annos_withlabels.mat` next to them or in
-      `devkit`. The devkit alone lacks the classes of the test images.
+      `devkit`. The devkit alone lacks the classes of the test images. As Kaggle has them, the images may be one folder
+      deeper (`cars_train/cars_train`) and the devkit in `car_devkit`.
 
     Classes 1 to 98 train and classes 99 to 196 test (as query and gallery), regardless of the authors' own split into
     train and test. Rows are in the order of the authors' files (`cars_train` before `cars_test`) within train, test.
     `crop` gives the cars' boxes. `check_counts` warns (CountWarning) where the number of images or classes is not the
     published one. Raises DatasetError for missing files and images, and for .mat files that can't be used.
     """
-    base, layout = _find_layout("cars196", Path(root), (_CARS_TOGETHER, _CARS_APART))
+    base, layout = _find_layout("cars196", Path(root), (_CARS_TOGETHER, _CARS_APART, _CARS_DEEPER))
     if layout == _CARS_TOGETHER:
         rows = _read_annotations(base / "cars_annos.mat", "relative_im_path", "", crop)
     else:
-        labelled = [base / _CARS_TEST, base / "devkit" / _CARS_TEST]
+        devkit = base / Path(layout[2]).parent
+        labelled = [base / _CARS_TEST, devkit / _CARS_TEST, devkit.parent / _CARS_TEST]
         present = [file for file in labelled if file.is_file()]
         if not present:
             raise DatasetError(
@@ -90,8 +94,15 @@ def read_cars196(root: Path, *, crop: bool = True, check_counts: bool = True) ->
                 "(cars_test_annos.mat) holds no classes of the test images: get this file where you got the "
                 f"images.\n{how_to_prepare('cars196', base)}"
             )
-        parts = [(base / _CARS_APART[2], "cars_train/"), (present[0], "cars_test/")]
-        rows = pd.concat([_read_annotations(file, "fname", folder, crop) for file, folder in parts])
+        parts = [(base / layout[2], "cars_train"), (present[0], "cars_test")]
+        rows = pd.concat(
+            [
+                _read_annotations(
+                    file, "fname", f"{folder}/{folder}/" if is_there(base / folder / folder) else f"{folder}/", crop
+                )
+                for file, folder in parts
+            ]
+        )
     return _build("cars196", base, rows, check_counts)
 
 

@@ -1,18 +1,39 @@
 """Reading of image files of any common format as 8-bit RGB."""
 
 import io
-from collections.abc import Callable
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from bdbnet.regular_files import regular
+
 MAX_PIXELS = 80_000_000
 """Largest accepted image.  Below Pillow's own limit, so Pillow never warns about an accepted image."""
 
-# Pillow's readers of other formats are never tried: some start external programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+# Format -> suffixes of its files.  Pillow's readers of other formats are never tried: some start external programs (EPS).
+# AVIF and JPEG 2000 depend on how Pillow was built, HEIF on a package that registers it (pillow-heif).
+_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+    "HEIF": (".heic", ".heif", ".hif"),
+}
+# Suffixes of images that are never read.
+_OTHER_SUFFIXES = (
+    *(".jxl", ".tga", ".ico", ".psd", ".svg", ".eps", ".dds", ".dib", ".pcx", ".exr", ".hdr", ".qoi", ".sgi"),
+    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
 
 _ORIENTATION = 0x0112
 _WHITE = (255, 255, 255, 255)
@@ -26,6 +47,41 @@ Excess = Callable[[int, int], float]
 
 class ImageError(ValueError):
     """An image file that can't be used; the message names the file and says what to do."""
+
+
+def readable_formats() -> tuple[str, ...]:
+    """The formats that are read here, in the order in which they are tried."""
+    Image.init()  # at the first call; nothing later
+    return tuple(name for name in _SUFFIXES if name in Image.OPEN)
+
+
+def image_suffixes() -> tuple[str, ...]:
+    """The suffixes of image files that are read here, in small letters.
+
+    >>> {".jpg", ".jfif", ".png"} <= {*image_suffixes()}
+    True
+    """
+    return tuple(suffix for name in readable_formats() for suffix in _SUFFIXES[name])
+
+
+def known_suffixes() -> tuple[str, ...]:
+    """The suffixes of image files, read here or not."""
+    return (*(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes), *_OTHER_SUFFIXES)
+
+
+def unread_images(names: Iterable[str]) -> str:
+    """How many of the file `names` seem to be images in formats that are not read here, as text; empty where none is.
+
+    >>> unread_images(["a.jpg", "b.HEIC", "notes.txt", "c.tga", "d.tga", "0007"])
+    '3 image(s) in formats that are not read here (2 .tga, 1 .heic)'
+    """
+    read, known = image_suffixes(), known_suffixes()
+    suffixes = [os.path.splitext(name)[1].lower() for name in names]  # noqa: PTH122  (of a million names)
+    counts = Counter(suffix for suffix in suffixes if suffix in known and suffix not in read)
+    if not counts:
+        return ""
+    listed = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
+    return f"{counts.total():,} image(s) in formats that are not read here ({listed})"
 
 
 def read_image(
@@ -58,10 +114,20 @@ def read_image(
     return decode_image(read_file(path), path, box=box, excess=excess, margin=margin)
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image, upright, from the head of its file.  Raises ImageError."""
+    try:
+        with open(path, "rb", opener=regular) as file, Image.open(file, formats=readable_formats()) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except Exception as error:  # Pillow's readers raise many types on damaged input
+        raise _unreadable(path, error) from error
+
+
 def read_file(path: str | Path) -> bytes:
     """The content of an image file.  Raises ImageError."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123  (a Path takes longer to make than the file to read)
+        with open(path, "rb", opener=regular) as file:
             return file.read()
     except FileNotFoundError:
         raise ImageError(f"image {path} does not exist: check the dataset's folder, or prepare it again") from None
@@ -129,7 +195,7 @@ def _decode_jpeg(
 
 
 def _decode_any(data: bytes, path: str | Path) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise _bomb(path, f"{width} x {height}")
@@ -159,7 +225,7 @@ def _bomb(path: str | Path, size: str) -> ImageError:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"not one of {', '.join(FORMATS)}"
+        return f"not one of {', '.join(readable_formats())}"
     return f"{type(error).__name__}: {error}"
 
 

@@ -79,10 +79,31 @@ def inspect_table(
             Finding(
                 f"{len(unmatched):,} queries of {unmatched['label'].nunique():,} identities have no image of their identity "
                 f"{others}, the first is {unmatched['path'].iloc[0]}: no metric counts them",
-                "correct labels or cameras, or remove these queries",
+                match_advice(manifest, by_camera=by_camera, unmatched=unmatched).rstrip("."),
             )
         )
     return findings
+
+
+def match_advice(manifest: Manifest, *, by_camera: bool, unmatched: pd.DataFrame | None = None) -> str:
+    """What to do about queries without a true match, as a sentence; `unmatched` are their rows, None for all queries."""
+    queries = manifest.subset("query").table
+    every = unmatched is None or len(unmatched) == len(queries)
+    if every and by_camera and (matched := len(queries) - manifest.unmatched_queries(by_camera=False)):
+        tested = manifest.table[manifest.table["split"] != "train"]
+        one = tested["camera"].nunique() == 1
+        seen = "All query and gallery images are from one camera" if one else "No identity was seen by two cameras"
+        return (
+            f"{seen}: set dataset.protocol=retrieval, which does not ask for another camera "
+            f"(Recall@K; {matched:,} of the {len(queries):,} queries then have a match), or correct the cameras."
+        )
+    columns = "labels or cameras" if by_camera else "labels"
+    if every:
+        return f"Correct the {columns}: every query has to have another image of its label in the gallery."
+    assert unmatched is not None
+    if (unmatched["split"] == "test").any():
+        return f"Correct the {columns}, or leave these rows of split test out, which are query and gallery at once."
+    return f"Correct the {columns}, or take these rows of split query out."
 
 
 def remarks(manifest: Manifest, *, protocol: str = "auto") -> list[str]:
@@ -147,4 +168,4 @@ def duplicates_across(manifest: Manifest, digests: np.ndarray) -> list[Finding]:
 
 def _first(manifest: Manifest, label: int) -> str:
     row = manifest.table[manifest.table["label"] == label].iloc[0]
-    return f"{label} ({row['path']})"
+    return f"{manifest.name_of(label)} ({row['path']})"

@@ -12,6 +12,11 @@ import pandas as pd
 
 from bdbnet.datasets.catalogue import FACTS, PUBLISHED_COUNTS, DatasetFacts
 from bdbnet.datasets.manifest import COLUMNS, CountWarning, DatasetError, Manifest
+from bdbnet.regular_files import special_kind
+
+# How far below the folders of its root a dataset is looked for, and up to how many folders a level.
+_LEVELS = 2
+_MOST_FOLDERS = 500
 
 
 class LayoutError(DatasetError):
@@ -21,7 +26,8 @@ class LayoutError(DatasetError):
 def find_base(name: str, root: Path, wanted: Sequence[str]) -> Path:
     """`root`, or the one folder in it, that holds all files and folders of `wanted`.
 
-    Raises LayoutError with what was looked for and found, the expected layout, and how to get the dataset.
+    Raises LayoutError with what was looked for and found, the expected layout, and how to get the dataset; DatasetError
+    that says where it is, if it is further down.
     """
     best, present = nearest_base(name, root, wanted)
     missing = [entry for entry in wanted if entry not in present]
@@ -33,17 +39,20 @@ def find_base(name: str, root: Path, wanted: Sequence[str]) -> Path:
         )
     entries = sorted(list_folder(root))
     found = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") if entries else "nothing"
-    raise LayoutError(
-        f"{name}: {root} has an unexpected layout: looked for {', '.join(wanted)} there and one level down, found {found}.\n"
-        f"{how_to_prepare(name, root)}"
-    )
+    problem = f"{name}: {root} has an unexpected layout: looked for {', '.join(wanted)} there and one level down, found {found}."
+    below = _complete_below(root, wanted)
+    if below:
+        places = " and ".join(map(str, below))
+        raise DatasetError(f"{problem} They are in {places}: set dataset.root={below[0]}.")
+    raise LayoutError(f"{problem}\n{how_to_prepare(name, root)}")
 
 
 def nearest_base(name: str, root: Path, wanted: Sequence[str]) -> tuple[Path, list[str]]:
     """`root` or the folder in it that holds most of `wanted`, and what it holds of them.
 
     A `root` that holds everything takes precedence over its folders.
-    Raises DatasetError where `root` is not a readable folder, or where two folders in it hold everything.
+    Raises DatasetError where `root` is not a readable folder, where two folders in it hold everything, and for a named pipe,
+    a socket or a device among `wanted`.
     """
     try:
         entries = list_folder(root)
@@ -62,7 +71,31 @@ def nearest_base(name: str, root: Path, wanted: Sequence[str]) -> tuple[Path, li
             "Set dataset.root to one of them."
         )
     best = max(places, key=lambda place: len(present[place]))
+    for entry in present[best]:
+        if (kind := special_kind(best / entry)) is not None:
+            raise DatasetError(
+                f"{name}: {best / entry} is {kind}, not a regular file. Put the authors' file in its place."
+            )
     return best, present[best]
+
+
+def _complete_below(root: Path, wanted: Sequence[str]) -> list[Path]:
+    """The folders two and more levels below `root` that hold everything, as archives in archives leave them."""
+    complete: list[Path] = []
+    folders = [root]
+    for level in range(1 + _LEVELS):
+        inside: list[Path] = []
+        for folder in folders:
+            try:
+                inside += [folder / entry for entry, is_folder in sorted(list_folder(folder).items()) if is_folder]
+            except OSError:
+                continue
+            if len(inside) > _MOST_FOLDERS:
+                return complete
+        if level:
+            complete += [place for place in inside if all(is_there(place / entry) for entry in wanted)]
+        folders = inside
+    return complete
 
 
 def is_there(path: Path) -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -63,11 +63,14 @@ class Manifest:
     - optional `x1 y1 x2 y2`: box in pixels, int64, right and lower edge excluded.
 
     The order of the rows is part of the content: equal distances are ranked by gallery order.
+
+    `label_names` holds the labels as their owner writes them, for people to read: names of classes, or `0001`.
     """
 
     table: pd.DataFrame
     root: Path
     name: str = "dataset"
+    label_names: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", _checked_table(self.table, self.name))
@@ -75,7 +78,13 @@ class Manifest:
 
     @classmethod
     def from_table(
-        cls, table: pd.DataFrame, root: str | Path, name: str, *, source: str | Path | None = None
+        cls,
+        table: pd.DataFrame,
+        root: str | Path,
+        name: str,
+        *,
+        source: str | Path | None = None,
+        label_names: Mapping[int, str] | None = None,
     ) -> "Manifest":
         """A manifest whose error messages name `source`, the file or folder of the table (default: `name`).
 
@@ -87,18 +96,22 @@ class Manifest:
         (2, False)
         """
         checked = _checked_table(table, str(name if source is None else source))
-        return cls._trusted(checked, Path(root).absolute(), name)
+        return cls._trusted(checked, Path(root).absolute(), name, label_names or {})
 
     def with_rows(self, table: pd.DataFrame) -> "Manifest":
         """The same dataset with a selection of its own rows in any order, which are not checked again."""
-        return self._trusted(table, self.root, self.name)
+        return self._trusted(table, self.root, self.name, self.label_names)
 
     @classmethod
-    def _trusted(cls, table: pd.DataFrame, root: Path, name: str) -> "Manifest":
+    def _trusted(cls, table: pd.DataFrame, root: Path, name: str, label_names: Mapping[int, str]) -> "Manifest":
         manifest = object.__new__(cls)
-        for field, value in (("table", table), ("root", root), ("name", name)):
-            object.__setattr__(manifest, field, value)
+        for key, value in (("table", table), ("root", root), ("name", name), ("label_names", label_names)):
+            object.__setattr__(manifest, key, value)
         return manifest
+
+    def name_of(self, label: int) -> str:
+        """A label as its owner writes it."""
+        return self.label_names.get(int(label), str(label))
 
     @cached_property
     def fingerprint(self) -> str:

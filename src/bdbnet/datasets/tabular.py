@@ -1,32 +1,57 @@
-"""Custom datasets: a CSV or Parquet table with a row per image, a folder of class folders, or several of these."""
+"""Custom datasets: a table with a row per image, a folder of class folders, or several of these."""
 
-import csv
-import io
 import os
 import re
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bdbnet.datasets.class_folders import LAYOUT, list_class_folders, require_utf8
-from bdbnet.datasets.layout import missing_files
-from bdbnet.datasets.manifest import BOX_COLUMNS, COLUMNS, SPLITS, DatasetError, Manifest
+from bdbnet.datasets.columns import FLAGS, TABLE_COLUMNS, Columns, choose_columns, remark
+from bdbnet.datasets.images import ImageError, image_size
+from bdbnet.datasets.layout import is_there, missing_files
+from bdbnet.datasets.manifest import BOX_COLUMNS, SPLITS, DatasetError, Manifest
+from bdbnet.datasets.numbering import Numbered, is_number, number_cameras, number_labels, number_names
+from bdbnet.datasets.open_metric_learning import drop_empty, is_empty, read_flags
+from bdbnet.datasets.paths import plain_paths
+from bdbnet.datasets.sources import joined, listed
+from bdbnet.datasets.table_files import Cells, read_table_file
 
-_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?")
 _SPLIT_ADVICE = (
     f"Add a column split with one of {', '.join(SPLITS)} for every image (test = both query and gallery), or use folders "
     "of these names. Or set dataset.train_classes: the first classes, in the order of their numbers or names, are the "
     "training set and the others the test set. dataset.train_classes=100 counts classes, dataset.train_classes=0.5 is a "
     "share of all"
 )
+_COLUMN_ADVICE = (
+    "Required columns are path, label and, unless dataset.train_classes is set, split; optional are camera, "
+    f"and {' '.join(BOX_COLUMNS)} together."
+)
 
-# Number of sources that the name of a joined dataset lists.
-_NAMED = 4
+
+@dataclass
+class _Rows:
+    """The rows of one source: `cells` by column; `names`: labels are names, as those of folders; `flags`: splits are made of
+    is_query and is_gallery."""
+
+    source: Path
+    cells: Cells
+    names: bool = False
+    flags: bool = False
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def has_split(self) -> bool:
+        return "split" in self.cells
+
+    def warn(self) -> None:
+        if self.remarks:
+            warnings.warn(f"{self.source}: {'; '.join(self.remarks)}.", stacklevel=4)
 
 
 def read_table(
@@ -34,44 +59,66 @@ def read_table(
     *,
     manifest: str | Path | Sequence[str | Path] | None = None,
     train_classes: int | float | None = None,
+    share_labels: bool | None = None,
 ) -> Manifest:
     """The images that `manifest` lists: a table, a folder of class folders, or a list of these.
 
     A table is a CSV file (UTF-8, commas, column names in the first line) or a Parquet file with the columns
 
-    - `path`: image file relative to `root` (default: the folder of the table), with forward slashes,
+    - `path`: image file relative to `root` (default: the folder of the table), or an absolute path below it,
     - `label`: identity or class, as whole numbers, or as names, which are numbered 0, 1, ... in sorted order,
     - `split`: `train`, `query`, `gallery`, or `test` for an image that is query and gallery,
-    - optional `camera`: 0 or more,
+    - optional `camera`: 0 or more, or names,
     - optional `x1 y1 x2 y2`: box in pixels, right and lower edge excluded.
 
-    Other columns are ignored. A folder holds `train/`, and `test/` or `query/` and `gallery/`, each with one folder of
-    images per class; or the folders of the classes directly. Their names are numbered 0, 1, ... in sorted order.
+    The same columns are read under the names of torchreid and fast-reid (`img_path pid camid`) and of open-metric-learning
+    (`x_1 y_1 x_2 y_2`, where empty is the whole image; `sequence` as camera; split `validation` with `is_query` and
+    `is_gallery`). Warns of columns that are read under another name or not used. A .txt or .json file is a list of
+    path, label and perhaps camera, as torchreid and fast-reid have them.
+
+    A folder holds `train/`, and `test/` or `query/` and `gallery/`, each with one folder of images per class; or the
+    folders of the classes directly. Their names are numbered 0, 1, ... in sorted order.
 
     Data without splits needs `train_classes`: the first classes are the training set and the others the test set, so
     that no class is in both (zero-shot retrieval). An int counts the classes, a float between 0 and 1 is their share.
+    Without it, a source that is called train, query, gallery or test is that split.
 
     Several sources share no identities, classes or cameras: the numbers of each are shifted past those of the sources
-    before. A source without cameras may be combined with one with cameras if it is for training only. The manifest's
-    root is then the common parent folder of all sources, and its name theirs, joined by "+".
+    before. With `share_labels` the same label, or camera, is the same one in all of them; None warns of class names that
+    several sources have. A source without cameras may be combined with one with cameras if it is for training only. The
+    manifest's root is then the common parent folder of all sources, and its name theirs, joined by "+".
 
     Raises DatasetError that names source, row (the first row of data is 1) and column, or the setting to change.
     """
     sources = _sources(manifest)
     _check_train_classes(train_classes)
+    if share_labels is not None and not isinstance(share_labels, bool):
+        raise DatasetError(f"dataset.options.share_labels={share_labels}: write true or false")
     tables = [_read(source) for source in sources]
-    if train_classes is not None and all("split" in table.columns for table in tables):
+    if train_classes is not None and all(table.has_split for table in tables):
         raise DatasetError(
-            f"dataset.train_classes={train_classes} is set, but {_listed(sources)} has splits already. Leave out "
+            f"dataset.train_classes={train_classes} is set, but {listed(sources)} has splits already. Leave out "
             "dataset.train_classes to use them, or remove the splits."
         )
     if root is not None and all(source.is_dir() for source in sources):
         raise DatasetError(
-            f"dataset.root={root} is set, but only paths in a table are relative to it, and {_listed(sources)} is a "
+            f"dataset.root={root} is set, but only paths in a table are relative to it, and {listed(sources)} is a "
             "folder. Leave out dataset.root."
         )
-    parts = [_checked(source, table, root, train_classes) for source, table in zip(sources, tables)]
-    return parts[0] if len(parts) == 1 else _joined(sources, parts)
+    for table in tables if train_classes is None else ():
+        _take_own_split(table)
+    shared = bool(share_labels) and len(tables) > 1
+    _require_splits(tables, train_classes, shared)
+    if share_labels is None:
+        _warn_of_common_names(tables)
+    numbered = _numbered(tables, shared)
+    for table in tables:
+        table.warn()
+    parts = [_checked(*rows, root, None if shared else train_classes) for rows in zip(tables, numbered)]
+    if len(parts) == 1:
+        return parts[0]
+    whole = joined(sources, parts, shared=shared)
+    return whole if tables[0].has_split or not shared else _split_by_class(listed(sources), whole, train_classes)
 
 
 def _sources(manifest: object) -> list[Path]:
@@ -114,170 +161,214 @@ def _check_train_classes(train_classes: object) -> None:
         )
 
 
-def _read(source: Path) -> pd.DataFrame:
-    """The rows of one source with numbered labels; the column split is there if the source has splits."""
+def _read(source: Path) -> _Rows:
+    """The rows of one source as they are written; the column split is there if the source has splits."""
+
+    def choose(found: list[str]) -> Columns:
+        wanted = (*TABLE_COLUMNS, *FLAGS)
+        return choose_columns(source, found, wanted=wanted, needed=("path", "label"), advice=_COLUMN_ADVICE)
+
     try:
         if source.is_dir():
-            return list_class_folders(source)
-        data = source.read_bytes()
+            cells: Cells = list_class_folders(source).to_dict("list")
+            return _Rows(source, cells, names=True)
+        cells, columns = read_table_file(source, choose, _COLUMN_ADVICE)
     except OSError as error:
         raise DatasetError(
             f"can't read {error.filename or source}: {error.strerror}. dataset.manifest must name a CSV or Parquet table "
             "or a folder of class folders."
         ) from None
-    is_parquet = source.suffix.lower() in (".parquet", ".pq") or data.startswith(b"PAR1")
-    cells = _parquet_cells(source, data) if is_parquet else _csv_cells(source, data)
+    empty = drop_empty(columns, cells)
+    rows = _Rows(source, cells)
+    said = remark(columns, TABLE_COLUMNS, empty=empty)
+    if said:
+        rows.remarks.append(said)
+    rows.flags = FLAGS[0] in cells
+    left_out = read_flags(source, cells)
+    if left_out:
+        rows.remarks.append(f"{left_out:,} row(s) are left out, which are neither query nor gallery")
+    partial = columns.used.get("x1") != "x1" and "x1" in cells
     for column, values in cells.items():
-        empty = next((row for row, value in enumerate(values, 1) if value is None or value == ""), None)
-        if empty is not None:
-            raise DatasetError(f"{source}, row {empty}, column {column}: is empty. Fill it in, or leave out the row.")
-    cells["label"] = _label_numbers(source, cells["label"])
-    return pd.DataFrame({"camera": -1} | cells, index=range(len(cells["path"])))
-
-
-def _csv_cells(source: Path, data: bytes) -> dict[str, list[Any]]:
-    """Text of the columns that a manifest has."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DatasetError(
-            f"{source}, line {line}: is not UTF-8 text. Save the table again as CSV with the encoding UTF-8."
-        ) from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        lines = [line for line in reader if line]
-    except csv.Error as error:
-        raise DatasetError(
-            f"{source}, line {reader.line_num}: is not CSV ({error}). Put values that contain commas, quotes or line breaks "
-            'in quotes and double the quotes in them: "a ""b"", c.jpg".'
-        ) from None
-    if not lines:
-        raise DatasetError(f"{source} is empty. {_needed_columns()} The first line holds their names.")
-    header, *rows = lines
-    columns = _known_columns(source, header)
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise DatasetError(
-                f"{source}, row {number}: has {len(row)} values for the {len(header)} columns. Write one value per column, "
-                "and put values that contain a comma in quotes."
+        row = next((row for row, value in enumerate(values, 1) if is_empty(value)), None)
+        if row is None:
+            continue
+        if columns.used.get(column) == "sequence" and "split" in cells:
+            row = next(
+                (row for row, v in enumerate(values, 1) if is_empty(v) and cells["split"][row - 1] != "train"), None
             )
-    places = {column: header.index(column) for column in columns}
-    return {column: [row[place] for row in rows] for column, place in places.items()}
+        elif partial and column in BOX_COLUMNS:
+            row = next((row for row in range(1, len(values) + 1) if _is_partly_boxed(cells, row - 1)), None)
+        if row is not None:
+            name = columns.used.get(column, column)
+            raise DatasetError(f"{source}, row {row}, column {name}: is empty. Fill it in, or leave out the row.")
+    if columns.used.get("camera") == "sequence" and "camera" in cells:
+        cells["camera"] = number_names(["" if value is None else str(value) for value in cells["camera"]]).numbers
+        rows.remarks.append("images of a query's own sequence and label are left out, as those of one camera are")
+    rows.names = any(isinstance(label, str) and not is_number(label) for label in cells["label"])
+    return rows
 
 
-def _parquet_cells(source: Path, data: bytes) -> dict[str, list[Any]]:
-    """Values of the columns that a manifest has, as Python objects."""
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        columns = _known_columns(source, file.schema_arrow.names)
-        cells: dict[str, list[Any]] = file.read(columns=columns).to_pydict()
-    except DatasetError:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DatasetError(f"{source} is not a complete Parquet file ({error}). Write it again.") from error
-    for column, values in cells.items():
-        kinds = {type(value).__name__ for value in values} - {"NoneType"}
-        if not kinds <= {"str", "int", "float"}:
-            raise DatasetError(f"{source}, column {column}: holds {', '.join(kinds)} where text or numbers are needed.")
-    return cells
+def _is_partly_boxed(cells: Cells, row: int) -> bool:
+    return 0 < sum(is_empty(cells[column][row]) for column in BOX_COLUMNS) < len(BOX_COLUMNS)
 
 
-def _known_columns(source: Path, found: list[str]) -> list[str]:
-    """Those of the columns found that a manifest has.  Raises DatasetError where one is missing or there twice."""
-    known = [column for column in (*COLUMNS, *BOX_COLUMNS) if column in found]
-    needed = ("path", "label", *(BOX_COLUMNS if set(BOX_COLUMNS) & set(known) else ()))
-    missing = [column for column in needed if column not in known]
-    if missing:
-        commas = " Columns are separated by commas." if any(re.search("[;\t]", name) for name in found) else ""
+def _take_own_split(rows: _Rows) -> None:
+    """A source without splits whose own name is one, as train.csv, list_query.txt or a folder test, has that split."""
+    if rows.has_split:
+        return
+    name = rows.source.name if rows.source.is_dir() else rows.source.stem
+    words = [word for word in re.split(r"[\s_.-]+", name.lower()) if word != "list"]
+    if len(words) == 1 and words[0] in SPLITS:
+        rows.cells["split"] = [words[0]] * len(rows.cells["path"])
+        rows.remarks.append(f"all its images have split {words[0]}, after its name")
+
+
+def _require_splits(tables: list[_Rows], train_classes: int | float | None, shared: bool) -> None:
+    """Raise DatasetError for sources without splits, and for shared labels where only some have splits."""
+    without = next((table.source for table in tables if not table.has_split), None)
+    if without is not None and train_classes is None:
+        layout = f" {LAYOUT}." if without.is_dir() else ""
+        raise DatasetError(f"{without} has no splits. {_SPLIT_ADVICE}.{layout}")
+    if without is not None and shared and any(table.has_split for table in tables):
         raise DatasetError(
-            f"{source}: the table lacks column(s) {', '.join(missing)}; it has {', '.join(map(repr, found))}.{commas} "
-            f"{_needed_columns()} Column names must match exactly."
+            f"{without} has no splits and others have: with dataset.options.share_labels=true all sources need splits, or none."
         )
-    twice = [column for column in known if found.count(column) > 1]
-    if twice:
-        raise DatasetError(f"{source}: the table has column(s) {', '.join(twice)} more than once. Keep one of each.")
-    return known
 
 
-def _needed_columns() -> str:
-    return (
-        f"Required columns are path, label and, unless dataset.train_classes is set, split; optional are camera, "
-        f"and {' '.join(BOX_COLUMNS)} together."
-    )
+def _numbered(tables: list[_Rows], shared: bool) -> list[Numbered]:
+    """The labels of each source as numbers, and its cameras in place; `shared`: the same label is the same number."""
+    alone = []
+    for table in tables:
+        labels = table.cells["label"]
+        if "name" in table.cells:
+            names = table.cells.pop("name")
+            alone.append(Numbered(labels, dict(zip(labels, names))))
+            table.cells["label"] = names
+        else:
+            alone.append(number_labels(table.source, labels))
+            if alone[-1].remark:
+                table.remarks.append(alone[-1].remark)
+    together = shared and len(tables) > 1
+    _number_cameras(tables, together)
+    if not together:
+        return alone
+    written = [label for table in tables for label in table.cells["label"]]
+    if any(table.names for table in tables):
+        written = [str(label) for label in written]
+    whole = number_labels(listed([table.source for table in tables]), written)
+    return [Numbered(part, whole.names) for part in _portions(whole.numbers, tables)]
 
 
-def _label_numbers(source: Path, labels: list[Any]) -> list[Any]:
-    """Labels as numbers: text of whole numbers is converted, other text numbered in sorted order, numbers are kept."""
-    texts = sorted({label for label in labels if isinstance(label, str)})
-    numbers = {text for text in texts if _NUMBER.fullmatch(text)}
-    if not numbers:
-        rank = {text: number for number, text in enumerate(texts)}
-        return [rank.get(label, label) for label in labels]
-    numeric = sum(label in numbers for label in labels)
-    if numeric < len(labels):
-        few_numbers = numeric <= len(labels) - numeric
-        row = next(row for row, label in enumerate(labels, 1) if (label in numbers) == few_numbers)
-        kinds = ("number", "names") if few_numbers else ("name", "whole numbers")
-        raise DatasetError(
-            f"{source}, row {row}, column label: {labels[row - 1]!r} is a {kinds[0]}, but other rows have {kinds[1]}. Write "
-            "all labels as whole numbers, or all as names."
+def _number_cameras(tables: list[_Rows], together: bool) -> None:
+    with_cameras = [table for table in tables if "camera" in table.cells and not table.source.is_dir()]
+    groups = [with_cameras] if together and with_cameras else [[table] for table in with_cameras]
+    for group in groups:
+        found = number_cameras([camera for table in group for camera in table.cells["camera"]])
+        for table, part in zip(group, _portions(found.numbers, group)):
+            table.cells["camera"] = part
+        if found.remark:
+            group[0].remarks.append(found.remark)
+
+
+def _portions(values: list[Any], tables: list[_Rows]) -> list[list[Any]]:
+    """`values` of all rows, cut into those of each table."""
+    ends = np.cumsum([len(table.cells["path"]) for table in tables]).tolist()
+    return [values[begin:end] for begin, end in zip([0, *ends], ends)]
+
+
+def _warn_of_common_names(tables: list[_Rows]) -> None:
+    """Warn of names of classes that several sources have."""
+    first: dict[str, Path] = {}
+    common: dict[str, tuple[Path, Path]] = {}
+    for table in tables:
+        for name in dict.fromkeys(
+            map(str, table.cells["name" if table.source.is_dir() else "label"] if table.names else ())
+        ):
+            if first.setdefault(name, table.source) != table.source:
+                common.setdefault(name, (first[name], table.source))
+    if common:
+        name, places = next(iter(common.items()))
+        warnings.warn(
+            f"{len(common):,} class name(s) are in more than one source, such as {name!r} in {listed(places)}: they are taken "
+            "for different classes. Set dataset.options.share_labels=true if a name is the same class in all sources, "
+            "dataset.options.share_labels=false if it is not.",
+            stacklevel=4,
         )
-    whole = {text: _whole(text) for text in texts}
-    row = next((row for row, label in enumerate(labels, 1) if whole[label] is None), 0)
-    if row:
-        raise DatasetError(
-            f"{source}, row {row}, column label: {labels[row - 1]!r} is not a whole number below 2**63. Write labels as "
-            "whole numbers or as names."
-        )
-    spelled: dict[int | None, str] = {}
-    for row, label in enumerate(labels, 1):
-        if spelled.setdefault(whole[label], label) != label:
-            raise DatasetError(
-                f"{source}, row {row}, column label: {label!r} and {spelled[whole[label]]!r} are the same number. Write the "
-                "labels of one identity alike; for other identities, write names (a7, a007)."
-            )
-    return [whole[label] for label in labels]
 
 
-def _whole(text: str) -> int | None:
-    digits, _, fraction = text.partition(".")
-    if fraction.strip("0") or len(digits) > 40:  # Python refuses to convert thousands of digits
-        return None
-    number = int(digits)
-    return number if abs(number) < 2**63 else None
-
-
-def _checked(source: Path, table: pd.DataFrame, root: Path | None, train_classes: int | float | None) -> Manifest:
-    """The manifest of one source, whose files are all there."""
+def _checked(rows: _Rows, labels: Numbered, root: Path | None, train_classes: int | float | None) -> Manifest:
+    """The manifest of one source, whose files are all there; without splits and `train_classes`, all rows are for training."""
+    source, cells = rows.source, rows.cells
+    place = "the folder of the table; set dataset.root if it is another" if root is None else "dataset.root"
     if source.is_dir():
         base, name = source, source.name
     else:
         base, name = source.parent if root is None else _absolute(root), source.stem
-    # Until the classes are checked, all rows are training rows.
-    has_split = "split" in table.columns
-    part = Manifest.from_table(table if has_split else table.assign(split="train"), base, name, source=source)
-    if not has_split:
-        part = _split_by_class(source, part, train_classes)
+        cells["path"] = plain_paths(source, cells["path"], base, place)
+    whole = [row for row, value in enumerate(cells.get("x1", ())) if is_empty(value)]
+    if whole:
+        for column, edge in zip(BOX_COLUMNS, (0, 0, 1, 1)):  # replaced below, once the images are known to be there
+            cells[column] = [edge if is_empty(value) else value for value in cells[column]]
+    table = pd.DataFrame({"camera": -1} | cells | {"label": labels.numbers}, index=range(len(cells["path"])))
+    if not rows.has_split:
+        table["split"] = "train"
+    part = Manifest.from_table(table, base, name, source=source, label_names=labels.names)
+    if not rows.has_split and train_classes is not None:
+        part = _split_by_class(str(source), part, train_classes)
+    if not source.is_dir():
+        _require_images(source, part, place)
+    if whole:
+        part = _with_whole_images(source, part, whole)
+    return _apart(part) if rows.flags else part
+
+
+def _apart(part: Manifest) -> Manifest:
+    """Where some images are query and gallery at once and some gallery alone, the former as two rows.
+
+    With cameras, a query is not compared with itself: that is an image of its own identity and camera.
+    """
+    split = part.table["split"]
+    if not part.has_cameras or not {"test", "gallery"} <= {*split}:
+        return part
+    both = part.table[split == "test"].assign(split="gallery")
+    return part.with_rows(pd.concat([part.table.assign(split=split.replace("test", "query")), both], ignore_index=True))
+
+
+def _require_images(source: Path, part: Manifest, place: str) -> None:
+    """Raise DatasetError unless all listed images are there."""
+    base, paths = part.root, part.table["path"]
     try:
-        missing = [] if source.is_dir() else missing_files(base, part.table["path"])
+        missing = missing_files(base, paths)
     except OSError as error:
         raise DatasetError(f"{source}: can't look for its images: {error.filename}: {error.strerror}.") from None
-    if missing:
-        row = part.table["path"].tolist().index(missing[0]) + 1
-        place = "the folder of the table; set dataset.root if it is another" if root is None else "dataset.root"
-        raise DatasetError(
-            f"{source}: {len(missing):,} of the {len(part.table):,} listed images are not there, the first is "
-            f"{missing[0]!r} in row {row}. Paths are relative to {base} ({place})."
-        )
-    return part
+    if not missing:
+        return
+    row = paths.tolist().index(missing[0]) + 1
+    elsewhere = next((folder for folder in [*base.parents][:3] if is_there(folder / missing[0])), None)
+    hint = f" It is in {elsewhere}: set dataset.root={elsewhere}." if elsewhere is not None else ""
+    raise DatasetError(
+        f"{source}: {len(missing):,} of the {len(part.table):,} listed images are not there, the first is "
+        f"{missing[0]!r} in row {row}. Paths are relative to {base} ({place}).{hint}"
+    )
 
 
-def _split_by_class(source: Path, part: Manifest, train_classes: int | float | None) -> Manifest:
+def _with_whole_images(source: Path, part: Manifest, rows: list[int]) -> Manifest:
+    """`part` with the whole image as the box of these rows."""
+    table = part.table.copy()
+    for row in rows:
+        try:
+            height, width = image_size(part.paths[row])
+        except ImageError as error:
+            raise DatasetError(
+                f"{source}, row {row + 1}: the size of an image without a box is needed, but {error}."
+            ) from None
+        table.loc[row, ["x2", "y2"]] = (width, height)
+    return part.with_rows(table)
+
+
+def _split_by_class(source: str, part: Manifest, train_classes: int | float | None) -> Manifest:
     """The first classes train, the others are the test set (section 4.2 of the paper)."""
-    if train_classes is None:
-        layout = f" {LAYOUT}." if source.is_dir() else ""
-        raise DatasetError(f"{source} has no splits. {_SPLIT_ADVICE}.{layout}")
+    assert train_classes is not None
     classes = np.unique(part.table["label"])
     count = train_classes if isinstance(train_classes, int) else int(train_classes * len(classes) + 0.5)
     if not 1 <= count < len(classes):
@@ -287,81 +378,3 @@ def _split_by_class(source: Path, part: Manifest, train_classes: int | float | N
         )
     split = np.where(part.table["label"] < classes[count], "train", "test")
     return part.with_rows(part.table.assign(split=split))
-
-
-def _joined(sources: list[Path], parts: list[Manifest]) -> Manifest:
-    """One manifest of all sources, which share no identities and no cameras."""
-    _check_alike(sources, parts)
-    root = Path(os.path.commonpath([part.root for part in parts]))
-    any_cameras = any(part.has_cameras for part in parts)
-    tables = []
-    next_label = next_camera = 0
-    for source, part in zip(sources, parts):
-        folder = part.root.relative_to(root).as_posix()
-        table = part.table.assign(
-            path=part.table["path"] if folder == "." else f"{folder}/" + part.table["path"],
-            label=_shifted(source, part.table["label"], next_label),
-        )
-        if part.has_cameras:
-            table["camera"] = _shifted(source, part.table["camera"], next_camera)
-        elif any_cameras:
-            # Every row or none needs a camera number; that of a training row is never used.
-            table["camera"] = next_camera
-        next_label, next_camera = int(table["label"].max()) + 1, int(table["camera"].max()) + 1
-        tables.append(table)
-    _check_disjoint(sources, tables)
-    names = [part.name for part in parts]
-    name = "+".join(names if len(names) <= _NAMED else [*names[:_NAMED], f"{len(names) - _NAMED} more"])
-    return Manifest.from_table(pd.concat(tables, ignore_index=True), root, name, source=_listed(sources))
-
-
-def _shifted(source: Path, numbers: pd.Series, start: int) -> pd.Series:
-    if start + int(numbers.max()) >= 2**63:
-        raise DatasetError(
-            f"{source}: {numbers.name} {numbers.max()} is too large to number several sources one after another. Write smaller "
-            "numbers, or names."
-        )
-    return numbers + start
-
-
-def _check_alike(sources: list[Path], parts: list[Manifest]) -> None:
-    """Raise DatasetError where only some sources have boxes, cameras or a gallery."""
-    boxed = [BOX_COLUMNS[0] in part.table.columns for part in parts]
-    if any(boxed) and not all(boxed):
-        raise DatasetError(
-            f"{sources[boxed.index(True)]} has boxes ({' '.join(BOX_COLUMNS)}) and {sources[boxed.index(False)]} has none: "
-            "either all sources have boxes or none. Add the box of each whole image (0, 0, width, height) to one, or cut "
-            "the other's images."
-        )
-    seeing = [part.has_cameras for part in parts]
-    for source, part in zip(sources, parts):
-        splits = set(part.table["split"])
-        if any(seeing) and not part.has_cameras and splits != {"train"}:
-            raise DatasetError(
-                f"{source} has query, gallery or test images without cameras, but {sources[seeing.index(True)]} has "
-                "cameras: all or none of the sources with query, gallery or test images need cameras. Add the column camera "
-                "to one, or remove it from the other."
-            )
-        if "query" in splits and not splits & {"gallery", "test"}:
-            raise DatasetError(
-                f"{source} has queries but no gallery: sources share no identities, so these queries "
-                "have no match. Put queries and gallery into one table."
-            )
-
-
-def _check_disjoint(sources: list[Path], tables: list[pd.DataFrame]) -> None:
-    """Raise DatasetError where two sources list the same file and box: an image has one identity."""
-    seen: dict[tuple[Any, ...], tuple[int, int]] = {}
-    for number, table in enumerate(tables):
-        images = table[[column for column in ("path", *BOX_COLUMNS) if column in table.columns]]
-        for row, (path, *box) in enumerate(images.itertuples(index=False), 1):
-            other, other_row = seen.setdefault((path, *box), (number, row))
-            if other != number:
-                raise DatasetError(
-                    f"{sources[number]}, row {row}: the image {path} is already in {sources[other]}, row {other_row}. Sources "
-                    "share no identities, so an image belongs to one of them: remove one of the two rows."
-                )
-
-
-def _listed(sources: list[Path]) -> str:
-    return " and ".join(map(str, sources))

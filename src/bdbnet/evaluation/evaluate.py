@@ -1,5 +1,6 @@
 """The evaluation of a network on a dataset, from a configuration to the files of a run folder."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_li
 from bdbnet.files import WriteError
 from bdbnet.loading.datamodule import test_rows
 from bdbnet.loading.from_config import build_data, build_manifest
-from bdbnet.results import RESULT, Result, metric_of
+from bdbnet.results import LABEL_NAMES, RESULT, Result, metric_of, write_atomically
 from bdbnet.retrieval import rank_queries
 
 
@@ -97,12 +98,23 @@ def build_test_set(
         progress: re-ranking shows a bar.
         top_k, facts: see `TestSet`.
     """
-    return TestSet(build_metric(config, progress=progress), test_rows(manifest), name=name, top_k=top_k, facts=facts)
+    table, metric = test_rows(manifest), build_metric(config, progress=progress)
+    names = {
+        label: manifest.label_names[label]
+        for label in table["label"].unique().tolist()
+        if label in manifest.label_names
+    }
+    return TestSet(metric, table, name=name, top_k=top_k, facts=facts, label_names=names)
 
 
 def write_outcome(result: Result, test: TestSet, folder: Path, top_k: int) -> None:
-    """Write ``result.json`` and the ranking lists of ``top_k`` images, 0 for none.  For rank 0 alone."""
+    """Write ``result.json``, the names of labels where they have any, and the ranking lists of ``top_k`` images, 0 for none.
+    For rank 0 alone."""
     result.write(folder / RESULT)  # first: what was measured must not be lost with a list that can't be written
+    if test.label_names:
+        write_atomically(folder / LABEL_NAMES, json.dumps(test.label_names, ensure_ascii=False, indent=0).encode())
+    else:
+        (folder / LABEL_NAMES).unlink(missing_ok=True)
     found = test.evaluated
     if found is None or not top_k:
         return

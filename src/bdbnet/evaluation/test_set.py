@@ -23,6 +23,7 @@ class TestSet:
         name: empty for the run's own test set.
         top_k: nearest images to keep for each query, for the ranking lists.
         facts: keep what happened to each query, for the error analysis.
+        label_names: labels of these images as people write them, see `Manifest`.
 
     Attributes:
         evaluated: what was found last; None before the first evaluation. Lists and facts are those of rank 0.
@@ -41,12 +42,14 @@ class TestSet:
         name: str = "",
         top_k: int = 0,
         facts: bool = False,
+        label_names: Mapping[int, str] | None = None,
     ) -> None:
         self.metric = metric
         self.table = table
         self.name = name
         self.top_k = top_k
         self.facts = facts
+        self.label_names = label_names or {}
         self.evaluated: Evaluated | None = None
         self.metrics: dict[str, float] = {}
         self.per_query: dict[str, np.ndarray] = {}

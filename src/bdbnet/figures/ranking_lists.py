@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from bdbnet.regular_files import regular
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -44,7 +46,7 @@ def read_thumbnail(picture: Picture, size: int = 224) -> Image.Image:
         image = Image.fromarray(picture)
     else:
         try:
-            with Image.open(picture) as opened:
+            with open(picture, "rb", opener=regular) as file, Image.open(file) as opened:
                 opened.draft("RGB", (2 * size, 2 * size))
                 image = ImageOps.exif_transpose(opened)
                 image.load()

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, instantiate, is_ours
 from bdbnet.datasets import Manifest, load_manifest
+from bdbnet.datasets.inspection import match_advice
 from bdbnet.loading import Reading, ReIDDataModule, Sampling, transforms_for
 
 # What `dataset=table` leaves open follows from its protocol: the settings of section 4.1 and of section 4.2.1.
@@ -47,7 +48,8 @@ def build_manifest(config: DictConfig) -> Manifest:
     if (unmatched := manifest.unmatched_queries(by_camera=by_camera)) == queries:
         raise ConfigError(
             f"{manifest.name}: none of the {queries} queries has a true match in the gallery (the same identity, in another "
-            f"image{' and under another camera' if by_camera else ''}), so nothing can be evaluated. Check labels and cameras."
+            f"image{' and under another camera' if by_camera else ''}), so nothing can be evaluated. "
+            f"{match_advice(manifest, by_camera=by_camera)}"
         )
     if unmatched:
         warnings.warn(

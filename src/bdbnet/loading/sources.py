@@ -1,6 +1,7 @@
 """What is to be embedded: a folder, a table, one file, or a part of a dataset of the suite."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,14 +13,19 @@ import pyarrow.csv
 from omegaconf import DictConfig
 
 from bdbnet.datasets import BOX_COLUMNS, DatasetError, Manifest, Role
-from bdbnet.datasets.class_folders import IMAGE_SUFFIXES, require_utf8
+from bdbnet.datasets.class_folders import require_utf8, warn_of_files
+from bdbnet.datasets.columns import OTHER_NAMES, choose_columns, remark
+from bdbnet.datasets.images import image_suffixes, unread_images
 from bdbnet.datasets.layout import missing_files
 from bdbnet.datasets.manifest import expanded
+from bdbnet.datasets.paths import plain_paths
 from bdbnet.loading.from_config import read_manifest, settle_protocol
+from bdbnet.regular_files import special_kind
 
 SPLITS = ("query", "gallery", "train", "test", "all")
 
 _OPTIONAL = ("label", "camera", "time")
+_COLUMNS = ("path", *_OPTIONAL, *BOX_COLUMNS)
 _TABLES = (".csv", ".parquet", ".pq")
 
 
@@ -49,11 +55,13 @@ class Images:
 def find_images(images: str | Path, *, root: str | Path | None = None) -> Images:
     """The images that `images` names.
 
-    - A folder: every image file in it and in the folders below, sorted by path. Names with a leading dot are left out.
+    - A folder: every image file in it and in the folders below, sorted by path. Names with a leading dot are left out. Warns
+      of images whose format Pillow can't read here.
     - A CSV file (UTF-8, commas, column names in the first line) or Parquet file with a row per image and the columns
       `path` (relative to `root`; default: the table's folder), and optional `label` (a whole number), `camera` (0 or
       more), `time` (seconds since 1970, or an ISO 8601 date and time, in UTC where it has no zone; may be empty) and
-      `x1 y1 x2 y2` (a box in pixels, right and lower edge excluded). Further columns are left out.
+      `x1 y1 x2 y2` (a box in pixels, right and lower edge excluded), or the names that other tools give them. Warns of
+      columns that are not used.
     - One image file.
 
     Raises DatasetError that names table, row (the first row of data is 1) and column, or the folder without images.
@@ -62,6 +70,8 @@ def find_images(images: str | Path, *, root: str | Path | None = None) -> Images
     require_utf8(str(place))
     if not place.exists():
         raise DatasetError(f"images={images}: there is no such file or folder")
+    if (kind := special_kind(place)) is not None:
+        raise DatasetError(f"images={images} is {kind}: name a folder, a table or an image")
     if not place.is_dir() and place.suffix.lower() in _TABLES:
         base = place.parent if root is None else expanded(root).absolute()
         return _from_table(place, base, str(images))
@@ -70,15 +80,17 @@ def find_images(images: str | Path, *, root: str | Path | None = None) -> Images
             f"root={root} is what the paths of a table are relative to, and {images} is no table: leave root= out"
         )
     if place.is_dir():
-        paths = _image_files(place)
+        paths, others, special = _image_files(place)
         if not paths:
+            unread = f"; there are {said}: convert them to JPEG or PNG" if (said := unread_images(others)) else ""
             raise DatasetError(
-                f"images={images}: there is no image ({' '.join(IMAGE_SUFFIXES)}) in this folder or below"
+                f"images={images}: there is no image ({' '.join(image_suffixes())}) in this folder or below{unread}"
             )
+        warn_of_files(place, others, special)
         return _known(pd.DataFrame({"path": paths}), place, str(images), place)
-    if place.suffix.lower() not in IMAGE_SUFFIXES:
+    if place.suffix.lower() not in image_suffixes():
         raise DatasetError(
-            f"images={images}: neither a folder, a table ({' '.join(_TABLES)}) nor an image ({' '.join(IMAGE_SUFFIXES)})"
+            f"images={images}: neither a folder, a table ({' '.join(_TABLES)}) nor an image ({' '.join(image_suffixes())})"
         )
     return _known(pd.DataFrame({"path": [place.name]}), place.parent, str(images), place)
 
@@ -104,35 +116,51 @@ def dataset_images(dataset: DictConfig, split: str) -> Images:
     return Images(part, part.table.drop(columns="split"), f"{manifest.name}, {split}")
 
 
-def _image_files(folder: Path) -> list[str]:
-    """Paths of the image files in and below `folder`, relative to it, sorted; folders that are links are not entered."""
+def _image_files(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Paths of the image files in and below `folder`, relative to it, sorted, of other files, and of what are no regular files.
+
+    Folders that are links are not entered.
+    """
 
     def refuse(error: OSError) -> None:
         raise DatasetError(f"can't look into {error.filename}: {error.strerror}. Make it readable, or move it away.")
 
-    found = []
+    found: list[str] = []
+    others: list[str] = []
+    special: list[str] = []
+    suffixes = image_suffixes()
     for place, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                path = Path(place, name).relative_to(folder).as_posix()
+            if name.startswith("."):
+                continue
+            path = Path(place, name).relative_to(folder).as_posix()
+            if not name.lower().endswith(suffixes):
+                others.append(path)
+            elif _is_special(place, name):
+                special.append(path)
+            else:
                 require_utf8(path)
                 found.append(path)
-    return sorted(found)
+    return sorted(found), others, special
+
+
+def _is_special(folder: str, name: str) -> bool:
+    try:
+        return special_kind(os.path.join(folder, name)) is not None  # noqa: PTH118  (of a million files)
+    except OSError:  # a broken link: reading it gives the error
+        return False
 
 
 def _from_table(file: Path, base: Path, source: str) -> Images:
     table = _read(file)
-    names = list(table.columns)
-    boxes = [column for column in BOX_COLUMNS if column in names]
-    lacking = [column for column in ("path", *(BOX_COLUMNS if boxes else ())) if column not in names]
-    if lacking or len({*names}) < len(names):
-        problem = f"lacks column(s) {', '.join(lacking)}" if lacking else "has a column more than once"
-        raise DatasetError(
-            f"{file}: the table {problem}; it has "
-            f"{', '.join(names)}. Needed is path, optional are {', '.join(_OPTIONAL)}, and {' '.join(BOX_COLUMNS)} together."
-        )
-    table = table[["path", *(column for column in _OPTIONAL if column in names), *boxes]]
+    names = list(map(str, table.columns))
+    needed = "Needed is path, optional are {}, and {} together.".format(", ".join(_OPTIONAL), " ".join(BOX_COLUMNS))
+    columns = choose_columns(file, names, wanted=_COLUMNS, needed=("path",), advice=needed)
+    if said := remark(columns, _COLUMNS):
+        warnings.warn(f"{file}: {said}.", stacklevel=3)
+    table = table[list(columns.used.values())].set_axis(list(columns.used), axis="columns")
+    table["path"] = plain_paths(file, table["path"].tolist(), base, "the folder of the table, or root=", key="root")
     if "time" in table.columns:
         table["time"] = _seconds(table["time"], file)
     images = _known(table, base, source, file)
@@ -154,12 +182,13 @@ def _read(file: Path) -> pd.DataFrame:
     try:
         if file.suffix.lower() != ".csv":
             return pd.read_parquet(file)
-        text = {column: pa.string() for column in ("path", *_OPTIONAL, *BOX_COLUMNS)}
+        names = (*_COLUMNS, *(name for others in OTHER_NAMES.values() for name in others))
+        text = {column: pa.string() for column in names}
         parsing = pa.csv.ParseOptions(newlines_in_values=True)
         options = pa.csv.ConvertOptions(column_types=text)
         table: pd.DataFrame = pa.csv.read_csv(file, parse_options=parsing, convert_options=options).to_pandas()
         return table
-    except (pa.ArrowException, ValueError) as error:
+    except Exception as error:  # pyarrow and pandas raise exceptions of many kinds on damaged content
         raise DatasetError(
             f"{file} can't be read as a table ({error}). Write it again as UTF-8 CSV or Parquet."
         ) from error

@@ -18,6 +18,8 @@ import torchvision.models
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from bdbnet.regular_files import require_regular
+
 _CLASSIFIER, _COUNTER = ".classifier.", ".drop.step"
 _SHOWN = 4  # keys that an error message lists of each kind
 # torchvision's DenseNet files have keys such as norm.1, but its modules are called norm1.
@@ -57,6 +59,10 @@ def read_checkpoint(path: str | Path) -> Any:
         CheckpointError: as `read_state_dict`.
     """
     path = Path(path).expanduser()
+    try:
+        require_regular(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} {error.strerror}") from None
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     if path.stat().st_size == 0:

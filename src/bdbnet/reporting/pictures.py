@@ -155,7 +155,7 @@ def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str) ->
             f"<span>{away}</span>{_small(noun, label, camera)}</li>"
         )
     ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"
-    return f'<div class="query">\n<p>{escape(f"{who}: {found}".capitalize())}</p>\n{ranks}\n</div>\n'
+    return f'<div class="query">\n<p>{escape(f"{who[:1].upper()}{who[1:]}: {found}")}</p>\n{ranks}\n</div>\n'
 
 
 def _who(noun: str, label: Any, camera: Any) -> str:

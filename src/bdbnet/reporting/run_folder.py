@@ -12,7 +12,7 @@ import pandas as pd
 
 from bdbnet import plugins
 from bdbnet.datasets import DatasetError, load_manifest
-from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, HISTORY, RESULT, TOP_K, Result, read_result
+from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, HISTORY, LABEL_NAMES, RESULT, TOP_K, Result, read_result
 
 TOP_K_COLUMNS = (
     *("query_index", "rank", "distance", "correct"),
@@ -59,13 +59,10 @@ def read_run(folder: str | Path, *, key: str = "run") -> RunFolder:
         runs = sorted(str(found.parent) for found in path.glob(f"*/{RESULT}"))[:5]
         below = f"Runs below it: {'; '.join(runs)}" if runs else "No run is below it. A run writes the file at its end."
         raise ReportError(f"{key}={folder}: not a run folder, it has no {RESULT}. {below}")
-    return RunFolder(
-        path,
-        read_result(path / RESULT),
-        _read_history(path / HISTORY),
-        _read_ranking(path / TOP_K),
-        read_analysis(path / ANALYSIS),
-    )
+    result, history = read_result(path / RESULT), _read_history(path / HISTORY)
+    ranking, analysis = _read_ranking(path / TOP_K), read_analysis(path / ANALYSIS)
+    names = _read_label_names(path / LABEL_NAMES)
+    return RunFolder(path, result, history, _named_ranking(ranking, names), _named_analysis(analysis, names))
 
 
 def _read_history(path: Path) -> pd.DataFrame | None:
@@ -96,6 +93,35 @@ def _read_ranking(path: Path) -> pd.DataFrame | None:
     if missing:
         raise ReportError(f"{path}: lacks the column(s) {', '.join(missing)}. {advice}")
     return ranking.sort_values(["query_index", "rank"], kind="stable", ignore_index=True)
+
+
+def _read_label_names(path: Path) -> dict[int, str]:
+    """Label -> how its owner writes it; empty where the labels are plain numbers."""
+    if not path.is_file():
+        return {}
+    try:
+        return {int(label): str(name) for label, name in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError, OSError) as error:
+        raise ReportError(f"{path}: not the names of labels ({error}). Move it away to get plain numbers.") from error
+
+
+def _named_ranking(ranking: pd.DataFrame | None, names: Mapping[int, str]) -> pd.DataFrame | None:
+    if ranking is None or not names:
+        return ranking
+    columns = ("query_label", "gallery_label")
+    return ranking.assign(**{column: [names.get(label, label) for label in ranking[column]] for column in columns})
+
+
+def _named_analysis(record: Mapping[str, Any] | None, names: Mapping[int, str]) -> Mapping[str, Any] | None:
+    """The record with the names of labels in its tables."""
+    if record is None or not names:
+        return record
+
+    def named(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: names.get(of, of) if key in ("label", "taken_for") else of for key, of in row.items()}
+
+    worst = [{**named(row), "nearest": named(row["nearest"])} for row in record["worst_queries"]]
+    return {**record, "worst_queries": worst, "confused_identities": [*map(named, record["confused_identities"])]}
 
 
 def read_analysis(path: Path) -> Mapping[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import Any
 from bdbnet.config import ConfigError, flatten
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
 from bdbnet.renamed import with_todays_names
-from bdbnet.results import BEST, HISTORY, LAST, PREVIOUS, REPORT, RESULT, TOP_K
+from bdbnet.results import BEST, HISTORY, LABEL_NAMES, LAST, PREVIOUS, REPORT, RESULT, TOP_K
 from bdbnet.settings import is_whole, setting_of
 from bdbnet.training.checkpoints import REQUEUED, clear_auxiliary
 from bdbnet.training.module import TrainingModule
@@ -52,7 +52,7 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
 
 def clear_folder(folder: Path) -> None:
     """Remove the files of an earlier run."""
-    for name in (LAST, BEST, RESULT, HISTORY, TOP_K, REPORT):
+    for name in (LAST, BEST, RESULT, HISTORY, TOP_K, LABEL_NAMES, REPORT):
         (folder / name).unlink(missing_ok=True)
     clear_auxiliary(folder)
 
