@@ -241,7 +241,7 @@ class Protocol:
         query_pooling: multi-query: ``mean`` or ``max`` over the embeddings of a query's images; None for single queries.
         measure: ``euclidean`` or ``cosine``.
         scales: factors by which every image is resized; the embeddings are averaged; empty: the image as it is.
-        query_expansion: k and alpha of query expansion, None where there is none.
+        query_expansion: k and alpha of query expansion, and gallery where the gallery is expanded too; None where there is none.
         single_shot: random galleries with one image per identity, over which Rank-k is averaged; None: the whole gallery.
         preprocessing: what a network of another program needs otherwise than one of bdbnet (mean, standard deviation, order of
             the channels, interpolation); None where it needs nothing else.

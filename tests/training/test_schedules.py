@@ -1,5 +1,6 @@
 """The learning rate over a run: the paper's schedule, a cosine, and those of torch."""
 
+import itertools
 import math
 
 import pandas as pd
@@ -24,11 +25,32 @@ def test_the_paper_s_rates_by_epoch():
     assert rates[300:] == pytest.approx([1e-5] * 100)
 
 
-def test_the_released_code_s_staircase():
-    schedule = PaperSchedule(400, staircase=True)
-    assert [1e-3 * schedule(epoch) for epoch in range(60)] == pytest.approx(
-        [min(1e-3, 1e-4 * (epoch // 5 + 1)) for epoch in range(60)]
-    )
+#: First epoch, from 0, and the rate from then on, in the 400 epochs of the released code.
+RELEASED = [
+    (0, 1e-4), (4, 2e-4), (9, 3e-4), (14, 4e-4), (19, 5e-4), (24, 6e-4), (29, 7e-4), (34, 8e-4), (39, 9e-4), (44, 1e-3),
+    (199, 1e-4), (299, 1e-5), (400, 0.0),
+]  # fmt: skip
+
+
+def test_the_released_code_s_rates_by_epoch(tiny_config):
+    config = tiny_config("schedule=official", "trainer.max_epochs=400")
+    assert config.optimizer.lr == 1e-3
+    factor = attached(config)[0]["scheduler"].lr_lambdas[0]
+    rates = [1e-3 * factor(epoch) for epoch in range(400)]
+    expected = [rate for (first, rate), (end, _) in itertools.pairwise(RELEASED) for _ in range(first, end)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("length", [4, 40, 800])
+def test_the_released_code_s_rates_keep_their_shape_in_another_length(length):
+    """Its epoch numbers from 1 on are stretched too: the shift is one of 400 epochs, not one of the run's."""
+    schedule = PaperSchedule(length, staircase=True)
+    for epoch in range(length):
+        number = 400 * epoch / length + 1
+        if number < 50:
+            assert schedule(epoch) == pytest.approx((number // 5 + 1) / 10)
+        else:
+            assert schedule(epoch) == pytest.approx(1 if number < 200 else 0.1 if number < 300 else 0.01)
 
 
 @pytest.mark.parametrize("length", [1, 3, 40, 401])

@@ -26,7 +26,7 @@ from bdbnet.evaluation.verification import (
     pair_distances,
     roc_points,
 )
-from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, CAMERA_PAIRS, PER_QUERY, Result, write_atomically
+from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, CAMERA_PAIRS, PER_QUERY, Result, metric_of, write_atomically
 from bdbnet.retrieval import CameraPairs, Evaluated, QueryFacts, distance_blocks
 
 _GALLERY_IMAGES = (1, 2, 4, 8, 16, 32)  # lower ends of the bins of a query's number of matches
@@ -133,9 +133,14 @@ def _intervals(values: dict[str, np.ndarray], identities: np.ndarray, seed: int)
     several = len(np.unique(identities[counted])) > 1
     return {
         name: {"value": float(of[counted].mean()),
-               "interval": list(bootstrap_interval(of, identities, seed=seed)) if several else None}
+               "interval": list(bootstrap_interval(of, identities, seed=seed, limits=_limits(name))) if several else None}
         for name, of in values.items()
     }  # fmt: skip
+
+
+def _limits(name: str) -> tuple[float, float]:
+    """Least and largest value that a metric can have."""
+    return (0.0, 1.0) if metric_of(name).unit == "%" else (-np.inf, np.inf)
 
 
 def _camera_record(pairs: CameraPairs) -> dict[str, Any]:

@@ -40,7 +40,9 @@ def query_expansion(config: DictConfig) -> QueryExpansion | None:
     try:
         return QueryExpansion() if value is True else QueryExpansion(**value)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"evaluation.query_expansion={value}: {error}. Give some of {{k: 5, alpha: 0}}") from error
+        raise ConfigError(
+            f"evaluation.query_expansion={value}: {error}. Give some of {{k: 5, alpha: 0, gallery: false}}"
+        ) from error
 
 
 def _plain(value: Any) -> Any:
@@ -94,7 +96,13 @@ def build_protocol(config: DictConfig, data: ReIDDataModule) -> Protocol:
         measure=config.evaluation.distance,
         flip=bool(config.evaluation.flip),
         scales=tuple(config.evaluation.scales or ()),
-        query_expansion=None if expanded is None else asdict(expanded),
+        query_expansion=None if expanded is None else _expansion_record(expanded),
         rerank=None if reranked is None else {"k1": reranked.k1, "k2": reranked.k2, "lambda": reranked.lambda_value},
         single_shot=single_shot(config),
     )
+
+
+def _expansion_record(settings: QueryExpansion) -> dict[str, float]:
+    """Settings of query expansion as results hold them; `gallery` is there where it is true."""
+    record = asdict(settings)
+    return record if settings.gallery else {name: value for name, value in record.items() if name != "gallery"}

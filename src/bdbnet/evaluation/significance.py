@@ -1,14 +1,17 @@
 """Significance: confidence intervals of means over queries, and paired tests of two networks on the same queries.
 
 Queries of one identity resemble each other, so they are no independent observations: identities are drawn, or change
-sides, with all their queries together.
+sides, with all their queries together. A bootstrap over few identities is too sure of itself (of 10 it draws an interval of
+95 % that holds the truth nine times in ten); below 100 of them the interval is that of Student's t.
 """
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
+_FEW = 100  # identities below which the interval is Student's
 _DRAWS_AT_ONCE = 2**22  # repeats x identities
 
 
@@ -37,12 +40,20 @@ class PairedDifference(NamedTuple):
 
 
 def bootstrap_interval(
-    values: np.ndarray, identities: np.ndarray, *, repeats: int = 2000, level: float = 0.95, seed: int = 0
+    values: np.ndarray,
+    identities: np.ndarray,
+    *,
+    repeats: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    limits: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
-    """Confidence interval of the mean of a value per query: percentile bootstrap over identities (Efron 1979; Field and
-    Welsh 2007 for clusters).
+    """Confidence interval of the mean of a value per query, from 100 identities on a percentile bootstrap over them (Efron 1979;
+    Field and Welsh 2007 for clusters).
 
-    In every repeat as many identities as there are are drawn with replacement, each with all its queries.
+    In every repeat as many identities as there are are drawn with replacement, each with all its queries. With fewer identities
+    the interval is the mean plus and minus a quantile of Student's t with one degree of freedom less than there are identities,
+    times the jackknife's standard error, from the means without each identity (Efron and Tibshirani 1993, chapter 11).
 
     Args:
         values: (Q,) any value per query, such as AP or a hit (0 or 1); NaN for a query that does not count.
@@ -50,13 +61,15 @@ def bootstrap_interval(
         repeats: number of draws.
         level: share of the draws' means inside the interval.
         seed: of the draws.
+        limits: least and largest mean that is possible, at which an interval of Student's t ends; that of a bootstrap never
+            passes them.
 
     Raises:
         ValueError: arrays that do not fit together, bad settings, or fewer than two identities whose queries count.
     """
     _check_settings(repeats, level)
     sums, counts = _per_identity(*_counted(values, identities))
-    return _percentiles(_resampled_means(sums, counts, repeats, seed), level)
+    return _interval(sums, counts, repeats, level, seed, limits)
 
 
 def paired_difference(
@@ -67,6 +80,7 @@ def paired_difference(
     repeats: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
+    limits: tuple[float, float] = (-np.inf, np.inf),
 ) -> PairedDifference:
     """Compare two measurements of the same queries.
 
@@ -78,7 +92,7 @@ def paired_difference(
         a, b: (Q,) value per query; queries that are NaN in either are left out.
         identities: integers (Q,).
         repeats: draws of the bootstrap, and of signs.
-        level, seed: see `bootstrap_interval`.
+        level, seed, limits: see `bootstrap_interval`.
 
     Raises:
         ValueError: see `bootstrap_interval`.
@@ -95,7 +109,7 @@ def paired_difference(
     extreme = sum(int((np.abs((2.0 * signs - 1) @ sums) >= reached).sum()) for signs in draws)
     return PairedDifference(
         difference=float(differences.mean()),
-        interval=_percentiles(_resampled_means(sums, counts, repeats, seed), level),
+        interval=_interval(sums, counts, repeats, level, seed, limits),
         p_value=(1 + extreme) / (1 + repeats),
         queries=len(differences),
         identities=len(sums),
@@ -128,6 +142,22 @@ def _per_identity(values: np.ndarray, identities: np.ndarray) -> tuple[np.ndarra
             f"an interval over identities needs at least two of them, got {len(names)} whose queries count"
         )
     return np.bincount(owner, values), np.bincount(owner).astype(np.float64)
+
+
+def _interval(
+    sums: np.ndarray, counts: np.ndarray, repeats: int, level: float, seed: int, limits: tuple[float, float]
+) -> Interval:
+    if len(sums) < _FEW:
+        return _student(sums, counts, level, limits)
+    return _percentiles(_resampled_means(sums, counts, repeats, seed), level)
+
+
+def _student(sums: np.ndarray, counts: np.ndarray, level: float, limits: tuple[float, float]) -> Interval:
+    number, mean = len(sums), sums.sum() / counts.sum()
+    without = (sums.sum() - sums) / (counts.sum() - counts)  # the mean without each identity
+    error = np.sqrt((number - 1) * without.var())
+    reach = stdtrit(number - 1, (1 + level) / 2) * error
+    return Interval(float(max(mean - reach, limits[0])), float(min(mean + reach, limits[1])))
 
 
 def _resampled_means(sums: np.ndarray, counts: np.ndarray, repeats: int, seed: int) -> np.ndarray:

@@ -60,7 +60,9 @@ def _intervals(record: Mapping[str, Any], noun: str) -> Grid:
         [head, metric_of(name).number(of["value"]), _interval(metric_of(name), of["interval"])]
         for head, (name, of) in zip(metric_heads(list(found)), found.items())
     ]
-    notes = [f"Bootstrap: {_plural(noun)} drawn with replacement, all queries of one together."]
+    notes = [
+        f"Intervals over {_plural(noun)}, all queries of one together: by bootstrap, with fewer than 100 by Student's t."
+    ]
     if all(of["interval"] is None for of in found.values()):
         notes = [f"No interval: all queries that count are of one {noun}."]
     if record["valid_queries"] < record["queries"]:

@@ -155,7 +155,13 @@ def _differences(a: _Analysed, b: _Analysed, seed: int) -> dict[str, PairedDiffe
     identities = a.queries["label"].to_numpy()
     try:
         return {
-            name: paired_difference(_value(a.queries, name), _value(b.queries, name), identities, seed=seed)
+            name: paired_difference(
+                _value(a.queries, name),
+                _value(b.queries, name),
+                identities,
+                seed=seed,
+                limits=(-1, 1) if metric_of(name).unit == "%" else (-np.inf, np.inf),
+            )
             for name in names
         }
     except ValueError as error:

@@ -52,7 +52,7 @@ def extras(protocol: Protocol) -> list[str]:
         "averaged with the mirror image": protocol.flip,
         f"averaged over sizes ({', '.join(f'{scale:g}' for scale in protocol.scales)})": protocol.scales,
         f"{protocol.query_pooling} over the embeddings of a query's images": protocol.query_pooling,
-        f"queries expanded ({numbers(expansion)})": expansion,
+        f"{'queries and gallery' if (expansion or {}).get('gallery') else 'queries'} expanded ({numbers(expansion)})": expansion,
         f"re-ranked ({numbers(rerank)})": rerank,
         f"mean over {protocol.single_shot} random galleries": protocol.single_shot,
         f"average precision cut at rank {protocol.ap_at}": protocol.ap_at,
@@ -74,8 +74,10 @@ def numbers(settings: Mapping[str, float] | None) -> str:
 
     >>> numbers({"k": 5, "alpha": 0.5})
     'k 5, alpha 0.5'
+    >>> numbers({"k": 5, "gallery": True})
+    'k 5, gallery'
     """
-    return ", ".join(f"{key} {value:g}" for key, value in (settings or {}).items())
+    return ", ".join(key if value is True else f"{key} {value:g}" for key, value in (settings or {}).items())
 
 
 def preprocessing_text(protocol: Protocol) -> str:

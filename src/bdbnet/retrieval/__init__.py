@@ -9,7 +9,7 @@ from bdbnet.retrieval.matrices import prepared
 from bdbnet.retrieval.metric_classes import Evaluated, ReIDMetrics, RetrievalRecall
 from bdbnet.retrieval.metrics import recall_at_k, reid_metrics, retrieval_metrics, summarize_reid, summarize_retrieval
 from bdbnet.retrieval.multi_query import POOLINGS, PooledQueries, pool_queries
-from bdbnet.retrieval.query_expansion import QueryExpansion, expand_queries
+from bdbnet.retrieval.query_expansion import QueryExpansion, expand_queries, expand_sets
 from bdbnet.retrieval.rankings import CameraPairs, QueryFacts, Rankings, TopK, rank_queries, top_k
 from bdbnet.retrieval.ranks import PositiveRanks, positive_ranks
 from bdbnet.retrieval.rerank import (
@@ -40,6 +40,7 @@ __all__ = [
     "as_reranking",
     "distance_blocks",
     "expand_queries",
+    "expand_sets",
     "k_reciprocal_rerank",
     "k_reciprocal_rerank_distances",
     "pool_queries",

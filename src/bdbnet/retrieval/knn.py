@@ -127,7 +127,8 @@ def nearest_neighbours(
     Raises:
         ValueError: bad embeddings, `k` outside of 1 to N, or memory that does not hold one image's distances.
     """
-    matrix, norms, _, later, first = embeddings if isinstance(embeddings, Prepared) else prepared(embeddings, "image")
+    images = (embeddings if isinstance(embeddings, Prepared) else prepared(embeddings, "image")).without_offset
+    matrix, norms, later, first = images.matrix, images.norms, images.later, images.first
     count = len(matrix)
     if not 1 <= k <= count:
         raise ValueError(f"k must be from 1 to {count}, the number of images, got {k}")

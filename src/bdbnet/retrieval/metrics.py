@@ -46,7 +46,8 @@ def reid_metrics(
         ap_at: count only matches within the first `ap_at` ranks in AP, but still divide by all matches. This is what
             the code released with the BDB paper does; it understates mAP. None: full AP.
         distance: `euclidean` or `cosine`.
-        query_expansion: replace queries by a mean of themselves and their nearest gallery images, see `expand_queries`.
+        query_expansion: replace queries, and on request gallery images, by a mean of themselves and their nearest images, see
+            `QueryExpansion`.
         rerank: k-reciprocal re-ranking, see `k_reciprocal_rerank`: a `KReciprocal`, a mapping with any of `k1`, `k2` and
             `lambda`, or True for the published values. No matrix of queries and gallery is held.
         chunk_memory_mb: MiB for one block of distances, see `distance_blocks`.

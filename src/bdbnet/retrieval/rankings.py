@@ -43,8 +43,8 @@ class QueryFacts(NamedTuple):
         map_at_r, r_precision: float64 (Q,), see `retrieval_metrics`.
         first_rank, last_rank: int64 (Q,), ranks of the nearest and of the farthest match, from 1.
         match, match_distance: int64 and float64 (Q,), gallery index and distance of the nearest match. With re-ranking the
-            distance is the re-ranked one, else Euclidean or 1 minus the cosine similarity, of the expanded queries where
-            there is query expansion, accurate near zero.
+            distance is the re-ranked one, else Euclidean or 1 minus the cosine similarity, of what is compared (expanded queries
+            where there is query expansion), accurate near zero.
         negative, negative_distance: the same of the hardest negative: the nearest wrong image that counts (-1 and NaN
             where there is none).
     """
@@ -137,8 +137,8 @@ def rank_queries(
     """
     search = search or Search()
     query, gallery = compared(query, gallery)
-    asked = search.asked(query, gallery)
-    blocks: Iterable[tuple[int, Block]] = search.order(asked, gallery)
+    asked, shown = search.asked(query, gallery)
+    blocks: Iterable[tuple[int, Block]] = search.order(asked, shown)
     by_camera = _ByCamera(matches) if camera_pairs else None
     nearest = _Nearest(matches, len(query), top_k) if top_k else None
     extremes = _Extremes(matches, len(query)) if facts else None
@@ -149,7 +149,7 @@ def rank_queries(
     return Rankings(
         ranks,
         None if nearest is None else nearest.result(query, gallery, search.distance),
-        None if extremes is None else extremes.result(ranks, ap_at, search, asked, gallery),
+        None if extremes is None else extremes.result(ranks, ap_at, search, asked, shown),
         None if by_camera is None else by_camera.result(),
     )
 

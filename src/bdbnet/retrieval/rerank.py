@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bdbnet.retrieval.distances import distance_blocks
 from bdbnet.retrieval.knn import nearest_neighbours, smallest
-from bdbnet.retrieval.matrices import Array, Prepared, compared, joined, rows_of
+from bdbnet.retrieval.matrices import Array, Prepared, centred, compared, joined, rows_of
 
 _PAIRS_MB = 16  # differences of pairs of embeddings that are taken at a time
 _QUERIES = 32  # queries whose encodings are compared at a time
@@ -112,7 +112,7 @@ def reranked_blocks(
     The call itself checks what it is given; encodings are computed when the first block is asked for. The next block
     overwrites the last one, so the caller may write into it and must not keep it.
     """
-    query, gallery = compared(query, gallery)
+    query, gallery = centred(*compared(query, gallery))
     settings.neighbours_in(len(query) if query is gallery else len(query) + len(gallery))
     distances = distance_blocks(query, gallery, chunk_memory_mb=chunk_memory_mb)
     return _reranked(query, gallery, distances, settings, chunk_memory_mb, progress)

@@ -41,7 +41,8 @@ class Search:
 
     Attributes:
         distance: `euclidean` or `cosine`.
-        query_expansion: queries are replaced by a mean of themselves and their neighbours; None: they are not.
+        query_expansion: queries, and the gallery where its `gallery` says so, are replaced by a mean of themselves and their
+            neighbours; None: they are not.
         rerank: k-reciprocal re-ranking, see `as_reranking`; None: none.
         chunk_memory_mb: MiB for one block, see `distance_blocks`.
         progress: show a progress bar while re-ranking.
@@ -66,18 +67,21 @@ class Search:
         """The settings of re-ranking."""
         return as_reranking(self.rerank)
 
-    def asked(self, query: Prepared, gallery: Prepared) -> Prepared:
-        """The queries that are compared: the expanded ones, where there is query expansion.
+    def asked(self, query: Prepared, gallery: Prepared) -> tuple[Prepared, Prepared]:
+        """Queries and gallery that are compared: the expanded ones, where there is query expansion.
 
         Raises:
             ValueError: see `QueryExpansion`; re-ranking of expanded queries where a set is searched in itself, whose images
                 would have to be both expanded and not.
         """
         if self.query_expansion is None:
-            return query
+            return query, gallery
         same_set = query is gallery
-        if same_set and self.reranking is not None:
-            raise ValueError("a set that is searched in itself can have its queries expanded or be re-ranked, not both")
+        if same_set and self.reranking is not None and not self.query_expansion.gallery:
+            raise ValueError(
+                "a set that is searched in itself can have its queries expanded or be re-ranked, not both, unless the gallery "
+                "is expanded too (gallery: true)"
+            )
         return expanded(
             query, gallery, self.query_expansion, distance=self.distance, same_set=same_set,
             chunk_memory_mb=self.chunk_memory_mb,
@@ -87,8 +91,7 @@ class Search:
         """`(first query, block (queries, G))`, smaller for nearer images, as `positive_ranks` takes them.
 
         Args:
-            asked: what `asked` gave; the gallery itself where a set is searched in itself as it is.
-            gallery: see `asked`.
+            asked, gallery: what `asked` gave; one object where a set is searched in itself.
 
         Raises:
             ValueError: see `distance_blocks` and `KReciprocal`.
@@ -105,7 +108,7 @@ class Search:
     def blocks(self, query: Array | Prepared, gallery: Array | Prepared) -> Iterator[tuple[int, Block]]:
         """`order` of queries as they come. Give the same object twice to search a set in itself. Labels are not used."""
         query, gallery = compared(query, gallery)
-        return self.order(self.asked(query, gallery), gallery)
+        return self.order(*self.asked(query, gallery))
 
     @property
     def reorders(self) -> bool:

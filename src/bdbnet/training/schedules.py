@@ -21,7 +21,8 @@ class PaperSchedule:
         warmup_epochs: epochs of rising rate; epoch e (from 0) of w runs at (e + 1) / w.
         decay_epochs: after how many epochs the rate is multiplied by ``decay_factor``.
         decay_factor: see above.
-        staircase: the released code's warm-up, which rises in ten equal steps instead of once per epoch.
+        staircase: the released code's rates: the warm-up rises in ten equal steps instead of once per epoch, and that code counts
+            epochs from 1, so that the first step is one epoch (of the ``epochs``) shorter and every decay comes one epoch earlier.
 
     Raises:
         ValueError: a length that is not positive, or decays that are not in ascending order.
@@ -29,6 +30,9 @@ class PaperSchedule:
     >>> rate = PaperSchedule(400)
     >>> [round(1e-3 * rate(epoch), 7) for epoch in (0, 24, 49, 199, 200, 300)]
     [2e-05, 0.0005, 0.001, 0.001, 0.0001, 1e-05]
+    >>> rate = PaperSchedule(400, staircase=True)
+    >>> [round(1e-3 * rate(epoch), 7) for epoch in (3, 4, 43, 44, 198, 199, 299)]
+    [0.0001, 0.0002, 0.0009, 0.001, 0.001, 0.0001, 1e-05]
     """
 
     def __init__(
@@ -52,14 +56,16 @@ class PaperSchedule:
         self.decays = [epoch * scale for epoch in decay_epochs]
         self.decay_factor = decay_factor
         self.staircase = staircase
+        self.first = scale if staircase else 0.0  # the number of the first epoch
 
     def __call__(self, epoch: float) -> float:
         """Factor for ``epoch``, counted from 0."""
-        if epoch < self.warmup:
+        number = epoch + self.first
+        if number < self.warmup:
             if self.staircase:
-                return min(1.0, (int(10 * epoch / self.warmup) + 1) / 10)
+                return min(1.0, (int(10 * number / self.warmup) + 1) / 10)
             return min(1.0, (epoch + 1) / self.warmup)
-        return self.decay_factor ** sum(epoch >= boundary for boundary in self.decays)
+        return self.decay_factor ** sum(number >= boundary for boundary in self.decays)
 
 
 class CosineSchedule:
