@@ -54,6 +54,11 @@ class TestSet:
         # Images that are query and gallery at once have no role to tell apart.
         self._one_set = bool((table["split"] == "test").all())
 
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the metrics of an evaluation, known before the first; `valid_queries` is left out."""
+        return [*self.metric.names, *plugins.metrics()]
+
     def begin(self) -> None:
         """Forget what was added."""
         self.metric.reset()

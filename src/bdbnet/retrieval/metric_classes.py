@@ -182,6 +182,11 @@ class _EmbeddingCollector(Metric):
             per_query={} if found is None else self._per_query(found),
         )
 
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of the metrics that `compute` gives, known before anything is evaluated; `valid_queries` is left out."""
+
     @abstractmethod
     def _metrics(
         self, sides: _Sides, search: Search, *, top_k: int = 0, facts: bool = False
@@ -277,6 +282,10 @@ class ReIDMetrics(_EmbeddingCollector):
         if single_shot is not None and (self.search.reorders or query_pooling is not None):
             raise ValueError("a single gallery shot can't be combined with multi-query, query expansion or re-ranking")
 
+    @property
+    def names(self) -> list[str]:
+        return [*(f"rank{k}" for k in self.ranks), *(["mAP", "mINP"] if self.single_shot is None else [])]
+
     def _metrics(
         self, sides: _Sides, search: Search, *, top_k: int = 0, facts: bool = False
     ) -> tuple[dict[str, float | int], Rankings | None]:
@@ -329,6 +338,10 @@ class RetrievalRecall(_EmbeddingCollector):
         self.ks = tuple(checked_cutoffs(ks, "ks"))
         self.precision = precision
         self.search = Search(distance, query_expansion, rerank, chunk_memory_mb, progress)
+
+    @property
+    def names(self) -> list[str]:
+        return [*(f"recall@{k}" for k in self.ks), *(["map@r", "r_precision"] if self.precision else [])]
 
     def _metrics(
         self, sides: _Sides, search: Search, *, top_k: int = 0, facts: bool = False

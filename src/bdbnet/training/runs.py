@@ -76,7 +76,7 @@ def train(config: DictConfig, folder: Path) -> Result:
         *instantiate(config.callbacks.extra),
     ]
     if config.callbacks.progress:
-        callbacks.append(TrainingProgress())
+        callbacks.append(TrainingProgress(history))
     callbacks += checkpoint_callbacks(folder, main_metric(config), config.callbacks.checkpoint_every_n_epochs)
     if config.trainer.max_time is not None:
         callbacks.append(EpochTimer(config.trainer.max_time))
