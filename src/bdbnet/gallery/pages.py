@@ -69,7 +69,7 @@ def _ranks(hits: pd.DataFrame, query_root: Path, gallery_root: Path) -> str:
         items.append(
             f'<li class="{word}">{picture(gallery_root, row["gallery_path"], alt, box_of(row, "gallery"))}'
             f"<b>{row['rank']}{mark}</b><span>{away}</span>{_known(row, 'gallery')}"
-            f'<span class="file">{escape(_file_name(row["gallery_path"]))}</span></li>'
+            f'<span class="file">{escape(_file_name(row["gallery_path"])).replace("/", "/<wbr>")}</span></li>'
         )
     ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"
     return f'<div class="query">\n<p><code>{escape(first["query_path"])}</code></p>\n{ranks}\n</div>\n'
