@@ -2,42 +2,50 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test test-fast lint format bench clean
 
 help:  ## this list
 	@echo "bdbnet: everything is set up in $(VENV) at the first call (needs Python 3.11 or later: make PYTHON=python3.12 ...)"
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
-setup: $(READY)  ## the virtual environment only
+setup: $(READY_DEV)  ## bdbnet and the packages for its development in .venv: 6.7 GB, of which PyTorch with CUDA is 5.5
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here; name another with make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed"; exit 1; }
+	@echo "Setting up $(VENV), once: bdbnet and its libraries, 6.3 GB on disk, of which PyTorch and its CUDA libraries are 5.5 GB"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e .
+	@touch $@
+
+$(READY_DEV): $(READY)
+	@echo "Adding to $(VENV), once: packages for tests, checks and optional features, 0.4 GB on disk"
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 demo: $(READY)  ## train and evaluate on rendered figures, about 3 minutes on two cores, and leave a page to look at
 	$(BIN)/python -m bdbnet.train experiment=demo run_name=demo output_root=$(DEMO) overwrite=true
 	$(BIN)/python -m bdbnet.report run=$(DEMO)/train/demo
 
-test: $(READY)  ## all tests
+test: $(READY_DEV)  ## all tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-lint: $(READY)  ## style, types, import contracts
+lint: $(READY_DEV)  ## style, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY)  ## let ruff fix and format the code
+format: $(READY_DEV)  ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## benchmarks; each prints a ratio against a peer or a floor measured in the same run
+bench: $(READY_DEV)  ## benchmarks; each prints a ratio against a peer or a floor measured in the same run
 	for script in experiments/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## caches and build products; datasets and outputs stay

@@ -84,6 +84,11 @@ def test_a_sweep_leaves_a_folder_per_job(workplace):
     assert done.returncode == 0, done.stderr
     results = sorted((workplace / "outputs" / "sweeps").rglob("result.json"))
     assert [read_result(path).config["dropping"]["height_ratio"] for path in results] == [0.2, 0.5]
+    announced = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert announced == ["[1/2] height_ratio=0.2", "[2/2] height_ratio=0.5"]
+    table = done.stdout.partition("synthetic_reid: default")[2]
+    assert [line.split()[0] for line in table.splitlines()[1:5:2]] == ["dropping.height_ratio", "0.2"]
+    assert "python -m bdbnet.report run=outputs/sweeps/default" in table
     drawn = run("report", "run=outputs/sweeps/default", folder=workplace)
     assert drawn.returncode == 0, drawn.stderr
     assert "dropping.height_ratio" in drawn.stdout

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,6 +55,23 @@ def test_roc_leaves_out_what_a_logarithm_has_no_place_for():
     assert [text.get_text() for text in axes.texts] == ["EER", "low"]
     assert inside(figure)
     drawn(roc_curve([0, 1], [1, 1]))
+
+
+@pytest.mark.parametrize("lowest", [1e-8, 2e-7, 1e-5, 1e-3, 0.02, 0.3])
+def test_the_numbers_below_the_roc_stand_apart(lowest):
+    axes = drawn(roc_curve([0, lowest, 1], [0.1, 0.5, 1], marks=[("EER", 0.4, 0.6)])).axes[0]
+    low, high = axes.get_xlim()
+    ticks = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+    assert len(ticks) >= 2
+    boxes = [label.get_window_extent() for label in ticks]
+    assert min(right.x0 - left.x1 for left, right in pairwise(boxes)) > 4
+    zero = axes.get_yticklabels()[0].get_window_extent()
+    assert not zero.overlaps(boxes[0])
+
+
+def test_a_perfect_roc_has_a_line():
+    axes = drawn(roc_curve([0, 1], [1, 1])).axes[0]
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[50, 100], [100, 100]])
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])

@@ -132,3 +132,23 @@ def test_a_dark_theme_reaches_background_and_text():
 def test_a_metric_of_zero_everywhere_has_readable_ticks():
     figure = parameter_curves("Rank-1, %", "lr", "", [ParameterCurve("", [0.1, 0.2], [0.0, 0.0], [0.0, 0.0])])
     assert figure.axes[0].get_ylim() == (-1, 1)
+
+
+@pytest.mark.parametrize(
+    "values", [[100.0, 100.0, 100.0], [71.51, 71.52, 71.53], [-0.001, 0.0, 0.001], [0.0, 0.0, 0.0]]
+)
+def test_the_numbers_of_the_axis_are_whole_also_where_all_values_are_alike(values):
+    for figure in (
+        curves(ParameterCurve("", X, values)),
+        configuration_dots("Rank-1, %", "", [ConfigurationDot(f"layer {i}", value) for i, value in enumerate(values)]),
+    ):
+        drawn(figure)
+        width, _ = figure.bbox.size
+        axes = figure.axes[0]
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        shown = [label for label in axes.get_xticklabels() if left <= label.get_position()[0] <= right]
+        shown += [label for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
+        boxes = [label.get_window_extent() for label in shown]
+        assert len(boxes) > 4
+        assert min(box.x0 for box in boxes) >= 0
+        assert max(box.x1 for box in boxes) <= width

@@ -95,6 +95,8 @@ def test_table_and_page_hold_what_is_nearest(settings, stores, tmp_path):
     assert page.count("data:image/jpeg;base64,") == 3 * 6
     assert page.count('<li class="right">') == rows.loc[rows["query_index"] < 3, "correct"].sum()
     assert "http" not in page.replace("http-equiv", "")
+    names = ["/".join(Path(path).parts[-2:]) for path in rows.loc[rows["query_index"] < 3, "gallery_path"]]
+    assert re.findall('<span class="file">(.*?)</span>', page.replace("<wbr>", "")) == names
     assert facts["engine"] == "exact"
     lines = results_text(found, 2).splitlines()
     assert len(lines) == 2 * 6

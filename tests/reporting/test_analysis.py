@@ -1,5 +1,7 @@
 import json
+import re
 
+import pandas as pd
 import pytest
 
 from bdbnet.reporting import ReportError, read_run, write_report
@@ -96,6 +98,51 @@ def test_the_page_shows_pictures_and_tables(run_folder):
     assert page.count("<picture>") == 3 + 4
     assert "http:" not in page
     assert analysis_section(record(camera_pairs=None)).count("<picture>") == 3
+
+
+def test_the_worst_queries_are_shown_before_their_table(run_folder):
+    worst = {"path": "query/1.png", "label": 1, "camera": 0, "matches": 2, "ap": 0.05, "first_match_rank": 31}
+    found = record(worst_queries=[worst | {"nearest": NEAREST}, worst | {"first_match_rank": 1, "nearest": NEAREST}])
+    (run_folder / "analysis.json").write_text(json.dumps(found))
+    page = write_report(run_folder, queries=0).read_text()
+    pairs, table = page.partition("<h3>Worst queries</h3>")[2].split("<table", maxsplit=1)
+    assert re.findall(r'alt="([^"]*)"', pairs) == [
+        "query: identity 1, camera 0", "rank 1, wrong: identity 7, camera 2, distance 0.500",
+        "query: identity 1, camera 0", "rank 1, right: identity 7, camera 2, distance 0.500",
+    ]  # fmt: skip
+    assert pairs.count("data:image/jpeg") == 4
+    assert "AP 5.0 %, first match at rank 31" in pairs
+    assert "query/1.png" in table
+
+
+def test_the_worst_queries_of_photographs_are_shown_by_their_boxes(run_folder):
+    path = run_folder / "topk.parquet"
+    ranking = pd.read_parquet(path)
+    for of in ("query", "gallery"):
+        ranking[[f"{of}_{name}" for name in ("x1", "y1", "x2", "y2")]] = [2, 3, 10, 15]
+    ranking.to_parquet(path)
+    first = ranking[ranking["query_index"] == 1].iloc[0]
+    nearest = NEAREST | {"path": first.gallery_path, "label": int(first.gallery_label)}
+    worst = {
+        "path": "query/1.png",
+        "label": 1,
+        "camera": 0,
+        "matches": 2,
+        "ap": 0.05,
+        "first_match_rank": 2,
+        "nearest": nearest,
+    }
+    (run_folder / "analysis.json").write_text(json.dumps(record(worst_queries=[worst])))
+    page = write_report(run_folder, queries=0).read_text()
+    assert page.count('width="8" height="12"') == 2
+
+
+def test_without_the_dataset_the_worst_queries_are_a_table_alone(run_folder):
+    (run_folder / "analysis.json").write_text(json.dumps(record()))
+    (run_folder.parent / "images").rename(run_folder.parent / "elsewhere")
+    page = write_report(run_folder).read_text()
+    assert "<h3>Worst queries</h3>" in page
+    assert 'class="pairs"' not in page
 
 
 def test_a_run_that_was_not_analysed_has_no_such_section(run_folder):

@@ -45,6 +45,21 @@ class Page(HTMLParser):
         return [a for t, a in self.elements if t == tag and all(a.get(k) == v for k, v in wanted.items())]
 
 
+def test_the_page_opens_with_what_was_trained_its_main_numbers_and_the_date(run_folder, change_result):
+    config = {
+        "model": {"_target_": "bdbnet.models.BDBNetwork", "branches": ["global", "dropping"]},
+        "backbone": {"_target_": "bdbnet.models.ResNetBackbone", "name": "resnet50"},
+        "dropping": {"_target_": "bdbnet.models.BatchDropBlock"},
+        "loss": {"name": "triplet"},
+    }
+    change_result(config=config, protocol=Protocol("reid", "market1501", (32, 16)), created="2026-11-26T23:08:20+02:00")
+    page = Page(write_report(run_folder))
+    title = "BDB, ResNet-50, batch-hard triplet on Market-1501"
+    assert f"<title>{title}: {run_folder.name}</title>" in page.source
+    opening = f"Training run · 2026-11-26 21:08 UTC {title} Rank-1 91.2 % mAP 75.0 % {run_folder.name} 2 epochs"
+    assert page.text.strip().startswith(f"{title}: {run_folder.name} {opening}")
+
+
 def test_page_holds_everything_and_links_nowhere(run_folder):
     page = Page(write_report(run_folder))
     pictures = [a["src"] for a in page.all("img")] + [a["srcset"] for a in page.all("source")]

@@ -63,6 +63,15 @@ def test_recall_does_not_depend_on_ranks_and_padding(world_size, roles):
     assert parts[0].compute() == expected
 
 
+@pytest.mark.parametrize(
+    "metric",
+    [ReIDMetrics((1, 3)), ReIDMetrics((5,), single_shot=2), RetrievalRecall((2, 4)), RetrievalRecall(precision=True)],
+)
+def test_the_names_of_metrics_are_known_before_they_are_computed(metric):
+    names = metric.names
+    assert [*filled(metric, some_images(), torch.arange(80)).compute()] == [*names, "valid_queries"]
+
+
 def test_states_pass_through_the_sync_of_torchmetrics():
     data = some_images()
     mine, theirs = rank_indices(80, 2)

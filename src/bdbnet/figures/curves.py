@@ -1,7 +1,7 @@
 """Training curves: figures of a run's history, with directly labelled lines."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,6 +66,7 @@ def loss_curves(history: pd.DataFrame, *, theme: Theme = LIGHT) -> "Figure":
     if lowest >= 0:
         axes.set_ylim(bottom=0)
     _label_lines(axes, series, theme)
+    fit_left(figure, axes)
     return figure
 
 
@@ -101,6 +102,7 @@ def metric_curves(
     if unit == "%":
         axes.set_ylim(0, 100)
     _label_lines(axes, series, theme)
+    fit_left(figure, axes)
     return figure
 
 
@@ -113,6 +115,7 @@ def learning_rate_curve(history: pd.DataFrame, *, theme: Theme = LIGHT) -> "Figu
     _draw_lines(axes, series, theme)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    fit_left(figure, axes)
     return figure
 
 
@@ -143,6 +146,18 @@ def _axes(theme: Theme, title: str, left: float = 0.1) -> tuple["Figure", "Axes"
         spine.set_visible(side == "bottom")
         spine.set_color(theme.faint)
     return figure, axes
+
+
+def fit_left(figure: "Figure", axes: "Axes") -> None:
+    """Widen the left margin where numbers or names beside the axis would be cut off; call it when all else is drawn."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
+    box = axes.yaxis.get_tightbbox(canvas.get_renderer())
+    missing = 0.0 if box is None else (3 - box.x0) / figure.bbox.width
+    if missing > 0:
+        left, bottom, width, height = axes.get_position().bounds
+        axes.set_position((left + missing, bottom, width - missing, height))
 
 
 def _draw_lines(axes: "Axes", series: Sequence[Line], theme: Theme) -> None:

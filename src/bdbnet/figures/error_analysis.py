@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bdbnet.figures.curves import LIGHT, Theme, _axes
+from bdbnet.figures.curves import LIGHT, Theme, _axes, _power
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,17 +69,23 @@ def roc_curve(
             shown.
         marks: name, false and true positive rate of points to be marked.
     """
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure, axes = _axes(theme, "Same identity or not: ROC", left=0.165)
     false, true = 100 * np.asarray(false_positive_rate), 100 * np.asarray(true_positive_rate)
     shown = false > 0
+    lowest = min(false[shown].min(initial=100), 50)
+    if not shown.all() and lowest < false[shown].min(initial=100):  # so few points that there would be no line
+        false, true = np.append(lowest, false[shown]), np.append(true[~shown].max(), true[shown])
+        shown = false > 0
     axes.plot(false[shown], true[shown], color=theme.lines[0], linewidth=2, solid_capstyle="round", clip_on=False)
     axes.set_xscale("log")
-    axes.set_xlim(false[shown].min(initial=50), 100)
+    axes.set_xlim(lowest, 100)
     axes.set_ylim(0, 100)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if lowest > 1 else (1,), numticks=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 0.01 else _power(value)))
     axes.minorticks_off()
+    axes.tick_params(axis="x", pad=7)
     axes.set_xlabel("false positives, %", color=theme.text, fontsize=10.5)
     axes.set_ylabel("true positives, %", color=theme.text, fontsize=10.5)
     for name, x, y in marks:
@@ -88,7 +94,7 @@ def roc_curve(
         axes.annotate(
             name,
             (100 * x, 100 * y),
-            xytext=(-6 if above else 8, 6 if above else -9),
+            xytext=(-6 if above else 8, 6 if above else -13),
             textcoords="offset points",
             horizontalalignment="right" if above else "left",
             color=theme.text,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bdbnet.figures.curves import LIGHT, Line, Theme, _axes, _label_lines, _power
+from bdbnet.figures.curves import LIGHT, Line, Theme, _axes, _label_lines, _power, fit_left
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,6 +81,7 @@ def parameter_curves(
         _label_lines(axes, series, theme)
     elif named:
         _legend(figure, axes, theme, len(named))
+    fit_left(figure, axes)
     return figure
 
 
@@ -110,6 +111,7 @@ def configuration_dots(title: str, x_label: str, dots: Sequence[ConfigurationDot
     axes.set_yticks(places, names)
     axes.set_ylim(-sum(heights), 0)
     axes.margins(x=0.08)
+    fit_left(figure, axes)
     return figure
 
 

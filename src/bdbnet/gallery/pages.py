@@ -68,10 +68,20 @@ def _ranks(hits: pd.DataFrame, query_root: Path, gallery_root: Path) -> str:
         alt = f"rank {row['rank']}{f', {word}' if word else ''}, distance {away}"
         items.append(
             f'<li class="{word}">{picture(gallery_root, row["gallery_path"], alt, box_of(row, "gallery"))}'
-            f"<b>{row['rank']}{mark}</b><span>{away}</span>{_known(row, 'gallery')}</li>"
+            f"<b>{row['rank']}{mark}</b><span>{away}</span>{_known(row, 'gallery')}"
+            f'<span class="file">{escape(_file_name(row["gallery_path"])).replace("/", "/<wbr>")}</span></li>'
         )
     ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"
     return f'<div class="query">\n<p><code>{escape(first["query_path"])}</code></p>\n{ranks}\n</div>\n'
+
+
+def _file_name(path: str) -> str:
+    """The file with its folder, which often says more than a number does.
+
+    >>> _file_name("people/anna/1.jpg"), _file_name("1.jpg")
+    ('anna/1.jpg', '1.jpg')
+    """
+    return "/".join(path.split("/")[-2:])
 
 
 def _known(row: Mapping[Any, Any], of: str) -> str:

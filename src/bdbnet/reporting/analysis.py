@@ -11,6 +11,7 @@ from bdbnet.reporting.wording import distance, percent
 from bdbnet.results import Metric, in_percent, metric_heads, metric_of
 
 _NONE = "-"
+_WORST = "Worst queries"
 _MEAN_AP = metric_of("mAP")
 
 
@@ -19,12 +20,17 @@ def analysis_text(record: Mapping[str, Any]) -> str:
     return "\n\n".join(as_text(grid) for grid in analysis_tables(record))
 
 
-def analysis_section(record: Mapping[str, Any] | None) -> str:
-    """Section of the page with pictures and tables; empty for a run that was not analysed."""
+def analysis_section(record: Mapping[str, Any] | None, worst: str = "") -> str:
+    """Section of the page with pictures and tables; empty for a run that was not analysed.
+
+    Args:
+        record: an `analysis.json`.
+        worst: HTML above the table of the worst queries.
+    """
     if record is None:
         return ""
     parts = [
-        f"<h3>{escape(grid.title)}</h3>\n{as_html(grid)}\n{note_paragraphs(grid.notes)}"
+        f"<h3>{escape(grid.title)}</h3>\n{worst * (grid.title == _WORST)}{as_html(grid)}\n{note_paragraphs(grid.notes)}"
         for grid in analysis_tables(record)
     ]
     return (
@@ -101,7 +107,7 @@ def _worst(queries: Sequence[Mapping[str, Any]], noun: str) -> Grid:
         for of in queries
     ]  # fmt: skip
     heads = ["query", noun, "AP, %", "first match at rank", "at rank 1", noun, "distance"]
-    return Grid("Worst queries", heads, rows, [])
+    return Grid(_WORST, heads, rows, [])
 
 
 def _confused(record: Mapping[str, Any], noun: str) -> Grid:

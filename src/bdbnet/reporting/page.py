@@ -6,19 +6,31 @@ from importlib import resources
 
 
 def page(
-    heading: str, kind: str, subtitle: str, sections: Sequence[str], *, name: str = "", footer: str = "Made by bdbnet."
+    heading: str,
+    kind: str,
+    subtitle: str,
+    sections: Sequence[str],
+    *,
+    headline: Sequence[tuple[str, str]] = (),
+    date: str = "",
+    name: str = "",
+    footer: str = "Made by bdbnet.",
 ) -> str:
     """The HTML text of a page that needs no other file.
 
     Args:
         heading, kind, subtitle: plain texts at its top; the kind of page is above the heading.
         sections: HTML already.
+        headline: names and values of the main numbers, in large letters below the heading; plain texts.
+        date: beside the kind of page.
         name: of the folder that the page is about.
         footer: plain text.
     """
     style = resources.files("bdbnet.reporting").joinpath("report.css").read_text(encoding="utf-8")
     title = f"{heading}: {name}" if name else heading
     code = f"<p><code>{escape(name)}</code></p>\n" if name else ""
+    numbers = "".join(f"<span>{escape(what)} <b>{escape(value)}</b></span> " for what, value in headline)
+    main = f'<p class="headline">{numbers.strip()}</p>\n' if numbers else ""
     return "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -27,8 +39,8 @@ def page(
             "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>",
-            f'<header>\n<p class="kind">{escape(kind)}</p>\n<h1>{escape(heading)}</h1>',
-            f'{code}<p class="soft">{escape(subtitle)}</p>\n</header>',
+            f'<header>\n<p class="kind">{escape(" · ".join(filter(None, [kind, date])))}</p>\n<h1>{escape(heading)}</h1>',
+            f'{main}{code}<p class="soft">{escape(subtitle)}</p>\n</header>',
             "<main>",
             *sections,
             "</main>",

@@ -2,25 +2,32 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.datasets.images import Box, ImageError, read_image
 from bdbnet.figures import read_thumbnail
-from bdbnet.reporting.run_folder import RunFolder, choose_queries, image_root
-from bdbnet.reporting.wording import distance
+from bdbnet.reporting.run_folder import RunFolder, choose_queries
+from bdbnet.reporting.wording import distance, percent
 from bdbnet.results import metric_names, metric_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bdbnet.figures import Theme
+
+
+class Images(NamedTuple):
+    """Folder that the images' paths are relative to, None where it is not to be found, and a remark for the reader."""
+
+    root: Path | None
+    remark: str
 
 
 def curves(run: RunFolder) -> str:
@@ -95,12 +102,12 @@ def _data_uri(mime: str, content: bytes) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
-def ranking_lists(run: RunFolder, queries: int, top: int, seed: int) -> str:
+def ranking_lists(run: RunFolder, images: Images, queries: int, top: int, seed: int) -> str:
     """Section with ranking lists, in words and borders that need no colour; empty for a run without them."""
     ranking = run.ranking
     if ranking is None or ranking.empty or queries == 0:
         return ""
-    root, remark = image_root(run)
+    root, remark = images
     total, kept = ranking["query_index"].nunique(), int(ranking["rank"].max())
     remarks = [remark] if remark else []
     evaluated = run.result.metrics.get("valid_queries", total)
@@ -156,6 +163,37 @@ def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str) ->
         )
     ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"
     return f'<div class="query">\n<p>{escape(f"{who[:1].upper()}{who[1:]}: {found}")}</p>\n{ranks}\n</div>\n'
+
+
+def worst_queries(run: RunFolder, images: Images) -> str:
+    """Each of the queries of lowest average precision beside what stood at its rank 1; empty where no image is to be found."""
+    if run.analysis is None or images.root is None:
+        return ""
+    noun = "identity" if run.result.protocol.task.startswith("reid") else "class"
+    items = []
+    for query in run.analysis["worst_queries"]:
+        nearest, first = query["nearest"], query["first_match_rank"]
+        own, other = _boxes(run.ranking, query)
+        who = _who(noun, query["label"], query["camera"])
+        at_rank_1 = f"{_who(noun, nearest['label'], nearest['camera'])}, distance {distance(nearest['distance'])}"
+        word, mark = ("right", "✓") if first == 1 else ("wrong", "✗")
+        asked = picture(images.root, query["path"], f"query: {who}", own)
+        found = picture(images.root, nearest["path"], f"rank 1, {word}: {at_rank_1}", other)
+        items.append(
+            f'<li><div>{asked}<span class="{word}">{found}</span></div>{escape(noun)} {escape(str(query["label"]))}, '
+            f"at rank 1: {escape(str(nearest['label']))} {mark}<br>AP {percent(query['ap'])}, first match at rank {first:,}</li>"
+        )
+    words = "The query at the left, beside it the image at rank 1."
+    return f'<p class="soft">{words}</p>\n<ol class="pairs">\n' + "\n".join(items) + "\n</ol>\n" if items else ""
+
+
+def _boxes(ranking: pd.DataFrame | None, query: Mapping[str, Any]) -> tuple[Box | None, Box | None]:
+    """The parts of the photographs that are a query and the image at its rank 1, where its ranking list knows them."""
+    if ranking is None or "query_x1" not in ranking:
+        return None, None
+    same = (ranking["query_path"] == query["path"]) & (ranking["gallery_path"] == query["nearest"]["path"])
+    rows = ranking[same & (ranking["query_label"] == query["label"]) & (ranking["rank"] == 1)]
+    return (None, None) if rows.empty else (box_of(rows.iloc[0], "query"), box_of(rows.iloc[0], "gallery"))
 
 
 def _who(noun: str, label: Any, camera: Any) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from bdbnet.config import flatten
 from bdbnet.reporting.analysis import analysis_section
+from bdbnet.reporting.heading import date_of, headline, run_title
 from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
-from bdbnet.reporting.pictures import curves, ranking_lists
-from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
+from bdbnet.reporting.pictures import Images, curves, ranking_lists, worst_queries
+from bdbnet.reporting.run_folder import ReportError, RunFolder, image_root, read_run
 from bdbnet.reporting.wording import BEST_CHECKPOINT, duration, further_lines, protocol_line
 from bdbnet.results import REPORT, Result, in_percent, metric_names, metric_of, write_atomically
 
@@ -42,17 +43,22 @@ def run_page(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
     """The HTML text of a run's page."""
     result = run.result
     kind = {"train": "Training run", "evaluate": "Evaluation"}.get(result.kind, result.kind)
+    shows_images = run.analysis is not None or (run.ranking is not None and queries > 0)
+    images = Images(*image_root(run)) if shows_images else Images(None, "")
     sections = (
         _metrics(result),
         curves(run),
-        analysis_section(run.analysis),
-        ranking_lists(run, queries, top, seed),
+        analysis_section(run.analysis, worst_queries(run, images)),
+        ranking_lists(run, images, queries, top, seed),
         _data(result),
         _machine(result),
         _settings(result),
     )
     footer = f"Made by bdbnet from the run of {result.created}."
-    return page(result.protocol.dataset, kind, _summary(result), sections, name=run.path.resolve().name, footer=footer)
+    return page(
+        run_title(result), kind, _summary(result), sections, headline=headline(result), date=date_of([result]),
+        name=run.path.resolve().name, footer=footer,
+    )  # fmt: skip
 
 
 def _summary(result: Result) -> str:

@@ -89,8 +89,8 @@ def is_sweep(folder: str | Path) -> bool:
     return (path / MULTIRUN).is_file() or next(_run_folders(path), None) is not None
 
 
-def read_sweep(folder: str | Path) -> Sweep:
-    """Read all runs below a folder, at any depth.
+def read_sweep(folder: str | Path, *, since: float = 0.0) -> Sweep:
+    """Read all runs below a folder, at any depth; those that ended or began after `since`, in seconds since 1970.
 
     Raises:
         ReportError: there is no run in it, or none with a readable result; the message lists them and says why.
@@ -99,6 +99,8 @@ def read_sweep(folder: str | Path) -> Sweep:
     runs, unfinished, unreadable = [], [], []
     for place in _run_folders(path):
         name, file = str(place.relative_to(path)), place / RESULT
+        if next(at for at in (file, place / JOB, place) if at.exists()).stat().st_mtime < since:
+            continue
         if not file.exists():
             unfinished.append((name, _progress(place / HISTORY)))
             continue

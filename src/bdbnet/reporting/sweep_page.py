@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bdbnet.figures import ConfigurationDot, ParameterCurve, configuration_dots, parameter_curves
+from bdbnet.reporting.heading import date_of, title_of
 from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.settings import ABSENT, heads_of, is_numeric, shown, sort_key
@@ -29,7 +30,7 @@ def write_sweep_report(folder: str | Path) -> tuple[str, list[Path]]:
     """
     sweep = read_sweep(folder)
     grids = [sweep_grid(sweep, table) for table in sweep.tables]
-    missing = [f"{name}: {reason}." for name, reason in (*sweep.unfinished, *sweep.unreadable)]
+    missing = _without_result(sweep)
     name = sweep.path.resolve().name
     markdown = [f"# Sweep {name}\n", *(f"## {as_markdown(grid)}" for grid in grids)]
     if missing:
@@ -43,8 +44,17 @@ def write_sweep_report(folder: str | Path) -> tuple[str, list[Path]]:
     paths = [
         write_atomically(sweep.path / file, text.encode("utf-8", "xmlcharrefreplace")) for file, text in texts.items()
     ]
-    missing = [f"without a result: {text}" for text in missing]
-    return "\n".join(["", "\n\n".join(map(as_text, grids)), *missing, ""]), paths
+    return sweep_text(sweep), paths
+
+
+def sweep_text(sweep: Sweep) -> str:
+    """All tables of a sweep for the terminal, and what has no result."""
+    tables = "\n\n".join(as_text(sweep_grid(sweep, table)) for table in sweep.tables)
+    return "\n".join(["", tables, *(f"without a result: {text}" for text in _without_result(sweep)), ""])
+
+
+def _without_result(sweep: Sweep) -> list[str]:
+    return [f"{name}: {reason}." for name, reason in (*sweep.unfinished, *sweep.unreadable)]
 
 
 def sweep_grid(sweep: Sweep, table: SweepTable) -> Grid:
@@ -135,8 +145,26 @@ def sweep_page(sweep: Sweep, grids: Sequence[Grid]) -> str:
     ]
     if missing := len(sweep.unfinished) + len(sweep.unreadable):
         facts.append(f"{missing} without a result")
-    datasets = dict.fromkeys(table.runs[0].result.protocol.dataset for table in sweep.tables)
-    return page(", ".join(datasets), "Sweep", " · ".join(facts), sections, name=sweep.path.resolve().name)
+    results = [run.result for table in sweep.tables for run in table.runs]
+    settings = heads_of(list(dict.fromkeys(key for table in sweep.tables for key in table.settings)))
+    kind = f"Sweep over {', '.join(settings)}" if settings else "Sweep"
+    main = _headline(sweep.tables[0]) if len(sweep.tables) == 1 else []
+    return page(
+        title_of(results), kind, " · ".join(facts), sections,
+        headline=main, date=date_of(results), name=sweep.path.resolve().name,
+    )  # fmt: skip
+
+
+def _headline(table: SweepTable) -> list[tuple[str, str]]:
+    """The range of each main metric over the configurations, or its value where there is one configuration."""
+    found = []
+    for metric in map(metric_of, headline_metrics(table.metrics)):
+        means = [
+            of.mean for configuration in table.configurations if (of := configuration.metric(metric.name)) is not None
+        ]
+        ends = dict.fromkeys((metric.number(min(means)), metric.number(max(means))))
+        found.append((metric.title, " ".join(filter(None, [" to ".join(ends), metric.unit]))))
+    return found
 
 
 def _plots(table: SweepTable) -> str:

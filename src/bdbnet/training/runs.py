@@ -109,7 +109,7 @@ def _train(config: DictConfig, folder: Path) -> Result:
     ]
     check_monitors(callbacks, module)
     if config.callbacks.progress:
-        callbacks.append(TrainingProgress())
+        callbacks.append(TrainingProgress(history))
     every = config.callbacks.checkpoint_every_n_epochs
     callbacks += checkpoint_callbacks(folder, main_metric(config), every, signals, resumed_here=here)
     if config.trainer.max_time is not None:
