@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from bdbnet.checked import Column, UnfitError, read_parquet
 from bdbnet.evaluation.significance import PairedDifference, paired_difference
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
 from bdbnet.reporting.table import MINUS, Grid, as_text
 from bdbnet.results import PER_QUERY, Metric, headline_metrics, in_percent, metric_heads, metric_of, write_atomically
 
-_COLUMNS = ("query_index", "path", "label", "ap", "matches", "first_match_rank")
+_COLUMNS = {
+    "query_index": Column("whole"), "path": Column("text"), "label": Column("whole"), "ap": Column("number", empty=True),
+    "matches": Column("whole", least=0), "first_match_rank": Column("whole"),
+}  # fmt: skip
 _SURE = 0.05  # p-value from which on no difference is claimed
 _LISTED = 10
 
@@ -106,13 +110,11 @@ def _read(folder: str | Path, key: str) -> _Analysed:
             f"{key}={folder}: no analysis there. Run python -m bdbnet.evaluate checkpoint={checkpoint} "
             f"dataset={run.result.protocol.dataset} analysis=true and give the folder that it names"
         )
+    values = {metric_of(name).column: Column("number", empty=True) for name in run.analysis["metrics"]}
     try:
-        queries = pd.read_parquet(path)
-    except (ValueError, OSError) as error:
-        raise ReportError(f"{path}: not a readable Parquet file ({error}). Analyse again") from error
-    needed = dict.fromkeys([*_COLUMNS, *(metric_of(name).column for name in run.analysis["metrics"])])
-    if missing := [column for column in needed if column not in queries]:
-        raise ReportError(f"{path}: lacks the column(s) {', '.join(missing)}. Analyse again")
+        queries = read_parquet(path, values | _COLUMNS)
+    except (UnfitError, OSError) as error:
+        raise ReportError(f"{path}: {error}. Analyse again") from error
     return _Analysed(run, run.analysis, queries)
 
 

@@ -1,6 +1,5 @@
 """A finished run's folder, read and checked: result, history, ranking lists, error analysis."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +10,21 @@ import numpy as np
 import pandas as pd
 
 from bdbnet import plugins
-from bdbnet.datasets import DatasetError, load_manifest
-from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, HISTORY, RESULT, TOP_K, Result, read_result
+from bdbnet.checked import Column, UnfitError, read_parquet
+from bdbnet.datasets import BOX_COLUMNS, DatasetError, load_manifest
+from bdbnet.reporting.analysis_record import read_record
+from bdbnet.results import ANALYSIS, HISTORY, RESULT, TOP_K, Result, read_result
 
-TOP_K_COLUMNS = (
-    *("query_index", "rank", "distance", "correct"),
-    *("query_path", "query_label", "query_camera"),
-    *("gallery_path", "gallery_label", "gallery_camera"),
-)
+_SIDES = ("query", "gallery")
+_BOXES = tuple(f"{side}_{column}" for side in _SIDES for column in BOX_COLUMNS)
+TOP_K_COLUMNS = {
+    "query_index": Column("whole", least=0), "rank": Column("whole", least=1), "distance": Column("number"),
+    "correct": Column("truth"),
+    **{f"{side}_path": Column("text") for side in _SIDES},
+    **{f"{side}_{name}": Column("whole") for side in _SIDES for name in ("label", "camera")},
+    **{name: Column("whole") for name in _BOXES},
+}  # fmt: skip
+"""Columns of the ranking lists; those of the boxes are there where images have them."""
 
 
 class ReportError(ValueError):
@@ -89,12 +95,13 @@ def _read_ranking(path: Path) -> pd.DataFrame | None:
         return None
     advice = "Move it away to get a page without ranking lists, or evaluate again."
     try:
-        ranking = pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # pyarrow's errors are both
-        raise ReportError(f"{path}: not a readable Parquet file ({error}). {advice}") from error
-    missing = [column for column in TOP_K_COLUMNS if column not in ranking]
-    if missing:
-        raise ReportError(f"{path}: lacks the column(s) {', '.join(missing)}. {advice}")
+        ranking = read_parquet(path, TOP_K_COLUMNS, optional=_BOXES)
+    except (UnfitError, OSError) as error:
+        raise ReportError(f"{path}: {error}. {advice}") from error
+    for side in _SIDES:
+        boxes = [name for name in _BOXES if name.startswith(side)]
+        if 0 < sum(name in ranking for name in boxes) < len(boxes):
+            raise ReportError(f"{path}: has some of the columns {', '.join(boxes)}, not all. {advice}")
     return ranking.sort_values(["query_index", "rank"], kind="stable", ignore_index=True)
 
 
@@ -104,14 +111,11 @@ def read_analysis(path: Path) -> Mapping[str, Any] | None:
         return None
     advice = "Move it away, or evaluate again with analysis=true."
     try:
-        record = json.loads(path.read_text())
+        return read_record(path)
+    except UnfitError as error:
+        raise ReportError(f"{path}: {error}. {advice}") from error
     except (ValueError, OSError) as error:
         raise ReportError(f"{path}: not a complete analysis ({error}). {advice}") from error
-    found = record.get("schema") if isinstance(record, dict) else None
-    if found != ANALYSIS_SCHEMA:
-        raise ReportError(f"{path}: schema {found}, this version reads schema {ANALYSIS_SCHEMA}. {advice}")
-    checked: Mapping[str, Any] = record
-    return checked
 
 
 def choose_queries(ranking: pd.DataFrame, count: int, seed: int) -> Selection:
