@@ -77,7 +77,7 @@ def work(connection: Connection, good: Path, workplace: Path, seed: int) -> None
         place = Place(workplace / f"{job.kind}-{job.number}", Good(good))
         place.make()
         began = time.perf_counter()
-        case = KINDS[job.kind][0](random.Random(f"{seed} {job.kind} {job.number}"), place)
+        case = KINDS[job.kind](random.Random(f"{seed} {job.kind} {job.number}"), place)
         told = Told(job, case.what, case.ended.outcome, case.ended.text, time.perf_counter() - began)
         shutil.rmtree(place.root, ignore_errors=True)
         connection.send(told)

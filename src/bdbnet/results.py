@@ -271,12 +271,18 @@ class Protocol:
         return record
 
 
+class DatasetOptions(TypedDict, total=False):
+    """What is read of the options of a data set's reader in a file."""
+
+    manifest: str | list[str] | None
+
+
 class DatasetSettings(TypedDict, total=False):
     """What is read of a data set's settings in a file."""
 
     name: str
     root: str | None
-    options: Mapping[str, Any] | None
+    options: DatasetOptions | None
     image_size: Size | Positive | None
     test_size: Size | Positive | None
     pad_test: bool | None

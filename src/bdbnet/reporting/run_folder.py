@@ -161,12 +161,19 @@ def image_root(run: RunFolder) -> tuple[Path | None, str]:
     if sources is not None:
         listed = [sources] if isinstance(sources, str) else sources
         options["manifest"] = [_found(source, run.path) for source in listed]
+    if str(dataset["name"]).startswith("synthetic"):
+        options["stored_only"] = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a reader's warnings were printed when the run read the data
             manifest = load_manifest(dataset["name"], None if root is None else _found(root, run.path), **options)
     except (DatasetError, OSError) as error:
         return None, f"The images are not shown, because the dataset was not found where the run had it: {error}"
+    except Exception as error:  # options from a file may be of any type
+        return (
+            None,
+            f"The images are not shown: the settings of the run's dataset can't be used ({type(error).__name__}: {error})",
+        )
     if manifest.fingerprint != result.data.get("fingerprint", manifest.fingerprint):
         return manifest.root, f"The dataset at {manifest.root} has changed since this run: pictures may be wrong ones."
     return manifest.root, ""
