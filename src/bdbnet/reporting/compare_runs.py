@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bdbnet.checked import Column, UnfitError, read_parquet
+from bdbnet.checked import Column, UnfitError, read_json, read_parquet
 from bdbnet.evaluation.significance import PairedDifference, paired_difference
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
 from bdbnet.reporting.table import MINUS, Grid, as_text
@@ -76,7 +76,7 @@ def _record_path(folder: Path, other: Path) -> Path:
     """File of the comparison; with a suffix where that of another run of the same name exists."""
     path = folder / f"compare-{other.resolve().name}.json"
     try:
-        mine = json.loads(path.read_text())["b"] == str(other)
+        mine = read_json(path)["b"] == str(other)
     except (OSError, ValueError, KeyError, TypeError):
         mine = True  # nothing worth keeping
     return path if mine else path.with_stem(f"{path.stem}-{sha256(str(other.resolve()).encode()).hexdigest()[:6]}")
