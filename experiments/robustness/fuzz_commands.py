@@ -248,6 +248,7 @@ class Good:
 def make_good_files(root: Path) -> Good:
     """Draw images, train on them, evaluate, embed and so on.  Raises RuntimeError where a command fails."""
     good = Good(root)
+    root.mkdir(parents=True)
     rng = np.random.default_rng(0)
     rows = []
     for identity in range(8):

@@ -100,7 +100,11 @@ def _make(good: Path, workplace: Path) -> None:
     _prepare_process(workplace)
     from fuzz_commands import make_good_files
 
-    make_good_files(good)
+    try:
+        make_good_files(good)
+    except BaseException:
+        shutil.rmtree(good, ignore_errors=True)
+        raise
 
 
 class Worker:
@@ -135,18 +139,21 @@ class Worker:
 
 
 def run(
-    jobs: list[Job], *, seed: int, workers: int, timeout: float, workplace: Path, progress: bool = True
+    jobs: list[Job], *, seed: int, workers: int, timeout: float, workplace: Path, good: Path, progress: bool = True
 ) -> list[Told]:
-    """Run the cases on some processes; those that take longer than `timeout` seconds are ended and count as hangs."""
+    """Run the cases on some processes, and print faults as they come.
+
+    Cases that take longer than `timeout` seconds are ended and count as hangs. The good files are made in the folder `good`, unless
+    that exists.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fuzz_preload"])
-    good = workplace / "good"
-    good.mkdir()
-    making = context.Process(target=_make, args=(good, workplace))
-    making.start()
-    making.join()
-    if making.exitcode:
-        sys.exit("the good files could not be made; see above")
+    if not good.exists():
+        making = context.Process(target=_make, args=(good, workplace))
+        making.start()
+        making.join()
+        if making.exitcode:
+            sys.exit("the good files could not be made; see above")
     waiting, told = collections.deque(jobs), []
     pool = [Worker(context, good, workplace, seed) for _ in range(min(workers, len(jobs)))]
     try:
@@ -157,12 +164,20 @@ def run(
                     if (one := _hear(worker, timeout)) is not None:
                         told.append(one)
                         bar.update()
+                        if one.outcome in FAULTS:
+                            bar.write(
+                                f"{one.outcome}: {one.job.kind} {one.job.number}: {one.what}\n{_indented(one.text)}"
+                            )
                     if worker.ready and worker.job is None and waiting:
                         worker.give(waiting.popleft())
     finally:
         for worker in pool:
             worker.end()
     return sorted(told, key=lambda one: (list(SHARES).index(one.job.kind), one.job.number))
+
+
+def _indented(text: str) -> str:
+    return "".join(f"    {line}\n" for line in text.strip().splitlines()[-12:])
 
 
 def _hear(worker: Worker, timeout: float) -> Told | None:
@@ -212,23 +227,6 @@ def table(told: list[Told]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def faults(told: list[Told]) -> str:
-    """What went wrong, each fault once, with the number of cases that met it."""
-    groups: dict[str, list[Told]] = {}
-    for one in told:
-        if one.outcome in FAULTS:
-            last = [line for line in one.text.strip().splitlines() if line.strip()]
-            key = f"{one.outcome}: {last[-1][:100] if last else ''}"
-            groups.setdefault(key, []).append(one)
-    texts = []
-    for members in sorted(groups.values(), key=len, reverse=True):
-        first = members[0]
-        texts.append(
-            f"\n{len(members)} x {first.outcome}, first {first.job.kind} {first.job.number}: {first.what}\n{first.text}"
-        )
-    return "\n".join(texts)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the damage (default: 0)")
@@ -241,7 +239,10 @@ def main() -> int:
         metavar="KIND",
         help=f"one of {', '.join(SHARES)}; may be repeated",
     )
-    parser.add_argument("--case", type=int, help="with --only: run this case alone and print how it ended")
+    parser.add_argument("--case", type=int, nargs="+", help="with --only: run these cases alone, print how they ended")
+    parser.add_argument(
+        "--good", type=Path, metavar="FOLDER", help="keep the good files there, and use those that are there"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     parser.add_argument(
         "--timeout", type=float, default=60, help="seconds after which a case counts as a hang (default: 60)"
@@ -250,9 +251,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.case is not None and len(arguments.only) != 1:
         parser.error("--case needs one --only KIND")
-    jobs = (
-        jobs_of(arguments.cases, arguments.only) if arguments.case is None else [Job(arguments.only[0], arguments.case)]
-    )
+    jobs = jobs_of(arguments.cases, arguments.only)
+    if arguments.case is not None:
+        jobs = [Job(arguments.only[0], number) for number in arguments.case]
     began = time.perf_counter()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="bdbnet-fuzz-") as folder:
@@ -262,13 +263,13 @@ def main() -> int:
             workers=arguments.workers,
             timeout=arguments.timeout,
             workplace=Path(folder).resolve(),
+            good=(arguments.good or Path(folder, "good")).resolve(),
         )
     if arguments.list or arguments.case is not None:
         for one in told:
             print(
                 f"{one.job.kind} {one.job.number} ({one.seconds:.1f} s): {one.what}\n  {one.outcome}: {one.text.strip()[:5000]}"
             )
-    print(faults(told))
     print(table(told))
     print(f"seed {arguments.seed}, {arguments.workers} processes, {time.perf_counter() - began:.0f} s")
     return int(any(one.outcome in FAULTS for one in told))

@@ -259,12 +259,12 @@ class Column(NamedTuple):
     """What a column of a Parquet table holds.
 
     Attributes:
-        kind: ``whole`` and ``number`` of any width, ``text``, or ``truth`` (true and false).
+        kind: ``whole`` and ``number`` of any width, ``text``, ``label`` (whole numbers or text), ``truth`` (true and false).
         empty: values may be missing, NaN among numbers; infinity never fits.
         least: smallest number that is allowed.
     """
 
-    kind: Literal["whole", "number", "text", "truth"]
+    kind: Literal["whole", "number", "text", "label", "truth"]
     empty: bool = False
     least: float = -math.inf
 
@@ -305,13 +305,17 @@ def _check_column(name: str, values: Any, column: Column) -> None:
     """Raise UnfitError unless a column (of pyarrow) is of its kind."""
     import pyarrow as pa
 
-    kinds = {
-        "whole": pa.types.is_signed_integer, "number": lambda t: pa.types.is_floating(t) or pa.types.is_signed_integer(t),
-        "text": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t), "truth": pa.types.is_boolean,
-    }  # fmt: skip
-    words = {"whole": "whole numbers", "number": "numbers", "text": "text", "truth": "true and false"}[column.kind]
-    all_empty = column.empty and values.null_count == len(values)
-    if not kinds[column.kind](values.type) and not all_empty:
+    is_whole, is_number = pa.types.is_signed_integer(values.type), pa.types.is_floating(values.type)
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    fits, words = {
+        "whole": (is_whole, "whole numbers"),
+        "number": (is_whole or is_number, "numbers"),
+        "text": (is_text, "text"),
+        "label": (is_whole or is_text, "whole numbers or text"),
+        "truth": (pa.types.is_boolean(values.type), "true and false"),
+    }[column.kind]
+    all_empty = values.null_count == len(values) and (column.empty or not len(values))
+    if not fits and not all_empty:
         raise UnfitError(f"column {name} holds {values.type}; expected {words}")
     if not column.empty and values.null_count:
         raise UnfitError(f"column {name}, row {values.is_null().index(True).as_py() + 1}: is empty; expected {words}")

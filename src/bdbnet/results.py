@@ -314,7 +314,7 @@ class Best(TypedDict):
     """The best checkpoint of a training."""
 
     metrics: Mapping[str, float]
-    epoch: int
+    epoch: int | str
 
 
 class DataFacts(TypedDict, total=False):

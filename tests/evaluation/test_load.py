@@ -146,7 +146,7 @@ def test_a_damaged_folder_is_named(finished_run, tmp_path):
     for broken, message in (
         ("{", "bdbnet.json is damaged"),
         (json.dumps({**record, "schema": 99}), "schema 99, this version reads"),
-        (json.dumps({**record, "network": []}), "network is no mapping"),
+        (json.dumps({**record, "network": []}), "network is a list of 0; expected a mapping"),
         (json.dumps({**record, "settings": {"normalize": "odd"}}), "damaged"),
         (json.dumps({**record, "preprocessing": {**record["preprocessing"], "std": [0, 1, 1]}}), "damaged"),
         (json.dumps({**record, "trained_with": 5}), "damaged|trained_with"),

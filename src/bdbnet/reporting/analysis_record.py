@@ -123,18 +123,23 @@ class Measured(TypedDict):
     """What is read of the protocol."""
 
     task: str
-    single_shot: int | None
+    single_shot: NotRequired[int | None]
 
 
-class Analysis(TypedDict):
-    """The record."""
+class Compared(TypedDict):
+    """What a comparison reads of the record."""
 
     schema: int
     data: Evaluated
     protocol: Measured
+    metrics: Mapping[str, Average]
+
+
+class Analysis(Compared, total=False):
+    """The record."""
+
     queries: Count
     valid_queries: Count
-    metrics: Mapping[str, Average]
     camera_pairs: CameraPairs | None
     by_gallery_images: list[Bin]
     worst_queries: list[WorstQuery]
@@ -160,29 +165,39 @@ def read_record(path: Path) -> Mapping[str, Any]:
     return analysis
 
 
+def check_complete(record: Mapping[str, Any]) -> None:
+    """Raise UnfitError, which names the key, where the record lacks a part that its page shows."""
+    for name in (*Analysis.__required_keys__, *Analysis.__optional_keys__):
+        if name not in record:
+            raise UnfitError(f"{name} is missing")
+
+
 def _check_lengths(record: Mapping[str, Any]) -> None:
     """Raise UnfitError where lists that belong together differ in length, or values that belong together are not all there."""
-    if not record["average_precision"]:
+    if record.get("average_precision") == []:
         raise UnfitError("average_precision is a list of 0; expected a number for each bin")
-    cameras = record["camera_pairs"]
+    cameras, pairs = record.get("camera_pairs"), record.get("pairs")
     if cameras is not None:
-        rows, columns = len(cameras["query_cameras"]), len(cameras["gallery_cameras"])
-        for name in ("queries", "rank1", "mAP"):
-            if not rows or not columns or [len(row) for row in cameras[name]] != [columns] * rows:
-                raise UnfitError(f"camera_pairs.{name} is not a table of {rows} query and {columns} gallery cameras")
-    pairs = record["pairs"]
-    if "equal_error_rate" not in pairs:
-        return
+        _check_cameras(cameras)
+    if pairs is not None and "equal_error_rate" in pairs:
+        _check_pairs(pairs)
+
+
+def _check_cameras(cameras: Mapping[str, Any]) -> None:
+    rows, columns = len(cameras["query_cameras"]), len(cameras["gallery_cameras"])
+    for name in ("queries", "rank1", "mAP"):
+        if not rows or not columns or [len(row) for row in cameras[name]] != [columns] * rows:
+            raise UnfitError(f"camera_pairs.{name} is not a table of {rows} query and {columns} gallery cameras")
+
+
+def _check_pairs(pairs: Mapping[str, Any]) -> None:
     for name in Pairs.__optional_keys__:
         if name not in pairs:
             raise UnfitError(f"pairs.{name} is missing")
     for name in ("at_false_positive_rate", "held_out"):
         for number, point in enumerate(pairs[name]):
-            if point["reason"] is None and None in (
-                point["threshold"],
-                point["true_positive_rate"],
-                point["false_positive_rate"],
-            ):
+            rates = point["threshold"], point["true_positive_rate"], point["false_positive_rate"]
+            if point["reason"] is None and None in rates:
                 raise UnfitError(f"pairs.{name}[{number}] has neither a threshold with its rates nor a reason")
     roc, histogram = pairs["roc"], pairs["histogram"]
     if not roc["false_positive_rate"] or len(roc["false_positive_rate"]) != len(roc["true_positive_rate"]):

@@ -16,7 +16,7 @@ from bdbnet.reporting.table import MINUS, Grid, as_text
 from bdbnet.results import PER_QUERY, Metric, headline_metrics, in_percent, metric_heads, metric_of, write_atomically
 
 _COLUMNS = {
-    "query_index": Column("whole"), "path": Column("text"), "label": Column("whole"), "ap": Column("number", empty=True),
+    "query_index": Column("whole"), "path": Column("text"), "label": Column("label"), "ap": Column("number", empty=True),
     "matches": Column("whole", least=0), "first_match_rank": Column("whole"),
 }  # fmt: skip
 _SURE = 0.05  # p-value from which on no difference is claimed

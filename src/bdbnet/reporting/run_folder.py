@@ -21,7 +21,8 @@ TOP_K_COLUMNS = {
     "query_index": Column("whole", least=0), "rank": Column("whole", least=1), "distance": Column("number"),
     "correct": Column("truth"),
     **{f"{side}_path": Column("text") for side in _SIDES},
-    **{f"{side}_{name}": Column("whole") for side in _SIDES for name in ("label", "camera")},
+    **{f"{side}_label": Column("label") for side in _SIDES},
+    **{f"{side}_camera": Column("whole") for side in _SIDES},
     **{name: Column("whole") for name in _BOXES},
 }  # fmt: skip
 """Columns of the ranking lists; those of the boxes are there where images have them."""

@@ -32,6 +32,7 @@ from bdbnet.training.callbacks import (
 from bdbnet.training.further_tests import further_tests
 from bdbnet.training.module import TrainingModule
 from bdbnet.training.progress import TrainingProgress
+from bdbnet.training.restoring import fit
 from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
 from bdbnet.training.setup import build_module, check_lengths, resolve_precision
 
@@ -93,7 +94,7 @@ def train(config: DictConfig, folder: Path) -> Result:
         if config.evaluation.before_training and resume is None:
             trainer.validate(module, data, verbose=False)
             history.before, module.metrics_epoch = module.own_metrics(), None
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        fit(trainer, module, data, resume)
         if not history.rows:
             raise TrainingError(
                 f"no epoch was finished: trainer.max_time={config.trainer.max_time} or another limit of the trainer was reached"
