@@ -161,7 +161,7 @@ class Place:
 def run_command(folder: Path, command: str, *arguments: str) -> Ended:
     """Run ``python -m bdbnet.<command>`` in ``folder`` and this process, through the same wrapper."""
     module = importlib.import_module(f"bdbnet.{command}")
-    output = io.StringIO()
+    output = io.TextIOWrapper(io.BytesIO(), "utf-8")  # strict, as a terminal is
     argv, here, filters = sys.argv, Path.cwd(), warnings.filters[:]
     sys.argv = [command, *arguments]
     os.chdir(folder)
@@ -178,7 +178,8 @@ def run_command(folder: Path, command: str, *arguments: str) -> Ended:
         sys.argv = argv
         os.chdir(here)
         warnings.filters[:] = filters
-    text = output.getvalue()
+    output.flush()
+    text = output.buffer.getvalue().decode("utf-8", "replace")
     if "Traceback (most recent call last)" in text:
         return Ended("traceback", text[text.index("Traceback (most") :][-3000:])
     if status in (0, None):

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import io
 import os
 import re
 import sys
@@ -310,6 +311,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         def entry(*config: DictConfig) -> Any:
             warnings.formatwarning = _plain_warning
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no text
+                    stream.reconfigure(errors="backslashreplace")
             renamed, notes = with_todays_keys(sys.argv[1:])
             _tell(notes)
             typed = {argument.partition("=")[0].lstrip("+") for argument in sys.argv[1:]}

@@ -297,7 +297,7 @@ class TrainerSettings(TypedDict, total=False):
 class EvaluationSettings(TypedDict, total=False):
     """What is read of an evaluation's settings in a file."""
 
-    distance: str
+    distance: Literal["euclidean", "cosine"]
 
 
 class RunSettings(TypedDict, total=False):

@@ -110,9 +110,10 @@ def _read(folder: str | Path, key: str) -> _Analysed:
             f"{key}={folder}: no analysis there. Run python -m bdbnet.evaluate checkpoint={checkpoint} "
             f"dataset={run.result.protocol.dataset} analysis=true and give the folder that it names"
         )
-    values = {metric_of(name).column: Column("number", empty=True) for name in run.analysis["metrics"]}
+    columns = (metric_of(name).column for name in run.analysis["metrics"])
+    values = {column: Column("number", empty=True) for column in columns if column not in _COLUMNS}
     try:
-        queries = read_parquet(path, values | _COLUMNS)
+        queries = read_parquet(path, _COLUMNS | values)
     except (UnfitError, OSError) as error:
         raise ReportError(f"{path}: {error}. Analyse again") from error
     return _Analysed(run, run.analysis, queries)

@@ -25,6 +25,6 @@ def fit(trainer: pl.Trainer, module: TrainingModule, data: pl.LightningDataModul
         if resume is None or module.has_begun or is_ours(error):
             raise
         raise CheckpointError(
-            f"{resume}: this training can't resume from it, its state is damaged ({type(error).__name__}: {error}). Copy it again, or "
-            f"start a new run from its weights with backbone.weights={resume}"
+            f"{resume}: this training can't resume from it, its state is damaged ({type(error).__name__}: {error}). Copy it again, "
+            f"or start a new run from its weights with backbone.weights={resume}"
         ) from error

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from bdbnet.config import ConfigError, instantiate
+from bdbnet.config import ConfigError
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.evaluate import build_test_set, describe, write_outcome
@@ -34,7 +34,7 @@ from bdbnet.training.module import TrainingModule
 from bdbnet.training.progress import TrainingProgress
 from bdbnet.training.restoring import fit
 from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
-from bdbnet.training.setup import build_module, check_lengths, resolve_precision
+from bdbnet.training.setup import build_module, check_lengths, extra_callbacks, resolve_precision
 
 
 def train(config: DictConfig, folder: Path) -> Result:
@@ -74,7 +74,7 @@ def train(config: DictConfig, folder: Path) -> Result:
         EvaluateLastEpoch(),
         history,
         InterruptionHint(),
-        *instantiate(config.callbacks.extra),
+        *extra_callbacks(config),
     ]
     if config.callbacks.progress:
         callbacks.append(TrainingProgress())
