@@ -177,7 +177,8 @@ def run(
 
 
 def _indented(text: str) -> str:
-    return "".join(f"    {line}\n" for line in text.strip().splitlines()[-12:])
+    lines = text.strip().splitlines()
+    return "".join(f"    {line}\n" for line in (lines if len(lines) < 15 else [*lines[:2], "...", *lines[-12:]]))
 
 
 def _hear(worker: Worker, timeout: float) -> Told | None:
