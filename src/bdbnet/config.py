@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import io
 import os
 import re
 import sys
@@ -369,6 +370,9 @@ def command(
 
         def entry(*config: DictConfig) -> Any:
             warnings.formatwarning = _plain_warning
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no text
+                    stream.reconfigure(errors="backslashreplace")
             renamed, notes = with_todays_keys(sys.argv[1:])
             _tell(notes)
             typed = {argument.partition("=")[0].lstrip("+") for argument in sys.argv[1:]}

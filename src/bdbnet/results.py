@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
+from bdbnet.checked import Holds, Plain, Positive, Range, Size, UnfitError, checked, read_json
 from bdbnet.files import write_atomically as write_atomically
 from bdbnet.renamed import with_todays_names
 
@@ -249,10 +250,10 @@ class Protocol:
 
     task: str
     dataset: str
-    image_size: tuple[int, int]
+    image_size: Size
     precision: str = "32-true"
     normalize: str = "none"
-    ap_at: int | None = None
+    ap_at: Positive | None = None
     flip: bool = False
     rerank: Mapping[str, float] | None = None
     pad_to_square: bool = False
@@ -261,8 +262,8 @@ class Protocol:
     measure: str = "euclidean"
     scales: tuple[float, ...] = ()
     query_expansion: Mapping[str, float] | None = None
-    single_shot: int | None = None
-    preprocessing: Mapping[str, Any] | None = None
+    single_shot: Positive | None = None
+    preprocessing: Mapping[str, str | float | bool | list[float] | None] | None = None
 
     def record(self) -> dict[str, Any]:
         """The protocol as it stands in files."""
@@ -270,6 +271,60 @@ class Protocol:
         if self.preprocessing is None:  # as it is for nearly all
             del record["preprocessing"]
         return record
+
+
+class DatasetOptions(TypedDict, total=False):
+    """What is read of the options of a data set's reader in a file."""
+
+    manifest: str | list[str] | None
+
+
+class DatasetSettings(TypedDict, total=False):
+    """What is read of a data set's settings in a file."""
+
+    name: str
+    root: str | None
+    options: DatasetOptions | None
+    image_size: Size | Positive | None
+    test_size: Size | Positive | None
+    pad_test: bool | None
+
+
+class TrainerSettings(TypedDict, total=False):
+    """What is read of a trainer's settings in a file."""
+
+    max_epochs: int | None
+
+
+class EvaluationSettings(TypedDict, total=False):
+    """What is read of an evaluation's settings in a file."""
+
+    distance: Literal["euclidean", "cosine"]
+
+
+class RunSettings(TypedDict, total=False):
+    """What is read of the settings of a training or an evaluation that a file says: a result, a checkpoint, a saved folder."""
+
+    dataset: Annotated[DatasetSettings | None, Holds(Plain)]
+    trainer: TrainerSettings | None
+    evaluation: EvaluationSettings | None
+    seed: int
+    trained_with: "RunSettings | None"
+
+
+class Best(TypedDict):
+    """The best checkpoint of a training."""
+
+    metrics: Mapping[str, float]
+    epoch: int | str
+
+
+class DataFacts(TypedDict, total=False):
+    """What was evaluated on; `counts` has a number for each role and what is counted."""
+
+    name: str
+    fingerprint: str
+    counts: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -293,16 +348,16 @@ class Result:
     metrics: Mapping[str, float]
     protocol: Protocol
     checkpoint: str
-    data: Mapping[str, Any]
-    config: Mapping[str, Any]
+    data: Annotated[Mapping[str, Any], Holds(DataFacts)]
+    config: Annotated[Mapping[str, Any], Holds(RunSettings)]
     seed: int
     plain: Mapping[str, float] | None = None
     further: Mapping[str, Mapping[str, float]] | None = None
     before: Mapping[str, float] | None = None
-    best: Mapping[str, Any] | None = None
-    epochs: int | None = None
-    parameters: int | None = None
-    embedding_dim: int | None = None
+    best: Annotated[Mapping[str, Any], Holds(Best)] | None = None
+    epochs: Annotated[int, Range(0)] | None = None
+    parameters: Annotated[int, Range(0)] | None = None
+    embedding_dim: Positive | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     images_per_second: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
@@ -327,7 +382,7 @@ def read_result(path: str | Path) -> Result:
     """
     path = Path(path)
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
     except OSError as error:
         raise ResultError(f"{path}: no result there ({error.strerror}); a run writes it when it ends") from error
     except ValueError as error:
@@ -336,13 +391,10 @@ def read_result(path: str | Path) -> Result:
         found = record.get("schema") if isinstance(record, dict) else None
         raise ResultError(f"{path}: schema {found}, this version reads schema {SCHEMA}; measure again")
     try:
-        protocol = dict(record.pop("protocol"))
-        protocol["image_size"] = tuple(protocol["image_size"])
-        protocol["scales"] = tuple(protocol.get("scales", ()))
-        record["config"] = with_todays_names(record["config"])
-        return Result(protocol=Protocol(**protocol), **record)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ResultError(f"{path}: not a record of this schema ({error}); measure again") from error
+        result = checked(record, Result)
+    except UnfitError as error:
+        raise ResultError(f"{path}: {error}; measure again") from error
+    return replace(result, config=with_todays_names(result.config))
 
 
 def versions() -> dict[str, str]:

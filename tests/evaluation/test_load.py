@@ -124,6 +124,45 @@ def test_a_checkpoint_builds_nothing_but_our_own(finished_run, tmp_path, target)
         bdbnet.load(tmp_path / "evil.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry: entry.pop("config"), "bdbnet.config is missing"),
+        (lambda entry: entry.update(config=5), "bdbnet.config is 5; expected a mapping"),
+        (lambda entry: entry["config"].pop("model"), "bdbnet.config.model is missing"),
+        (lambda entry: entry["config"].update(backbone=[]), "bdbnet.config.backbone is a list of 0"),
+        (lambda entry: entry["config"].update(x=torch.ones(1)), "bdbnet.config.x is a Tensor"),
+        (lambda entry: entry["config"].update({5: 1}), "bdbnet.config has the key 5"),
+        (lambda entry: entry["config"]["dataset"].update(test_size="big"), "bdbnet.config.dataset.test_size is 'big'"),
+        (
+            lambda entry: entry["config"]["dataset"].update(test_size=[0, 5]),
+            r"bdbnet.config.dataset.test_size\[0\] is 0",
+        ),
+        (lambda entry: entry["config"].update(dataset=[1]), "bdbnet.config.dataset is a list of 1"),
+        (
+            lambda entry: entry["config"].update(evaluation={"distance": "odd"}),
+            "bdbnet.config.evaluation.distance is 'odd'",
+        ),
+        (lambda entry: entry["config"]["model"].update(branches=[1]), "build no network|BDBNetwork"),
+        (lambda entry: entry["config"]["model"].update(embedding_dims={"global": "x"}), "build no network|BDBNetwork"),
+    ],
+)
+def test_a_checkpoint_with_another_entry_is_named_by_its_key(finished_run, tmp_path, change, message):
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    change(content["bdbnet"])
+    torch.save(content, tmp_path / "odd.ckpt")
+    with pytest.raises((CheckpointError, ConfigError), match=f"odd.ckpt: .*({message})"):
+        bdbnet.load(tmp_path / "odd.ckpt")
+
+
+@pytest.mark.parametrize("entry", [None, 5, [], "x", torch.ones(2)])
+def test_a_checkpoint_with_an_entry_that_is_none_is_refused(finished_run, tmp_path, entry):
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    torch.save(content | {"bdbnet": entry}, tmp_path / "odd.ckpt")
+    with pytest.raises((CheckpointError, ConfigError), match=r"odd\.ckpt"):
+        bdbnet.load(tmp_path / "odd.ckpt")
+
+
 def test_a_saved_folder_is_the_same_embedder(finished_run, tmp_path):
     embedder = bdbnet.load(finished_run / "last.ckpt", device="cpu")
     embedder.threshold = 7.5
@@ -146,7 +185,7 @@ def test_a_damaged_folder_is_named(finished_run, tmp_path):
     for broken, message in (
         ("{", "bdbnet.json is damaged"),
         (json.dumps({**record, "schema": 99}), "schema 99, this version reads"),
-        (json.dumps({**record, "network": []}), "network is no mapping"),
+        (json.dumps({**record, "network": []}), "network is a list of 0; expected a mapping"),
         (json.dumps({**record, "settings": {"normalize": "odd"}}), "damaged"),
         (json.dumps({**record, "preprocessing": {**record["preprocessing"], "std": [0, 1, 1]}}), "damaged"),
         (json.dumps({**record, "trained_with": 5}), "damaged|trained_with"),

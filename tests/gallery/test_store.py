@@ -101,7 +101,7 @@ def set_meta(**values: object):
         (lambda folder: (folder / "meta.json").write_text("{"), "meta.json is damaged"),
         (lambda folder: (folder / "meta.json").write_text("[]"), "schema None, this version reads schema 1"),
         (set_meta(schema=2), "schema 2, this version reads schema 1"),
-        (set_meta(model={}), "is damaged .KeyError"),
+        (set_meta(model={}), "meta.json is damaged: model.fingerprint is missing"),
         (set_meta(count=8), "7 rows and embeddings"),
         (damage_size, r"embeddings.safetensors has 2\d\d bytes instead of 2\d\d"),
         (damage_header, "is damaged .SafetensorError"),

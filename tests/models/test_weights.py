@@ -102,6 +102,21 @@ class TestReading:
         with pytest.raises(CheckpointError, match=r"weights\.pth: .*no state_dict"):
             read_state_dict(path)
 
+    @pytest.mark.parametrize(
+        ("tensor", "kind"),
+        [
+            (torch.eye(3).to_sparse(), "a sparse tensor"),
+            (torch.eye(3).to_sparse_csr(), "a sparse tensor"),
+            (torch.eye(3).to("meta"), "without numbers"),
+            (torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "quantised"),
+            (torch.eye(3, dtype=torch.complex64), "complex"),
+        ],
+    )
+    def test_tensors_that_no_network_takes_are_named(self, path: Path, tensor: Tensor, kind: str) -> None:
+        torch.save({"state_dict": {"good": torch.ones(2), "conv.weight": tensor}}, path)
+        with pytest.raises(CheckpointError, match=rf"weights\.pth: (conv\.weight is .*{kind}|refused)"):
+            read_state_dict(path)
+
     @pytest.mark.parametrize("zipped", [True, False, None])
     def test_code_is_refused_and_not_run(self, path: Path, zipped: bool | None) -> None:
         witness = path.parent / "ran"

@@ -1,3 +1,5 @@
+import json
+
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -68,6 +70,72 @@ def test_bad_ranking_lists_are_named(run_folder):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ReportError, match=r"topk\.parquet: not a readable Parquet file"):
         read_run(run_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": {"mAP": "x"}}, "metrics.mAP is 'x'; expected a number"),
+        ({"metrics": {"mAP": None}}, "metrics.mAP is null"),
+        ({"metrics": [1]}, "metrics is a list of 1; expected a mapping"),
+        ({"protocol": {"task": "reid", "dataset": "d", "image_size": 5}}, "protocol.image_size is 5; expected a list"),
+        ({"protocol": {"task": 1, "dataset": "d", "image_size": [2, 2]}}, "protocol.task is 1; expected text"),
+        (
+            {"protocol": {"task": "reid", "dataset": "d", "image_size": [2, 2], "rerank": {"k1": "a"}}},
+            "protocol.rerank.k1",
+        ),
+        ({"best": 5}, "best is 5; expected a mapping or null"),
+        ({"best": {"metrics": {}}}, "best.epoch is missing"),
+        ({"data": {"counts": {"train": [1]}}}, "data.counts.train is a list of 1"),
+        ({"config": {"dataset": 5}}, "config.dataset is 5"),
+        ({"config": {"dataset": {"options": {"manifest": 5}}}}, "config.dataset.options.manifest is 5"),
+        ({"config": {"trainer": "x"}}, "config.trainer is 'x'"),
+        ({"seed": None}, "seed is null; expected a whole number"),
+        ({"epochs": "many"}, "epochs is 'many'"),
+        ({"seconds": {"train": "long"}}, "seconds.train is 'long'"),
+        ({"hardware": None}, "hardware is null"),
+        ({"more": 1}, "more is not a key of this version"),
+    ],
+)
+def test_an_edited_result_is_named_by_its_key(run_folder, change, message):
+    path = run_folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ResultError, match=rf"result\.json: {message}.*measure again"):
+        read_run(run_folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("rank", "x", "column rank holds .*string; expected whole numbers"),
+        ("rank", 0, "column rank, row 1: is 0; expected whole numbers of at least 1"),
+        ("query_index", -1, "column query_index, row 1: is -1"),
+        ("distance", float("nan"), "column distance, row 1: is (nan|empty)"),
+        ("distance", True, "column distance holds bool"),
+        ("correct", 1, "column correct holds int64; expected true and false"),
+        ("query_path", 5, "column query_path holds int64; expected text"),
+        ("gallery_path", None, "column gallery_path"),
+        ("gallery_camera", "a", "column gallery_camera holds .*string"),
+        ("query_x1", 3, "has some of the columns query_x1, .*, not all"),
+    ],
+)
+def test_a_column_of_the_ranking_lists_is_named(run_folder, column, values, message):
+    path = run_folder / "topk.parquet"
+    pd.read_parquet(path).assign(**{column: values}).to_parquet(path)
+    with pytest.raises(ReportError, match=rf"topk\.parquet: {message}.*Move it away"):
+        read_run(run_folder)
+
+
+def test_settings_of_a_foreign_run_write_nothing(run_folder, change_result, tmp_path, monkeypatch):
+    monkeypatch.undo()  # the readers of bdbnet
+    for name in ("synthetic_reid", "synthetic_retrieval"):
+        change_result(config={"dataset": {"name": name, "root": str(tmp_path / "new"), "options": {}}})
+        root, remark = image_root(read_run(run_folder))
+        assert root is None
+        assert "not rendered" in remark
+        assert not (tmp_path / "new").exists()
+    change_result(config={"dataset": {"name": "synthetic_reid", "root": ".", "options": {"train_identities": 10**12}}})
+    assert "at most 10,000,000" in image_root(read_run(run_folder))[1]
 
 
 def test_half_is_drawn_and_half_is_worst():

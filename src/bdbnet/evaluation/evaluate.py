@@ -162,7 +162,10 @@ def _with_own_dataset(config: DictConfig) -> DictConfig:
             f"dataset= is missing: {source} was trained on {name}, which a plugin reads. A file never names a plugin: name both "
             f"yourself, plugins=[...] and dataset={name}"
         )
-    if dataset.get("root") is not None and not Path(str(dataset.root)).expanduser().exists():
+    root = None if dataset.get("root") is None else Path(str(dataset.root)).expanduser()
+    # A file does not say where data are rendered: that is where they are already, or this command's own folder.
+    is_there = root is not None and (any(root.glob("v*-*")) if name.startswith("synthetic") else root.exists())
+    if root is not None and not is_there:
         here = Path(str(config.data_root)) / Path(str(dataset.root)).name
         # Rendered data are rendered where this command keeps its own.
         if here.exists() or name.startswith("synthetic"):

@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet import plugins
-from bdbnet.config import IDENTITY, ConfigError, config_dir, foreign_targets, plain
+from bdbnet.checked import Holds, Plain, UnfitError, checked
+from bdbnet.config import IDENTITY, ConfigError, config_dir, foreign_targets, is_ours, plain
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings, Origin
 from bdbnet.evaluation.network import PARTS, build_network
 from bdbnet.evaluation.saved import is_saved, read_saved
@@ -28,6 +29,7 @@ from bdbnet.models import (
     torchvision_network,
 )
 from bdbnet.renamed import with_todays_names
+from bdbnet.results import RunSettings
 from bdbnet.settings import is_whole
 
 #: Names of pretrained networks as they are.
@@ -167,19 +169,34 @@ def training_of(source: str) -> dict[str, Any] | None:
         return None if trained is None else with_todays_names(trained)
     content = read_checkpoint(path) if path.is_file() else None
     saved = content.get("bdbnet") if isinstance(content, dict) else None
-    return None if saved is None else _trained_with(saved, source)
+    return None if saved is None else trained_with(saved, source)
 
 
-def _trained_with(saved: Any, source: str) -> dict[str, Any]:
-    """The configuration in a checkpoint.  Raises CheckpointError where it is not one that `bdbnet.train` wrote."""
-    config = saved.get("config") if isinstance(saved, Mapping) else None
-    groups = {name: config.get(name) for name in ("model", "backbone")} if isinstance(config, Mapping) else {}
-    if not groups or not all(isinstance(group, Mapping) for group in groups.values()):
+class _TrainedWith(RunSettings):
+    """The settings of a training, of which the network's groups are needed."""
+
+    model: Mapping[str, Any]
+    backbone: Mapping[str, Any]
+
+
+class _Entry(TypedDict):
+    """What `bdbnet.train` says of itself in a checkpoint."""
+
+    config: Annotated[Mapping[str, Any], Holds(Plain)]
+
+
+def trained_with(saved: Any, source: str) -> dict[str, Any]:
+    """The configuration in a checkpoint's entry `bdbnet`.  Raises CheckpointError, which names the key, where it is not one
+    that `bdbnet.train` wrote."""
+    try:
+        config = with_todays_names(checked(saved, _Entry, "bdbnet")["config"])
+        checked(config, _TrainedWith, "bdbnet.config")
+    except UnfitError as error:
         raise CheckpointError(
-            f"{source}: damaged, its entry bdbnet holds no configuration with model and backbone. Copy the file again, or give its "
-            "weights as torch.save(model.state_dict(), path) writes them"
-        )
-    return with_todays_names(cast(Mapping[str, Any], config))
+            f"{source}: damaged, its entry {error}. Copy the file again, or give its weights as "
+            "torch.save(model.state_dict(), path) writes them"
+        ) from error
+    return config
 
 
 def from_file(parts: Mapping[str, Any], source: str) -> DictConfig:
@@ -205,11 +222,9 @@ def _refuse_architecture(source: str, wanted: Wanted) -> None:
 
 
 def _from_checkpoint(path: Path, source: str, saved: Mapping[str, Any], wanted: Wanted) -> Embedder:
-    trained_with = _trained_with(saved, source)
-    config, network = _known_network(
-        {name: trained_with[name] for name in PARTS if name in trained_with}, path, source, wanted
-    )
-    dataset, evaluation = trained_with.get("dataset") or {}, trained_with.get("evaluation") or {}
+    training = trained_with(saved, source)
+    config, network = _known_network({name: training[name] for name in PARTS if name in training}, path, source, wanted)
+    dataset, evaluation = training.get("dataset") or {}, training.get("evaluation") or {}
     size = wanted.image_size or dataset.get("test_size") or dataset.get("image_size") or wanted.fallback_size
     padded = bool(dataset.get("pad_test")) if wanted.pad_to_square is None else wanted.pad_to_square
     return Embedder(
@@ -217,7 +232,7 @@ def _from_checkpoint(path: Path, source: str, saved: Mapping[str, Any], wanted: 
         _preprocessing(size, padded, _margin(wanted)),
         wanted.settings,
         distance=wanted.distance or evaluation.get("distance", "euclidean"),
-        origin=Origin(source, _parts(config), trained_with),
+        origin=Origin(source, _parts(config), training),
     )
 
 
@@ -237,7 +252,7 @@ def _known_network(
     if "dropping" not in config:
         config.dropping = {"_target_": IDENTITY}
     config.backbone.weights = "none"
-    return config, _built(config, weights, ours_only=not typed)
+    return config, _built(config, weights, source, ours_only=not typed)
 
 
 def _margin(wanted: Wanted) -> float | None:
@@ -264,7 +279,7 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
         )
     parts = {"model": model, "backbone": {**backbone, "weights": "none"}, "dropping": {"_target_": IDENTITY}}
     config = OmegaConf.create(parts) if wanted.typed else from_file(parts, source)
-    network = _built(config, path, ours_only=ours_only)
+    network = _built(config, path, source, ours_only=ours_only)
     return Embedder(
         network,
         _preprocessing(size, bool(wanted.pad_to_square), _margin(wanted)),
@@ -283,7 +298,10 @@ def _from_folder(folder: Path, source: str, wanted: Wanted) -> Embedder:
         changes["pad_to_square"] = wanted.pad_to_square
     if wanted.decode_margin != "source":
         changes["decode_margin"] = wanted.decode_margin
-    saved = EmbeddingSettings(**record["settings"])
+    try:
+        saved = EmbeddingSettings(**record["settings"])
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: its settings can't be used ({error}): save it again") from error
     if wanted.settings is not None and wanted.settings != saved:
         apart = [name for name, value in asdict(saved).items() if value != getattr(wanted.settings, name)]
         shown = ", ".join(f"{name}={getattr(saved, name)}" for name in apart)
@@ -313,8 +331,17 @@ def _pretrained(source: str, scheme: str, name: str, wanted: Wanted) -> Embedder
     )
 
 
-def _built(config: DictConfig, weights: Path, *, ours_only: bool) -> EmbeddingNetwork:
-    network, _ = build_network(config, num_classes=0, ours_only=ours_only)
+def _built(config: DictConfig, weights: Path, source: str, *, ours_only: bool) -> EmbeddingNetwork:
+    try:
+        network, _ = build_network(config, num_classes=0, ours_only=ours_only)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    except Exception as error:  # arguments from a damaged file can fail anywhere in a constructor
+        if is_ours(error) or not ours_only:
+            raise
+        raise CheckpointError(
+            f"{source}: damaged, its settings build no network ({type(error).__name__}: {error}). Copy the file again"
+        ) from error
     load_network(network, weights, classifiers="drop")
     return network
 

@@ -4,14 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import safetensors.torch
 
+from bdbnet.checked import Holds, Plain, checked, read_json
 from bdbnet.loading import Preprocessing
 from bdbnet.models import CheckpointError
 from bdbnet.renamed import with_todays_names
-from bdbnet.results import versions, write_atomically
+from bdbnet.results import RunSettings, versions, write_atomically
 
 if TYPE_CHECKING:
     from bdbnet.evaluation.embedder import Embedder
@@ -19,11 +20,35 @@ if TYPE_CHECKING:
 SCHEMA = 1
 RECORD, WEIGHTS, CARD = "bdbnet.json", "model.safetensors", "README.md"
 
-#: What is in the record beside network, preprocessing and settings.
-_KINDS: Mapping[str, Any] = {
-    "source": str, "distance": str, "threshold": int | float | None, "trained_with": dict | None,
-    "metrics": dict | None, "protocol": dict | None,
-}  # fmt: skip
+
+class _Groups(TypedDict):
+    """Groups of a configuration that a network is built from."""
+
+    model: Mapping[str, Any]
+    backbone: Mapping[str, Any]
+
+
+class _Settings(TypedDict):
+    """Of `EmbeddingSettings`."""
+
+    precision: str
+    normalize: str
+    flip: bool
+    scales: tuple[float, ...]
+
+
+class _Record(TypedDict):
+    """What the record says."""
+
+    source: str
+    network: Annotated[_Groups, Holds(Plain)]
+    preprocessing: Preprocessing
+    settings: _Settings
+    distance: Literal["euclidean", "cosine"]
+    threshold: float | None
+    trained_with: Annotated[RunSettings, Holds(Plain)] | None
+    metrics: Mapping[str, float] | None
+    protocol: Mapping[str, Any] | None
 
 
 def is_saved(folder: Path) -> bool:
@@ -81,32 +106,16 @@ def read_saved(folder: Path) -> tuple[dict[str, Any], Path]:
         CheckpointError: a file is missing, damaged or of another schema.
     """
     try:
-        record = json.loads((folder / RECORD).read_text())
-        if record["schema"] != SCHEMA:
-            raise CheckpointError(f"{folder / RECORD}: schema {record['schema']}, this version reads schema {SCHEMA}")
-        for key in ("network", "preprocessing", "settings"):
-            if not isinstance(record[key], Mapping):
-                raise TypeError(f"{key} is no mapping")
-        if not all(isinstance(record["network"][name], Mapping) for name in ("model", "backbone")):
-            raise TypeError("model and backbone of the network are no mappings")
-        for name, kind in _KINDS.items():
-            if not isinstance(record[name], kind):
-                raise TypeError(f"{name} is of the wrong kind")
-        settings = {**record["settings"], "scales": tuple(record["settings"]["scales"])}
-        known = {"precision", "normalize", "flip", "scales"}
-        if settings.keys() != known:
-            raise KeyError(f"settings are {', '.join(settings)}, not {', '.join(sorted(known))}")
-        record |= {
-            "network": with_todays_names(record["network"]),
-            "preprocessing": Preprocessing.from_json(record["preprocessing"]),
-            "settings": settings,
-        }
+        content = read_json(folder / RECORD)
+        found = content.get("schema") if isinstance(content, dict) else None
+        if found != SCHEMA:
+            raise CheckpointError(f"{folder / RECORD}: schema {found}, this version reads schema {SCHEMA}")
+        record: dict[str, Any] = {**checked(content, _Record)}
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder / RECORD} is damaged ({type(error).__name__}: {error}): save it again"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / RECORD} is damaged ({error}): save it again") from error
+    record["network"] = with_todays_names(record["network"])
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder}: {WEIGHTS} is not there: copy the folder again")
     return record, folder / WEIGHTS

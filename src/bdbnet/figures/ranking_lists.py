@@ -35,6 +35,12 @@ class RankingList(NamedTuple):
     title: str = "query"
 
 
+def _formats() -> list[str]:
+    """Pillow's formats but EPS, for which it starts another program."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
+
+
 def read_thumbnail(picture: Picture, size: int = 224) -> Image.Image:
     """RGB copy of an image, upright, shrunk to fit `size` x `size` pixels (never enlarged).
 
@@ -46,7 +52,7 @@ def read_thumbnail(picture: Picture, size: int = 224) -> Image.Image:
         image = Image.fromarray(picture)
     else:
         try:
-            with open(picture, "rb", opener=regular) as file, Image.open(file) as opened:
+            with open(picture, "rb", opener=regular) as file, Image.open(file, formats=_formats()) as opened:
                 opened.draft("RGB", (2 * size, 2 * size))
                 image = ImageOps.exif_transpose(opened)
                 image.load()

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings
 from bdbnet.evaluation.load import Group, Wanted, knows_its_network, open_embedder, settings_of
-from bdbnet.gallery.store import ModelStamp, check_same_model
+from bdbnet.gallery.store import ModelStamp, StoreError, check_same_model
 from bdbnet.loading import Preprocessing
 
 
@@ -75,6 +75,12 @@ def embedder_of(
         CheckpointError: the source is not there or can't be used.
     """
     source = str(stamp.checkpoint if checkpoint is None else checkpoint)
+    own = {"image_size": stamp.image_size, "pad_to_square": stamp.pad_to_square, "decode_margin": stamp.decode_margin}
+    try:
+        preprocessing = Preprocessing.from_json({**stamp.preprocessing, **own})
+        settings = EmbeddingSettings(stamp.precision, stamp.normalize, stamp.flip, stamp.scales)
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"the stamp of the embeddings can't be used ({error}): embed the images again") from error
     # A file of bare weights does not say what it is of; a checkpoint, a saved folder or a name does.
     bare = Path(source).expanduser().is_file() and not knows_its_network(source)
     typed = model is not None and backbone is not None
@@ -85,11 +91,10 @@ def embedder_of(
         image_size=stamp.image_size,
         pad_to_square=stamp.pad_to_square,
         decode_margin=stamp.decode_margin,
-        settings=EmbeddingSettings(stamp.precision, stamp.normalize, stamp.flip, stamp.scales),
+        settings=settings,
     )
     embedder = open_embedder(source, wanted, device=accelerator)
-    own = {"image_size": stamp.image_size, "pad_to_square": stamp.pad_to_square, "decode_margin": stamp.decode_margin}
-    embedder.preprocessing = Preprocessing.from_json({**stamp.preprocessing, **own})
+    embedder.preprocessing = preprocessing
     found = stamp_of(embedder)
     check_same_model(stamp, replace(found, checkpoint=source))
     return embedder

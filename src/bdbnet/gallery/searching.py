@@ -12,6 +12,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from bdbnet.checked import checked, read_json
 from bdbnet.config import ConfigError
 from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.gallery.embedding import embedder_of
@@ -179,9 +180,9 @@ def quality_of(index: GalleryIndex, record: Path, queries: np.ndarray) -> IndexQ
     It is measured on the queries if there are at least 100 of them, else on images of the gallery, which it says.
     """
     try:
-        known = json.loads(record.read_text())
+        known = read_json(record)
         if known["settings"] == index.settings:
-            return IndexQuality(**known["quality"])
+            return checked(known["quality"], IndexQuality)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
     if len(queries) >= _ENOUGH_QUERIES:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from bdbnet.checked import checked, read_json
 from bdbnet.config import ConfigError
 from bdbnet.evaluation.embedder import Embedded, Embedder, EmbeddingError
 from bdbnet.files import locked
@@ -40,6 +41,17 @@ from bdbnet.gallery.store import (
 from bdbnet.loading.sources import Images
 from bdbnet.results import write_atomically
 from bdbnet.settings import is_whole
+
+
+class _Plan(TypedDict):
+    """What `plan.json` says of a folder that is being made."""
+
+    source: str
+    count: int
+    images: str
+    shard_size: int
+    format: str
+    model: Mapping[str, Any]
 
 
 class Ranks(NamedTuple):
@@ -204,15 +216,16 @@ class _Run:
             write_atomically(path, (json.dumps(plan, indent=2) + "\n").encode())
             return
         try:
-            there = json.loads(path.read_text())
-            if there["schema"] != SCHEMA:
-                raise ValueError(f"schema {there['schema']}, this version writes {SCHEMA}")
-            self._check_same(there, plan)
+            there = read_json(path)
+            found = there.get("schema") if isinstance(there, dict) else None
+            if found != SCHEMA:
+                raise ValueError(f"schema {found}, this version writes {SCHEMA}")
+            self._check_same(checked(there, _Plan), plan)
         except StoreError as error:
             raise StoreError(
                 f"{self.folder} was built from something else: {error} overwrite=true deletes it, output=<another folder> keeps it."
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}): overwrite=true starts again") from error
 
     def write(self, shard: int, parts: list[Embedded]) -> None:
@@ -266,17 +279,23 @@ class _Run:
     def _read(self, shard: int) -> tuple[np.ndarray, dict[int, str]]:
         try:
             with safe_open(self._file(shard), "np") as file:
-                reasons = json.loads(file.metadata()["unreadable"])
-                return file.get_tensor("rows"), {int(row): reason for row, reason in reasons.items()}
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+                reasons = checked(json.loads(file.metadata()["unreadable"]), dict[str, str])
+                rows: np.ndarray = file.get_tensor("rows")
+                if rows.dtype != np.int64 or rows.ndim != 1:
+                    raise ValueError(f"rows are {rows.shape} {rows.dtype}")
+                return rows, {int(row): reason for row, reason in reasons.items()}
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise self._damaged(shard, error) from error
 
     def _embeddings(self, shard: int) -> np.ndarray:
         try:
             with safe_open(self._file(shard), "np") as file:
                 embeddings: np.ndarray = file.get_tensor("embeddings")
+                shape = (len(file.get_tensor("rows")), self.stamp.dimensions)
+                if embeddings.shape != shape or embeddings.dtype != np.float32:
+                    raise ValueError(f"embeddings are {embeddings.shape} {embeddings.dtype}, not {shape} float32")
                 return embeddings
-        except SafetensorError as error:
+        except (SafetensorError, ValueError) as error:
             raise self._damaged(shard, error) from error
 
     def _damaged(self, shard: int, reason: object) -> StoreError:

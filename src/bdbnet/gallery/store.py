@@ -8,9 +8,9 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from bdbnet.checked import Column, Holds, Plain, Positive, Range, Size, UnfitError, checked, read_json, read_parquet
+from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.files import replaced
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import versions, write_atomically
@@ -61,9 +63,9 @@ class ModelStamp:
 
     fingerprint: str
     checkpoint: str
-    network: Mapping[str, Any]
-    dimensions: int
-    image_size: tuple[int, int]
+    network: Annotated[Mapping[str, Any], Holds(Mapping[str, Mapping[str, Any]]), Holds(Plain)]
+    dimensions: Positive
+    image_size: Size
     pad_to_square: bool = False
     decode_margin: float | None = 2.0
     precision: str = "32-true"
@@ -74,10 +76,28 @@ class ModelStamp:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "ModelStamp":
-        """The stamp that `asdict` and JSON made a record of.  Raises KeyError or TypeError for another record."""
-        network = with_todays_names(record["network"])
-        tuples = {"image_size": tuple(record["image_size"]), "scales": tuple(record["scales"])}
-        return cls(**{**record, **tuples, "network": network})
+        """The stamp that `asdict` and JSON made a record of.  Raises UnfitError, which names the key, for another record."""
+        stamp = checked(record, cls, "model")
+        return replace(stamp, network=with_todays_names(stamp.network))
+
+
+class _Meta(TypedDict):
+    """What `meta.json` says."""
+
+    count: Annotated[int, Range(0)]
+    skipped: Annotated[int, Range(0)]
+    source: str
+    root: str
+    format: Literal["safetensors", "parquet"]
+    fingerprint: str
+    model: Mapping[str, Any]
+    files: Mapping[str, int]
+
+
+_TABLE_COLUMNS = {
+    "path": Column("text"), "label": Column("whole"), "camera": Column("whole"), "time": Column("number", empty=True),
+    **{name: Column("whole") for name in BOX_COLUMNS},
+}  # fmt: skip
 
 
 def check_same_model(a: ModelStamp, b: ModelStamp) -> None:
@@ -129,10 +149,19 @@ class EmbeddingStore:
         folder = Path(str(folder)).expanduser()
         meta = _read_meta(folder)
         try:
+            checked(meta, _Meta)
             model = ModelStamp.from_json(meta["model"])
-            for name, size in meta["files"].items():
-                _check_size(folder, name, size)
-            table = pd.read_parquet(folder / TABLE)
+        except UnfitError as error:
+            raise StoreError(f"{folder / META} is damaged: {error}. {_AGAIN}") from error
+        for name, size in meta["files"].items():
+            _check_size(folder, name, size)
+        try:
+            table = read_parquet(
+                folder / TABLE, _TABLE_COLUMNS, optional=[name for name in _TABLE_COLUMNS if name != "path"]
+            )
+        except (UnfitError, OSError) as error:
+            raise StoreError(f"{folder / TABLE} is damaged: {error}. {_AGAIN}") from error
+        try:
             embeddings = _read_embeddings(folder / f"embeddings.{meta['format']}", model.dimensions)
             shape = (meta["count"], model.dimensions)
             if len(table) != meta["count"] or embeddings.shape != shape or embeddings.dtype != np.float32:
@@ -255,7 +284,10 @@ def _read_embeddings(file: Path, dimensions: int) -> np.ndarray:
         embeddings: np.ndarray = lists.flatten().to_numpy().reshape(-1, dimensions)
         return embeddings
     with safe_open(file, "np") as tensors:  # checks the header
-        shape = tensors.get_slice("embeddings").get_shape()
+        part = tensors.get_slice("embeddings")
+        shape = part.get_shape()
+        if list(tensors.keys()) != ["embeddings"] or part.get_dtype() != "F32":
+            raise ValueError(f"it holds {', '.join(tensors.keys())} of {part.get_dtype()}, not embeddings of F32")
     with file.open("rb") as content:
         offset = 8 + int.from_bytes(content.read(8), "little")
     return np.memmap(file, np.float32, "r", offset, tuple(shape))
@@ -265,7 +297,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise StoreError(f"{folder}: there is no such folder of embeddings; python -m bdbnet.embed makes one")
     try:
-        meta = json.loads((folder / META).read_text())
+        meta = read_json(folder / META)
     except FileNotFoundError:
         if (folder / PLAN).exists():
             raise StoreError(

@@ -8,15 +8,16 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
+from bdbnet.checked import checked, read_json
 from bdbnet.datasets import Manifest
 from bdbnet.datasets.checking import usable_cores
 from bdbnet.datasets.images import ImageError
@@ -26,6 +27,15 @@ from bdbnet.loading.transforms import TrainTransform
 # Increase it with every change of what is stored: older caches are then rebuilt.
 FORMAT = 1
 _IMAGES, _FACTS = "images.npy", "cache.json"
+
+
+class _Facts(TypedDict):
+    """What `cache.json` says; `unreadable` is row -> reason."""
+
+    format: int
+    shape: tuple[int, int, int, int]
+    content: str
+    unreadable: Mapping[str, str]
 
 
 class CacheError(RuntimeError):
@@ -40,7 +50,7 @@ class PackedImages:
     """
 
     def __init__(self, folder: Path, content: str) -> None:
-        facts = json.loads((folder / _FACTS).read_text())
+        facts = _facts(folder)
         if facts["content"] != content:
             raise CacheError(f"the cache {folder} was replaced while this run used it: start the run again")
         self.folder = folder
@@ -117,6 +127,11 @@ def _make_room(folder: Path, problem: str) -> None:
         shutil.rmtree(left_behind, ignore_errors=True)
 
 
+def _facts(folder: Path) -> dict[str, Any]:
+    """What a cache says of itself.  Raises OSError or ValueError."""
+    return {**checked(read_json(folder / _FACTS), _Facts)}
+
+
 def _content(settings: str, manifest: Manifest) -> str:
     """Hash of everything that the pixels depend on."""
     digest = hashlib.sha256(settings.encode("utf-8", "surrogateescape"))
@@ -134,12 +149,14 @@ def _problem(folder: Path, wanted: dict[str, Any], *, keep_going: bool) -> str |
     if not folder.exists():
         return "is absent"
     try:
-        facts = json.loads((folder / _FACTS).read_text())
+        facts = _facts(folder)
         found = {key: facts[key] for key in wanted}
         unreadable = facts["unreadable"]
-        shape = np.load(folder / _IMAGES, mmap_mode="r").shape  # fails where the file is too short
-    except (OSError, ValueError, KeyError, TypeError):
+        images = np.load(folder / _IMAGES, mmap_mode="r")  # fails where the file is too short
+        shape = images.shape if images.dtype == np.uint8 else ()
+    except (OSError, ValueError, EOFError):
         return "is incomplete or damaged"
+    found["shape"] = [*found["shape"]]
     if found["shape"] != wanted["shape"] or list(shape) != wanted["shape"]:
         return f"holds {found['shape'][0]:,} images of {found['shape'][1]} x {found['shape'][2]} pixels"
     if found != wanted:

@@ -46,11 +46,11 @@ def recognise(state: Mapping[str, Tensor], source: str) -> Architecture:
     branches = [name for name in _BRANCHES if any(key.startswith(f"branches.{name}.") for key in state)]
     backbone = _backbone(ours or state)
     if backbone is not None and not ours and "fc.0.weight" in state and "width" in backbone:  # torchreid's
-        dims = {"global": len(state["fc.0.weight"])}
+        dims = {"global": _rows(state, "fc.0.weight")}
         return Architecture(_model(["global"], dims), backbone, (256, 128))
     others = {key.split(".")[1] for key in state if key.startswith("branches.")} - {*_BRANCHES}
-    if backbone is not None and ours and branches and not others:
-        dims = {name: len(state[f"branches.{name}.reduction.0.weight"]) for name in branches}
+    dims = {name: _rows(state, f"branches.{name}.reduction.0.weight") for name in branches}
+    if backbone is not None and ours and branches and not others and all(dims.values()):
         return Architecture(_model(branches, dims), backbone, None)
     keys = [f"{key} {tuple(tensor.shape)}" for key, tensor in state.items()]
     listed = "; ".join(keys[:_SHOWN]) + (f"; ... ({len(keys)} keys)" if len(keys) > _SHOWN else "")
@@ -58,6 +58,11 @@ def recognise(state: Mapping[str, Tensor], source: str) -> Architecture:
         f"{source}: the architecture of these weights is not recognised. Its keys: {listed}. Say what they belong to with "
         "model= and backbone=, for example model=baseline backbone=resnet50 (the groups of conf/model and conf/backbone)"
     )
+
+
+def _rows(state: Mapping[str, Tensor], key: str) -> int:
+    """Rows of a weight; 0 where it is not there, or is a mere number."""
+    return state[key].shape[0] if key in state and state[key].ndim else 0
 
 
 def _model(branches: list[str], dims: dict[str, int]) -> dict[str, Any]:
@@ -70,7 +75,7 @@ def _model(branches: list[str], dims: dict[str, int]) -> dict[str, Any]:
 def _backbone(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     first = state.get("conv1.conv.weight")
     if first is not None:
-        width = len(first) / 64
+        width = _rows(state, "conv1.conv.weight") / 64
         plain = width in WIDTHS and "conv2.0.conv2a.conv1.weight" in state and "conv2.0.IN.weight" not in state
         return {"_target_": "bdbnet.models.OSNetBackbone", "width": width, "weights": "none"} if plain else None
     blocks = tuple(

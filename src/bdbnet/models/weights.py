@@ -207,7 +207,23 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
             state = _below("module.", state)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: not a file of weights: it holds no state_dict (tensors by key)")
+    for key, tensor in state.items():
+        if kind := _unusable(tensor):
+            raise CheckpointError(
+                f"{path}: {key} is {kind}; save the weights as ordinary tensors of numbers: torch.save(model.state_dict(), path)"
+            )
     return state
+
+
+def _unusable(tensor: Tensor) -> str:
+    """Why a tensor is no weight that a network of ours can take; "" for one that it can."""
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return "a nested tensor" if tensor.is_nested else "a sparse tensor"
+    if tensor.is_meta:
+        return "a tensor without numbers (on the device meta)"
+    if tensor.is_quantized:
+        return f"quantised ({tensor.dtype})"
+    return "complex" if tensor.is_complex() else ""
 
 
 def _network_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:

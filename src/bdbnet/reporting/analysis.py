@@ -73,7 +73,7 @@ def _intervals(record: Mapping[str, Any], noun: str) -> Grid:
         notes = [f"No interval: all queries that count are of one {noun}."]
     if record["valid_queries"] < record["queries"]:
         notes.append(f"{record['queries'] - record['valid_queries']:,} queries have no match and do not count.")
-    if record["protocol"]["single_shot"] is not None:
+    if record["protocol"].get("single_shot") is not None:
         notes.append(
             "Here and below the whole gallery is searched, not one image per identity: the numbers differ from those above."
         )

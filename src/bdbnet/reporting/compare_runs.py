@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from bdbnet.checked import Column, UnfitError, read_json, read_parquet
 from bdbnet.evaluation.significance import PairedDifference, paired_difference
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
 from bdbnet.reporting.table import MINUS, Grid, as_text
 from bdbnet.results import PER_QUERY, Metric, headline_metrics, in_percent, metric_heads, metric_of, write_atomically
 
-_COLUMNS = ("query_index", "path", "label", "ap", "matches", "first_match_rank")
+_COLUMNS = {
+    "query_index": Column("whole"), "path": Column("text"), "label": Column("label"), "ap": Column("number", empty=True),
+    "matches": Column("whole", least=0), "first_match_rank": Column("whole"),
+}  # fmt: skip
 _SURE = 0.05  # p-value from which on no difference is claimed
 _LISTED = 10
 
@@ -72,7 +76,7 @@ def _record_path(folder: Path, other: Path) -> Path:
     """File of the comparison; with a suffix where that of another run of the same name exists."""
     path = folder / f"compare-{other.resolve().name}.json"
     try:
-        mine = json.loads(path.read_text())["b"] == str(other)
+        mine = read_json(path)["b"] == str(other)
     except (OSError, ValueError, KeyError, TypeError):
         mine = True  # nothing worth keeping
     return path if mine else path.with_stem(f"{path.stem}-{sha256(str(other.resolve()).encode()).hexdigest()[:6]}")
@@ -106,13 +110,12 @@ def _read(folder: str | Path, key: str) -> _Analysed:
             f"{key}={folder}: no analysis there. Run python -m bdbnet.evaluate checkpoint={checkpoint} "
             f"dataset={run.result.protocol.dataset} analysis=true and give the folder that it names"
         )
+    columns = (metric_of(name).column for name in run.analysis["metrics"])
+    values = {column: Column("number", empty=True) for column in columns if column not in _COLUMNS}
     try:
-        queries = pd.read_parquet(path)
-    except (ValueError, OSError) as error:
-        raise ReportError(f"{path}: not a readable Parquet file ({error}). Analyse again") from error
-    needed = dict.fromkeys([*_COLUMNS, *(metric_of(name).column for name in run.analysis["metrics"])])
-    if missing := [column for column in needed if column not in queries]:
-        raise ReportError(f"{path}: lacks the column(s) {', '.join(missing)}. Analyse again")
+        queries = read_parquet(path, _COLUMNS | values)
+    except (UnfitError, OSError) as error:
+        raise ReportError(f"{path}: {error}. Analyse again") from error
     return _Analysed(run, run.analysis, queries)
 
 

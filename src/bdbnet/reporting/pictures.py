@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -215,13 +216,17 @@ def box_of(row: Any, of: str) -> Box | None:
 
 
 def picture(root: Path | None, path: str, alt: str, box: Box | None) -> str:
+    """The image at `path` below `root`, or a frame that says why it is not shown; no file elsewhere is opened."""
     problem = "image not found"
-    if root is not None:
+    place = None if root is None else Path(os.path.normpath(root / path))
+    if place is not None and root is not None and not place.is_relative_to(os.path.normpath(root)):
+        problem = "not in the data set's folder"
+    elif place is not None:
         try:
-            image = read_thumbnail(root / path if box is None else read_image(root / path, box=box))
+            image = read_thumbnail(place if box is None else read_image(place, box=box))
         except FileNotFoundError:
             pass
-        except (OSError, ImageError):
+        except (OSError, ValueError, ImageError):  # ValueError: a name that no file has
             problem = "image not readable"
         else:
             buffer = io.BytesIO()

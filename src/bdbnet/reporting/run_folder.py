@@ -1,6 +1,5 @@
 """A finished run's folder, read and checked: result, history, ranking lists, error analysis."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +10,22 @@ import numpy as np
 import pandas as pd
 
 from bdbnet import plugins
-from bdbnet.datasets import DatasetError, load_manifest
-from bdbnet.results import ANALYSIS, ANALYSIS_SCHEMA, HISTORY, LABEL_NAMES, RESULT, TOP_K, Result, read_result
+from bdbnet.checked import Column, UnfitError, checked, read_json, read_parquet
+from bdbnet.datasets import BOX_COLUMNS, DatasetError, load_manifest
+from bdbnet.reporting.analysis_record import read_record
+from bdbnet.results import ANALYSIS, HISTORY, LABEL_NAMES, RESULT, TOP_K, Result, read_result
 
-TOP_K_COLUMNS = (
-    *("query_index", "rank", "distance", "correct"),
-    *("query_path", "query_label", "query_camera"),
-    *("gallery_path", "gallery_label", "gallery_camera"),
-)
+_SIDES = ("query", "gallery")
+_BOXES = tuple(f"{side}_{column}" for side in _SIDES for column in BOX_COLUMNS)
+TOP_K_COLUMNS = {
+    "query_index": Column("whole", least=0), "rank": Column("whole", least=1), "distance": Column("number"),
+    "correct": Column("truth"),
+    **{f"{side}_path": Column("text") for side in _SIDES},
+    **{f"{side}_label": Column("label") for side in _SIDES},
+    **{f"{side}_camera": Column("whole") for side in _SIDES},
+    **{name: Column("whole") for name in _BOXES},
+}  # fmt: skip
+"""Columns of the ranking lists; those of the boxes are there where images have them."""
 
 
 class ReportError(ValueError):
@@ -86,12 +93,13 @@ def _read_ranking(path: Path) -> pd.DataFrame | None:
         return None
     advice = "Move it away to get a page without ranking lists, or evaluate again."
     try:
-        ranking = pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # pyarrow's errors are both
-        raise ReportError(f"{path}: not a readable Parquet file ({error}). {advice}") from error
-    missing = [column for column in TOP_K_COLUMNS if column not in ranking]
-    if missing:
-        raise ReportError(f"{path}: lacks the column(s) {', '.join(missing)}. {advice}")
+        ranking = read_parquet(path, TOP_K_COLUMNS, optional=_BOXES)
+    except (UnfitError, OSError) as error:
+        raise ReportError(f"{path}: {error}. {advice}") from error
+    for side in _SIDES:
+        boxes = [name for name in _BOXES if name.startswith(side)]
+        if 0 < sum(name in ranking for name in boxes) < len(boxes):
+            raise ReportError(f"{path}: has some of the columns {', '.join(boxes)}, not all. {advice}")
     return ranking.sort_values(["query_index", "rank"], kind="stable", ignore_index=True)
 
 
@@ -100,8 +108,8 @@ def _read_label_names(path: Path) -> dict[int, str]:
     if not path.is_file():
         return {}
     try:
-        return {int(label): str(name) for label, name in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError, OSError) as error:
+        return {int(label): name for label, name in checked(read_json(path), dict[str, str]).items()}
+    except (ValueError, UnfitError, OSError) as error:
         raise ReportError(f"{path}: not the names of labels ({error}). Move it away to get plain numbers.") from error
 
 
@@ -130,14 +138,11 @@ def read_analysis(path: Path) -> Mapping[str, Any] | None:
         return None
     advice = "Move it away, or evaluate again with analysis=true."
     try:
-        record = json.loads(path.read_text())
+        return read_record(path)
+    except UnfitError as error:
+        raise ReportError(f"{path}: {error}. {advice}") from error
     except (ValueError, OSError) as error:
         raise ReportError(f"{path}: not a complete analysis ({error}). {advice}") from error
-    found = record.get("schema") if isinstance(record, dict) else None
-    if found != ANALYSIS_SCHEMA:
-        raise ReportError(f"{path}: schema {found}, this version reads schema {ANALYSIS_SCHEMA}. {advice}")
-    checked: Mapping[str, Any] = record
-    return checked
 
 
 def choose_queries(ranking: pd.DataFrame, count: int, seed: int) -> Selection:
@@ -183,12 +188,19 @@ def image_root(run: RunFolder) -> tuple[Path | None, str]:
     if sources is not None:
         listed = [sources] if isinstance(sources, str) else sources
         options["manifest"] = [_found(source, run.path) for source in listed]
+    if str(dataset["name"]).startswith("synthetic"):
+        options["stored_only"] = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a reader's warnings were printed when the run read the data
             manifest = load_manifest(dataset["name"], None if root is None else _found(root, run.path), **options)
     except (DatasetError, OSError) as error:
         return None, f"The images are not shown, because the dataset was not found where the run had it: {error}"
+    except Exception as error:  # options from a file may be of any type
+        return (
+            None,
+            f"The images are not shown: the settings of the run's dataset can't be used ({type(error).__name__}: {error})",
+        )
     if manifest.fingerprint != result.data.get("fingerprint", manifest.fingerprint):
         return manifest.root, f"The dataset at {manifest.root} has changed since this run: pictures may be wrong ones."
     return manifest.root, ""

@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from bdbnet.checked import UnfitError
 from bdbnet.config import flatten
 from bdbnet.reporting.analysis import analysis_section
+from bdbnet.reporting.analysis_record import check_complete
 from bdbnet.reporting.heading import date_of, headline, run_title
 from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
 from bdbnet.reporting.pictures import Images, curves, ranking_lists, worst_queries
 from bdbnet.reporting.run_folder import ReportError, RunFolder, image_root, read_run
 from bdbnet.reporting.wording import BEST_CHECKPOINT, duration, further_lines, protocol_line
-from bdbnet.results import REPORT, Result, in_percent, metric_names, metric_of, write_atomically
+from bdbnet.results import ANALYSIS, REPORT, Result, in_percent, metric_names, metric_of, write_atomically
 
 
 def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, seed: int = 0) -> Path:
@@ -35,6 +37,13 @@ def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, see
         if value < least:
             raise ReportError(f"{name}={value}: give {least} or more")
     run = read_run(run_folder)
+    if run.analysis is not None:
+        try:
+            check_complete(run.analysis)
+        except UnfitError as error:
+            raise ReportError(
+                f"{run.path / ANALYSIS}: {error}. Move it away, or evaluate again with analysis=true."
+            ) from error
     text = run_page(run, queries=queries, top=top, seed=seed)
     return write_atomically(run.path / REPORT, text.encode("utf-8", "xmlcharrefreplace"))
 

@@ -33,7 +33,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         setting = setting_of(bare)
         follows = setting.report == "own" and value == flat.get(f"{prefix}{setting.follows}")
         if setting.report != "no" and not follows:
-            found[key] = value.rpartition(".")[2] if key.endswith("._target_") else value
+            found[key] = str(value).rpartition(".")[2] if key.endswith("._target_") else value
             if bare == "trainer.devices" and isinstance(value, list):
                 found[key] = len(value)  # how many, not which
     if "checkpoint" in found and any(key.startswith(_TRAINED_WITH) for key in found):

@@ -51,4 +51,4 @@ def metrics_table(result: Result) -> str:
 
 
 def _row(metrics: Mapping[str, float], names: list[str]) -> list[str]:
-    return [*(metric_of(name).number(metrics.get(name)) for name in names), f"{metrics['valid_queries']:.0f}"]
+    return [metric_of(name).number(metrics.get(name)) for name in (*names, "valid_queries")]

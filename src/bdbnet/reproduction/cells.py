@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from bdbnet.checked import read_json
 from bdbnet.config import ConfigError, check_settings, compose_settings, flatten, quote_paths, shown_path
 from bdbnet.files import is_locked
 from bdbnet.renamed import TARGETS, first_key, first_name, rename_keys, todays_key, with_todays_keys
@@ -238,7 +239,7 @@ def _absent(config: DictConfig) -> str:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (OSError, ValueError):
         return {}
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
@@ -249,6 +250,6 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _reason(path: Path) -> str:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+        return str(read_json(path)["reason"])
     except (OSError, ValueError, KeyError, TypeError):
         return f"{path} can't be read; retry=true runs it again"

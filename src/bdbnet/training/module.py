@@ -57,6 +57,9 @@ class TrainingModule(EvaluationModule):
         tests: what it is evaluated on, see `EvaluationModule`.
         recipe: losses, optimizer, schedule.
         record: goes into every checkpoint.
+
+    Attributes:
+        has_begun: whatever a checkpoint says is restored, and the first step is next.
     """
 
     def __init__(self, embedder: Embedder, tests: Sequence[TestSet], recipe: Recipe, record: Record) -> None:
@@ -66,6 +69,7 @@ class TrainingModule(EvaluationModule):
         self.criterion = recipe.criterion
         # A method, not a submodule: compiled or not, checkpoints have the same keys.
         forward = self.network.forward
+        self.has_begun = False
         self._train_forward = torch.compile(forward) if recipe.compile else forward
 
     def on_fit_start(self) -> None:
@@ -76,6 +80,7 @@ class TrainingModule(EvaluationModule):
     def on_train_start(self) -> None:
         if self.trainer.fit_loop.restarted_mid_epoch:
             self.on_train_epoch_start()  # which Lightning leaves out, then
+        self.has_begun = True
 
     def on_train_epoch_start(self) -> None:
         begin = getattr(self.network, "begin_epoch", None)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bdbnet.config import ConfigError, flatten
+from bdbnet.evaluation.load import trained_with
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
-from bdbnet.renamed import with_todays_names
 from bdbnet.results import BEST, HISTORY, LABEL_NAMES, LAST, PREVIOUS, REPORT, RESULT, TOP_K
 from bdbnet.settings import is_whole, setting_of
 from bdbnet.training.checkpoints import REQUEUED, clear_auxiliary
@@ -109,20 +109,20 @@ def check_resumable(module: TrainingModule, path: Path, ranks: int = 1, *, other
         ConfigError: the checkpoint's run had other data or settings; the message names them.
     """
     checkpoint = read_checkpoint(path)
-    trained_on = checkpoint["bdbnet"].get("fingerprint") if isinstance(checkpoint.get("bdbnet"), dict) else None
-    if trained_on is not None and trained_on != module.record.fingerprint:
-        raise ConfigError(
-            f"{path} was trained on other data: the dataset has changed since (fingerprint {trained_on[:12]}, now "
-            f"{str(module.record.fingerprint)[:12]}). Restore it, or start a new run from its weights with backbone.weights={path}"
-        )
-    load_network(module.network, path)
-    if "optimizer_states" not in checkpoint or "bdbnet" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not {"optimizer_states", "bdbnet", "state_dict"} <= checkpoint.keys():
         raise CheckpointError(
             f"{path}: contains no optimizer state. Resume from a last.ckpt, or start a new run from these weights with "
             f"backbone.weights={path}"
         )
+    settings, trained_on = trained_with(checkpoint["bdbnet"], str(path)), checkpoint["bdbnet"].get("fingerprint")
+    if trained_on is not None and trained_on != module.record.fingerprint:
+        raise ConfigError(
+            f"{path} was trained on other data: the dataset has changed since (fingerprint {str(trained_on)[:12]}, now "
+            f"{str(module.record.fingerprint)[:12]}). Restore it, or start a new run from its weights with backbone.weights={path}"
+        )
+    load_network(module.network, path)
     then, now = ({key: value for key, value in flatten(config) if setting_of(key).resume}
-                 for config in (with_todays_names(checkpoint["bdbnet"]["config"]), module.record.config))  # fmt: skip
+                 for config in (settings, module.record.config))  # fmt: skip
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     if changed:
         shown = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:6])

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdbnet.config import ConfigError, check_settings, instantiate
+from bdbnet.config import ConfigError, check_settings
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.evaluate import build_test_set, describe, write_outcome
@@ -44,8 +44,9 @@ from bdbnet.training.further_tests import further_tests
 from bdbnet.training.module import TrainingModule
 from bdbnet.training.monitors import check_monitors
 from bdbnet.training.progress import TrainingProgress
+from bdbnet.training.restoring import fit
 from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
-from bdbnet.training.setup import build_module, resolve_precision
+from bdbnet.training.setup import build_module, extra_callbacks, resolve_precision
 
 
 def train(config: DictConfig, folder: Path) -> Result:
@@ -105,7 +106,7 @@ def _train(config: DictConfig, folder: Path) -> Result:
         EvaluateLastEpoch(),
         history,
         InterruptionHint(),
-        *instantiate(config.callbacks.extra),
+        *extra_callbacks(config),
     ]
     check_monitors(callbacks, module)
     if config.callbacks.progress:
@@ -132,7 +133,7 @@ def _train(config: DictConfig, folder: Path) -> Result:
         if config.evaluation.before_training and resume is None:
             trainer.validate(module, data, verbose=False)
             history.before, module.metrics_epoch = module.own_metrics(), None
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        fit(trainer, module, data, resume)
         if not history.rows:
             raise TrainingError(
                 f"no epoch was finished: trainer.max_time={config.trainer.max_time} or another limit of the trainer was reached"

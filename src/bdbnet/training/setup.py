@@ -1,9 +1,10 @@
 """From a configuration to the objects that a training needs."""
 
+import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from bdbnet.config import plain
+from bdbnet.config import ConfigError, instantiate, plain
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.test_set import TestSet
 from bdbnet.models import EmbeddingNetwork
@@ -30,6 +31,23 @@ def resolve_precision(config: DictConfig) -> None:
         trainer.precision = "bf16-mixed" if has_native_bfloat16(trainer.accelerator) else "32-true"
     if trainer.channels_last == "auto":
         trainer.channels_last = str(trainer.precision) in ("bf16-mixed", "16-mixed")
+
+
+def extra_callbacks(config: DictConfig) -> list[pl.Callback]:
+    """The callbacks of ``callbacks.extra``.  Raises ConfigError that names the key and the entry."""
+    listed = config.callbacks.extra
+    if not OmegaConf.is_list(listed):
+        raise ConfigError(f"callbacks.extra={listed}: give a list of callbacks, [{{_target_: ...}}]")
+    found = []
+    for number, entry in enumerate(listed):
+        callback = instantiate(entry) if OmegaConf.is_dict(entry) else entry
+        if not isinstance(callback, pl.Callback):
+            raise ConfigError(
+                f"callbacks.extra[{number}]={entry}: is no callback; give the _target_ of a class of "
+                "pytorch_lightning.callbacks or of a plugin"
+            )
+        found.append(callback)
+    return found
 
 
 def build_recipe(config: DictConfig, network: EmbeddingNetwork, num_classes: int) -> Recipe:

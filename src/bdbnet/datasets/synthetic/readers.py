@@ -16,7 +16,7 @@ from bdbnet.datasets.manifest import DatasetError, Manifest
 from bdbnet.datasets.synthetic.appearance import GROUP_SIZE, Appearance, group_appearances, identity_appearance
 from bdbnet.datasets.synthetic.objects import render_object
 from bdbnet.datasets.synthetic.people import Painter, Pose, paint_figure
-from bdbnet.datasets.synthetic.rendering import Shot, rendered, require_integers
+from bdbnet.datasets.synthetic.rendering import Shot, rendered, require_integers, require_possible
 from bdbnet.datasets.synthetic.scenes import OCCLUDERS, draw_occluder, draw_scene, expose, make_camera
 
 SUPERSAMPLING = 2
@@ -37,6 +37,7 @@ def read_synthetic_reid(
     image_size: Sequence[int] = (128, 64),
     seed: int = 0,
     workers: int | None = None,
+    stored_only: bool = False,
 ) -> Manifest:
     """Synthetic people under several cameras, rendered below `root` unless they are there already.
 
@@ -44,11 +45,13 @@ def read_synthetic_reid(
     camera is a query, the others and the distractors (label 0, in a test group's upper clothing) are the gallery.
     `occlusion` is the share of images in which a thing, a passer-by, a coat or a parcel hides part of the body;
     `image_size` is (height, width) in pixels; `workers` (None: one per core, at most 8) does not change any image.
+    With `stored_only` nothing is rendered: for options that a file says, not the user.
     Raises DatasetError on a bad option or a folder that can't be written.
     """
     require_integers(1, train_identities=train_identities, test_identities=test_identities)
     require_integers(2, cameras=cameras, images_per_camera=images_per_camera)
     require_integers(0, distractors=distractors, seed=seed)
+    require_possible((train_identities + test_identities) * cameras * images_per_camera + distractors)
     if isinstance(occlusion, bool) or not isinstance(occlusion, int | float) or not 0 <= occlusion <= 1:
         raise DatasetError(f"option occlusion must be a number from 0 to 1, not {occlusion!r}")
     size = _checked_size(image_size)
@@ -68,7 +71,7 @@ def read_synthetic_reid(
     render = partial(render_person, seed=seed, size=size, occlusion=float(occlusion), distractor_groups=groups)
     options = {"train": train_identities, "test": test_identities, "cameras": cameras, "images": images_per_camera,
                "distractors": distractors, "occlusion": float(occlusion), "size": size, "seed": seed}  # fmt: skip
-    return rendered(Path(root), "synthetic_reid", options, shots, render, workers)
+    return rendered(Path(root), "synthetic_reid", options, shots, render, workers, stored_only=stored_only)
 
 
 def read_synthetic_retrieval(
@@ -80,16 +83,19 @@ def read_synthetic_retrieval(
     image_size: Sequence[int] = (96, 96),
     seed: int = 0,
     workers: int | None = None,
+    stored_only: bool = False,
 ) -> Manifest:
     """Synthetic objects of disjoint train and test classes, rendered below `root` unless they are there already.
 
     A class is one shape with its part colours and pattern; its images vary in light, background, small shifts,
     scale, rotation and occlusion. There are no cameras (-1); every test image is both query and gallery.
-    `image_size` is (height, width) in pixels. Raises DatasetError on a bad option or a folder that can't be written.
+    `image_size` is (height, width) in pixels. With `stored_only` nothing is rendered: for options that a file says, not the
+    user. Raises DatasetError on a bad option or a folder that can't be written.
     """
     require_integers(1, train_classes=train_classes, test_classes=test_classes)
     require_integers(2, images_per_class=images_per_class)
     require_integers(0, seed=seed)
+    require_possible((train_classes + test_classes) * images_per_class)
     size = _checked_size(image_size)
     shots = []
     for label in range(1, train_classes + test_classes + 1):
@@ -98,7 +104,7 @@ def read_synthetic_retrieval(
             shots.append(Shot(f"{split}/{label:04d}_{index:03d}.jpg", label, -1, index, split))
     options = {"train": train_classes, "test": test_classes, "images": images_per_class, "size": size, "seed": seed}
     render = partial(_render_object_shot, seed=seed, size=size)
-    return rendered(Path(root), "synthetic_retrieval", options, shots, render, workers)
+    return rendered(Path(root), "synthetic_retrieval", options, shots, render, workers, stored_only=stored_only)
 
 
 def _render_object_shot(shot: Shot, *, seed: int, size: tuple[int, int]) -> Image.Image:

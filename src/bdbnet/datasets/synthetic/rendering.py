@@ -24,6 +24,7 @@ RENDERER_VERSION = 3
 """Increase it with every change of pictures or tables: new folders are rendered and older ones left alone."""
 JPEG_QUALITY = 92
 IMAGES_PER_WORKER = 100
+MOST_IMAGES = 10_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +49,33 @@ def require_integers(minimum: int, **values: object) -> None:
             raise DatasetError(f"option {key} must be a whole number of at least {minimum}, not {value!r}")
 
 
+def require_possible(images: int) -> None:
+    """Raise DatasetError for more images than anyone renders."""
+    if images > MOST_IMAGES:
+        raise DatasetError(f"the options ask for {images:,} images; at most {MOST_IMAGES:,} are rendered")
+
+
 def rendered(
-    root: Path, name: str, options: dict[str, Any], shots: Sequence[Shot], render: Render, workers: int | None
+    root: Path,
+    name: str,
+    options: dict[str, Any],
+    shots: Sequence[Shot],
+    render: Render,
+    workers: int | None,
+    *,
+    stored_only: bool = False,
 ) -> Manifest:
-    """The manifest of all shots; their files are rendered first if no complete cache of these options exists."""
+    """The manifest of all shots; their files are rendered first if no complete cache of these options exists.
+
+    With `stored_only` DatasetError is raised instead.
+    """
     if workers is not None:
         require_integers(0, workers=workers)
     key = json.dumps([name, RENDERER_VERSION, options])
     folder = root / f"v{RENDERER_VERSION}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
+        if stored_only:
+            raise DatasetError(f"{name} is not rendered in {root}: python -m bdbnet.prepare dataset={name} renders it")
         _render_folder(folder, name, shots, render, workers)
     missing = next((shot.path for shot in shots if not (folder / shot.path).is_file()), None)
     if missing:

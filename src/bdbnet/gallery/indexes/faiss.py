@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from bdbnet.checked import read_json
 from bdbnet.gallery.indexes.exact import Allowed, GalleryIndex, GalleryIndexError
 from bdbnet.results import write_atomically
 from bdbnet.retrieval.matrices import Array
@@ -111,11 +112,14 @@ class FaissIndex(GalleryIndex):
     def _read(self, path: Path) -> Any | None:
         """The index in the file; None where there is none, or one of another gallery or of other settings."""
         try:
-            if json.loads(path.with_suffix(".json").read_text()) != self._made_from:
+            if read_json(path.with_suffix(".json")) != self._made_from:
                 return None
-            return self._faiss.read_index(str(path))
+            index = self._faiss.read_index(str(path))
         except (FileNotFoundError, ValueError, RuntimeError):  # RuntimeError: FAISS, of a damaged file
             return None
+        kind = self._faiss.IndexIVFFlat if self.kind == "ivf" else self._faiss.IndexHNSWFlat
+        fits = isinstance(index, kind) and (index.d, index.ntotal) == (self.dimensions, len(self))
+        return index if fits else None
 
     def _write(self, path: Path) -> Any:
         index = self._build()
