@@ -210,6 +210,7 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch):
     [
         (["logger=[wandb,tensorboard]"], ["logger=wandb", "+logger@loggers.tensorboard=tensorboard"]),
         (["logger=[csv]"], ["logger=csv"]),
+        (["+logger=['csv',\"wandb\"]"], ["logger=csv", "+logger@loggers.wandb=wandb"]),
         (["logger=[a, b,a]"], ["logger=a", "+logger@loggers.b=b"]),
         (["logger=wandb", "logger.logger.offline=false"], ["logger=wandb", "logger.logger.offline=false"]),
         (["logger=wandb,csv", "logger=[]"], ["logger=wandb,csv", "logger=[]"]),

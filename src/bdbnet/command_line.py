@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from bdbnet.plugins import PluginError
 from bdbnet.schema import TABLES, nearest
@@ -50,6 +51,10 @@ def is_multirun(arguments: Sequence[str]) -> bool:
     (True, False)
     """
     return not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
+
+
+#: Groups of which a run has one choice: two would be mixed key by key.
+ONE_CHOICE = frozenset({"backbone", "dataset", "dropping", "loss", "model", "optimizer", "schedule"})
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
@@ -137,6 +142,26 @@ def check_form(arguments: Sequence[str], command: str, conf: Path) -> None:
                 next(values)
         elif argument and not equals and not argument.startswith("~"):
             raise ConfigError(_as_a_word(argument, [*TABLES[command], *groups], conf))
+        elif name.lstrip("+") in groups:
+            _check_choice(argument, conf)
+
+
+def _check_choice(argument: str, conf: Path) -> None:
+    """Refuse what names no choice of a group, or several of one that has one. Whether the choice is there, Hydra says."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return
+    if override.is_sweep_override():
+        return
+    value, group = override.value(), override.key_or_group
+    names = value if isinstance(value, list) else [value]
+    if any(name is None or isinstance(name, dict) for name in names):
+        choices = ", ".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
+        raise ConfigError(f"{argument}: give the name of a choice, or leave {group}= out. Choices: {choices}")
+    if len(names) > 1 and group in ONE_CHOICE:
+        each = ",".join(map(str, names))
+        raise ConfigError(f"{argument}: a run has one {group}; for a run with each of them: -m {group}={each}")
 
 
 def _as_a_setting(option: str, following: str, known: Sequence[str]) -> str:
@@ -186,7 +211,7 @@ def one_logger_each(arguments: Sequence[str]) -> list[str]:
     """
     spelled: list[str] = []
     for argument in arguments:
-        match = re.fullmatch(r"logger=\[([\w, ]*)\]", argument)
+        match = re.fullmatch(r"\+*logger=\[([\w, \"']*)\]", argument)
         names = list(dict.fromkeys(re.findall(r"\w+", match[1]))) if match else []
         spelled += [f"logger={names[0]}", *(f"+logger@loggers.{n}={n}" for n in names[1:])] if names else [argument]
     return spelled

@@ -70,6 +70,19 @@ def test_a_logger_whose_package_is_missing_says_what_to_install(tiny_config, tmp
         build_trainer(config, tmp_path, [])
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there_is_named(name, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=f"trainer.accelerator={name}: PyTorch finds no GPU here; use auto or cpu"):
+        build_trainer(tiny_config(f"trainer.accelerator={name}"), tmp_path, [])
+
+
+def test_synchronised_batch_statistics_need_gpus(tiny_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"trainer\.sync_batchnorm=true: .*leave it out on a CPU"):
+        build_trainer(tiny_config("+trainer.sync_batchnorm=true"), tmp_path, [])
+
+
 @pytest.mark.parametrize(
     "callback", ["EarlyStopping, monitor: loss", "GradientAccumulationScheduler, scheduling: {1: 2}", "Timer"]
 )
