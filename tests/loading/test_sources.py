@@ -98,3 +98,34 @@ def test_what_holds_no_images_is_refused(tmp_path):
     touch(tmp_path, "a.jpg")
     with pytest.raises(DatasetError, match=r"root=.* leave root= out"):
         find_images(tmp_path, root=tmp_path)
+
+
+def test_columns_that_are_not_used_are_named_and_those_of_other_tools_read(tmp_path):
+    text = "img_path,pid,camid,kamera,x_1,y_1,x_2,y_2\nsub\\c.PNG,7,1,x,0,1,2,3\n"
+    file = table(tmp_path, text)
+    with pytest.warns(UserWarning, match="columns that are not used: kamera") as caught:
+        found = find_images(file).table
+    assert found.to_dict("list") == {
+        "path": ["sub/c.PNG"], "label": [7], "camera": [1], "x1": [0], "y1": [1], "x2": [2], "y2": [3],
+    }  # fmt: skip
+    assert "img_path as path, pid as label, camid as camera" in str(caught[0].message)
+
+
+def test_absolute_paths_are_read_below_the_root(tmp_path):
+    images = touch(tmp_path / "images", *FILES)
+    (tmp_path / "tables").mkdir()
+    file = tmp_path / "tables" / "my.csv"
+    file.write_text(f"path\n{images}/a.jpg\n")
+    with pytest.raises(DatasetError, match=r"row 1, column path: .*Set root=/ to read absolute paths from anywhere"):
+        find_images(file)
+    assert find_images(file, root="/").manifest.paths == [str(images / "a.jpg")]
+    assert find_images(file, root=images).table["path"].tolist() == ["a.jpg"]
+
+
+def test_images_in_other_formats_are_counted_and_named(tmp_path):
+    touch(tmp_path, "a.jfif", "b.JPE", "sub/c.heic", "notes.txt")
+    with pytest.warns(UserWarning, match=r"left out are 1 image\(s\) in formats .* \(1 \.heic\), such as sub/c\.heic"):
+        assert find_images(tmp_path).table["path"].tolist() == ["a.jfif", "b.JPE"]
+    touch(tmp_path / "phone", "1.heic", "2.heic")
+    with pytest.raises(DatasetError, match=r"there are 2 image\(s\) in formats that are not read here \(2 \.heic\)"):
+        find_images(tmp_path / "phone")

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdbnet.reporting import ReportError, read_run
+from bdbnet.reporting.pictures import ranking_lists
 from bdbnet.reporting.run_folder import choose_queries, image_root
-from bdbnet.results import ResultError
+from bdbnet.results import ANALYSIS_SCHEMA, ResultError
 
 
 def ranking(firsts: list[int | None], labels: list[int] | None = None, kept: int = 5) -> pd.DataFrame:
@@ -195,3 +196,30 @@ def test_relative_paths_are_found_from_another_folder(run_folder, change_result,
     change_result(config={**config, "dataset": {**config["dataset"], "root": "images"}})
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     assert image_root(read_run(run_folder)) == (root, "")
+
+
+def test_labels_are_shown_as_their_owner_writes_them(run_folder):
+    (run_folder / "label_names.json").write_text('{"0": "0000", "2": "Ännä"}', encoding="utf-8")
+    nearest = {"path": "b.png", "label": 0, "camera": 1, "distance": 1.0}
+    worst = {
+        "path": "a.png",
+        "label": 2,
+        "camera": 0,
+        "matches": 1,
+        "ap": 0.5,
+        "first_match_rank": 2,
+        "nearest": nearest,
+    }
+    confused = {"label": 2, "taken_for": 0, "queries": 1}
+    record = {"schema": ANALYSIS_SCHEMA, "worst_queries": [worst], "confused_identities": [confused]}
+    (run_folder / "analysis.json").write_text(json.dumps(record))
+    run = read_run(run_folder)
+    assert run.ranking["query_label"].unique().tolist() == ["0000", 1, "Ännä", 3, 4, 5]
+    assert run.analysis["worst_queries"][0]["label"] == "Ännä"
+    assert run.analysis["worst_queries"][0]["nearest"]["label"] == "0000"
+    assert run.analysis["confused_identities"] == [{"label": "Ännä", "taken_for": "0000", "queries": 1}]
+    assert "Identity Ännä, camera 0" in ranking_lists(run, 6, 5, 0)
+    for damaged in ("{", "[1]", '{"a": "b"}'):
+        (run_folder / "label_names.json").write_text(damaged)
+        with pytest.raises(ReportError, match=r"label_names\.json: not the names of labels"):
+            read_run(run_folder)

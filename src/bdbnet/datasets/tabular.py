@@ -170,9 +170,8 @@ def _read(source: Path) -> _Rows:
 
     try:
         if source.is_dir():
-            folders = list_class_folders(source)
-            cells: Cells = {str(name): column.tolist() for name, column in folders.items()}
-            return _Rows(source, cells, names=True)
+            listing = list_class_folders(source)
+            return _Rows(source, {str(column): listing[column].tolist() for column in listing}, names=True)
         cells, columns = read_table_file(source, choose, _COLUMN_ADVICE)
     except OSError as error:
         raise DatasetError(
