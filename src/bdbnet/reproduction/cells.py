@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, config_dir, flatten, quote_paths, shown_path
+from bdbnet.files import LOCK as LOCK
 from bdbnet.files import is_locked
 from bdbnet.renamed import TARGETS, first_key, first_name, rename_keys, todays_key, with_todays_keys
 from bdbnet.results import LAST, RESULT, Result, ResultError, read_result
