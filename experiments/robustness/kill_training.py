@@ -36,8 +36,8 @@ KILL, TERM, GROUP = "kill -9", "SIGTERM to the process", "SIGTERM to its group"
 TIMES = ("seconds", "images_per_second")
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
 PATIENCE = 600.0
-#: Eight steps an epoch.
-DATA = "{train_identities:32,test_identities:8,images_per_camera:2,cameras:2,distractors:4,image_size:[32,16]}"
+#: Four steps an epoch.
+DATA = "{train_identities:8,test_identities:4,images_per_camera:2,cameras:2,distractors:2,image_size:[32,16],workers:1}"
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def main() -> None:
         places.append(Place("other file system, slow writes", temporary[-1] / "slow", options.delay))
     settings = [
         "dataset=synthetic_reid", f"dataset.options={DATA}", f"data_root={options.data_root or folder / 'data'}",
-        "dataset.image_size=[64,32]", "backbone=osnet_x0_25", "backbone.weights=none", "sampler.batch_size=16",
+        "dataset.image_size=[64,32]", "backbone=osnet_x0_25", "backbone.weights=none", "sampler.batch_size=8",
         "trainer.accelerator=cpu", "trainer.precision=32-true", f"trainer.max_epochs={options.epochs}",
         "evaluation.every_n_epochs=1", "callbacks.progress=false",
     ]  # fmt: skip

@@ -17,6 +17,14 @@ from bdbnet.training.runs import train
 SETTINGS = ["evaluation.before_training=true", "evaluation.every_n_epochs=1"]
 
 
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """In the background of a shell, where tests may run, Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def at_step(monkeypatch):
     """``at_step(step, number)``: the process receives this signal in the middle of this step of the run, from 1."""
@@ -102,6 +110,12 @@ def test_no_step_is_kept_whose_gradients_are_still_being_summed_up(at_step, tiny
     kept = content(tmp_path)
     assert (kept["global_step"], kept["epoch"]) == (1, 0)
     assert "epoch_so_far" not in kept  # an epoch has two batches
+
+
+def test_what_a_shell_ignores_for_a_background_job_is_left_ignored(at_step, tiny_config, tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    at_step(1, signal.SIGINT)
+    assert train(tiny_config("trainer.max_epochs=1"), tmp_path).epochs == 1
 
 
 def test_a_second_ctrl_c_stops_at_once(at_step, tiny_config, tmp_path, capsys):

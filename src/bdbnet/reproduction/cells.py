@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.checked import read_json
 from bdbnet.config import ConfigError, check_settings, compose_settings, flatten, quote_paths, shown_path
+from bdbnet.files import LOCK as LOCK
 from bdbnet.files import is_locked
 from bdbnet.renamed import TARGETS, first_key, first_name, rename_keys, todays_key, with_todays_keys
 from bdbnet.results import LAST, RESULT, Result, ResultError, read_result

@@ -96,7 +96,8 @@ class Signals(Callback):
             return
         self._trainer = trainer
         for number in ENDING:
-            signal.signal(number, self._end)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGINT is in the background of a shell
+                signal.signal(number, self._end)
         announced = getattr(signal, "SIGUSR1", None)
         theirs: Any = None if announced is None else signal.getsignal(announced)
         if announced is not None and type(theirs).__module__.startswith("pytorch_lightning."):
