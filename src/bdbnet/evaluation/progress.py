@@ -30,6 +30,7 @@ class EvaluationProgress(ProgressBar):
     def print(self, *values: Any, **options: Any) -> None:
         if self._enabled:
             tqdm.write(" ".join(map(str, values)), file=sys.stdout)
+            sys.stdout.flush()  # whoever follows a log file sees each line as it comes
 
     def on_exception(self, *_: Any) -> None:
         self._close_evaluation()
