@@ -63,7 +63,7 @@ def _packed(kind: str, members: Iterable[tuple[str, bytes]]) -> bytes:
 
 def _plain_archive(rng: random.Random, kind: str, image: bytes) -> tuple[str, bytes]:
     names = rng.choice((MARKET, MARKET[:-1], (), (*MARKET, *MARKET), [f"Market/{name}" for name in MARKET]))
-    return f"{kind} of {len(names)} files", _packed(kind, ((name, image) for name in names))
+    return f"{kind} of {len(names)} files", _packed(kind, ((name, image + bytes(i)) for i, name in enumerate(names)))
 
 
 def _named(rng: random.Random, kind: str, image: bytes) -> tuple[str, bytes]:

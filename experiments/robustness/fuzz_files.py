@@ -17,6 +17,7 @@ import random
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -53,6 +54,7 @@ class Told(NamedTuple):
     outcome: str
     text: str
     seconds: float
+    processor: float
 
 
 def jobs_of(cases: int, only: list[str]) -> list[Job]:
@@ -76,9 +78,16 @@ def work(connection: Connection, good: Path, workplace: Path, seed: int) -> None
             return
         place = Place(workplace / f"{job.kind}-{job.number}", Good(good))
         place.make()
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         case = KINDS[job.kind](random.Random(f"{seed} {job.kind} {job.number}"), place)
-        told = Told(job, case.what, case.ended.outcome, case.ended.text, time.perf_counter() - began)
+        told = Told(
+            job,
+            case.what,
+            case.ended.outcome,
+            case.ended.text,
+            time.perf_counter() - began,
+            time.process_time() - worked,
+        )
         shutil.rmtree(place.root, ignore_errors=True)
         connection.send(told)
 
@@ -198,9 +207,9 @@ def _hear(worker: Worker, timeout: float) -> Told | None:
         worker.restart()
         if job is None:
             raise RuntimeError("a worker ended before its first case") from None
-        return Told(job, "", "traceback", f"the process ended with {code}", 0.0)
+        return Told(job, "", "traceback", f"the process ended with {code}", 0.0, 0.0)
     if worker.job is not None and time.monotonic() - worker.since > timeout:
-        told = Told(worker.job, "", "hang", f"no answer in {timeout:g} s", timeout)
+        told = Told(worker.job, "", "hang", f"no answer in {timeout:g} s", timeout, 0.0)
         worker.restart()
         return told
     return None
@@ -257,6 +266,7 @@ def main() -> int:
         jobs = [Job(arguments.only[0], number) for number in arguments.case]
     began = time.perf_counter()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    tqdm.set_lock(threading.RLock())  # its own is one between processes, of which none is needed
     with tempfile.TemporaryDirectory(prefix="bdbnet-fuzz-") as folder:
         told = run(
             jobs,
@@ -272,7 +282,10 @@ def main() -> int:
                 f"{one.job.kind} {one.job.number} ({one.seconds:.1f} s): {one.what}\n  {one.outcome}: {one.text.strip()[:5000]}"
             )
     print(table(told))
-    print(f"seed {arguments.seed}, {arguments.workers} processes, {time.perf_counter() - began:.0f} s")
+    print(
+        f"seed {arguments.seed}, {arguments.workers} processes, {time.perf_counter() - began:.0f} s, of which the cases took "
+        f"{sum(one.processor for one in told):.0f} s of processor time"
+    )
     return int(any(one.outcome in FAULTS for one in told))
 
 

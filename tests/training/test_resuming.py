@@ -318,3 +318,20 @@ def test_older_checkpoints_say_the_number_of_processes_by_their_settings(
             train(tiny_config("ckpt_path=last"), tmp_path)
     else:
         train(tiny_config("ckpt_path=last"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(optimizer_states=[{"state": 5}]), "its state is damaged"),
+        (lambda content: content.update(loops="x"), "its state is damaged"),
+        (lambda content: content.update(bdbnet={"fingerprint": None}), "bdbnet.config is missing"),
+        (lambda content: content.pop("optimizer_states"), "contains no optimizer state"),
+    ],
+)
+def test_a_checkpoint_whose_state_is_damaged_is_refused_by_name(change, message, finished_run, tiny_config, tmp_path):
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "odd.ckpt")
+    with pytest.raises(CheckpointError, match=rf"odd\.ckpt: .*{message}"):
+        train(tiny_config("trainer.max_epochs=3", f"ckpt_path={tmp_path / 'odd.ckpt'}"), tmp_path / "run")

@@ -9,7 +9,7 @@ from lightning_utilities.core.imports import RequirementCache
 from bdbnet.command_line import one_logger_each
 from bdbnet.config import ConfigError, instantiate
 from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory
-from bdbnet.training.setup import has_native_bfloat16, resolve_precision
+from bdbnet.training.setup import extra_callbacks, has_native_bfloat16, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,25 @@ def test_callbacks_of_lightning_can_be_added(callback, tiny_config):
         tiny_config(f"callbacks.extra=[{{_target_: pytorch_lightning.callbacks.{callback}}}]").callbacks.extra
     )
     assert type(built).__name__ == callback.partition(",")[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("[{_target_: [os.system]}]", r"_target_=\['os.system'\]: give the dotted path of a class"),
+        ("[{_target_: os.system, command: id}]", "os.system is not on the allow-list"),
+        ("[[os.system]]", r"callbacks.extra\[0\]=\['os.system'\]: is no callback"),
+        ("[5]", r"callbacks.extra\[0\]=5: is no callback"),
+        ("[{_target_: torch.optim.SGD, params: []}]", "SGD|is no callback"),
+        ("{_target_: pytorch_lightning.callbacks.Timer}", "callbacks.extra={.*}: give a list of callbacks"),
+        ("text", "callbacks.extra=text: give a list of callbacks"),
+    ],
+)
+def test_what_is_no_callback_is_refused(typed, message, tiny_config):
+    with pytest.raises(ConfigError, match=message):
+        extra_callbacks(tiny_config(f"callbacks.extra={typed}"))
+
+
+def test_callbacks_of_lightning_are_taken(tiny_config):
+    config = tiny_config("callbacks.extra=[{_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: mAP}]")
+    assert [type(callback).__name__ for callback in extra_callbacks(config)] == ["EarlyStopping"]
