@@ -187,6 +187,7 @@ TABLES: dict[str, Table] = {
         "seed": SEED,
         "backbone_rate": number(above=0) | NULL,
         "ckpt_path": PATH | NULL,
+        "other_ranks": BOOLEAN,
         "overwrite": BOOLEAN,
         "evaluations": listed("data sets, such as [cuhk03_detect,msmt17_v2]",
                               Kind("", lambda value: isinstance(value, str) and bool(value.strip()))),

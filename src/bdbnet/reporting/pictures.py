@@ -182,7 +182,8 @@ def worst_queries(run: RunFolder, images: Images) -> str:
         found = picture(images.root, nearest["path"], f"rank 1, {word}: {at_rank_1}", other)
         items.append(
             f'<li><div>{asked}<span class="{word}">{found}</span></div>{escape(noun)} {escape(str(query["label"]))}, '
-            f"at rank 1: {escape(str(nearest['label']))}&nbsp;{mark}<br>AP {percent(query['ap'])}, first match at rank {first:,}</li>"
+            f"at rank 1: {escape(str(nearest['label']))}&nbsp;{mark}<br>"
+            f"AP {percent(query['ap'])}, first match at rank {first:,}</li>"
         )
     words = "The query at the left, beside it the image at rank 1."
     return f'<p class="soft">{words}</p>\n<ol class="pairs">\n' + "\n".join(items) + "\n</ol>\n" if items else ""
