@@ -419,7 +419,7 @@ def known_keys(config: DictConfig, command: str) -> list[str]:
     for key, kind in table.items():
         node = OmegaConf.select(config, key) if kind.builds and "*" not in key else None
         if isinstance(node, DictConfig):
-            keys += [f"{key}.{name}" for name in node if not str(name).startswith("_")]
+            keys += [f"{key}.{name}" for name in map(str, node) if not name.startswith("_")]
     return [*dict.fromkeys(keys)]
 
 
