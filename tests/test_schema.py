@@ -146,11 +146,14 @@ def test_what_is_mistyped_is_refused_with_what_to_type(name, arguments, said, ty
         ("train", ["backbone.weights=my weights,v=2.pth", "dataset=table", "dataset.manifest=[a.csv,b.csv]"]),
         ("train", ["optimizer._target_=torch.optim.Rprop", "~optimizer.weight_decay"]),
         ("evaluate", ["checkpoint=a.pth", "experiment=market1501_osnet_cpu"]),
+        # as Lightning starts the processes of further devices
+        ("train", ["++hydra.callbacks.check_settings._target_=bdbnet.config.CheckSettings", "hydra.job.name=train_ddp_process_1",
+                   "hydra.output_subdir=null", 'backbone.weights="a=b.pth"']),
         ("evaluate", ["+evaluation.rerank={k1:30}", "evaluation.scales=[1,1.5]", "image_size=[256,128]"]),
         ("search", ["engine=faiss_ivf", "ivf.probes=3", "after=2024-05-31"]),
         ("reproduce", ["table=[3,7a]", "figure=7a", "overrides=['a=1']", "max_hours=0.5"]),
     ],
-)
+)  # fmt: skip
 def test_what_is_passed_on_is_taken(name, arguments, typed):
     status, error, seen = typed(name, *arguments)
     assert (status, error, len(seen)) == (0, "", 1)

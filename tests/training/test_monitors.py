@@ -22,6 +22,14 @@ def test_a_number_that_does_not_exist_is_refused_before_training_with_those_that
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_schedule_follows_a_number_that_exists(tiny_config, tmp_path):
+    plateau = ["schedule=torch", "schedule._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"]
+    with pytest.raises(
+        ConfigError, match=r"schedule\.monitor: ReduceLROnPlateau follows map, .*rank1, .*loss/triplet_global"
+    ):
+        train(tiny_config(*plateau, "schedule.monitor=map"), tmp_path)
+
+
 @pytest.mark.parametrize(
     "callback",
     [

@@ -1,4 +1,4 @@
-"""The numbers that a callback may follow, such as the metric of an early stop."""
+"""The numbers that a callback or a schedule may follow, such as the metric of an early stop."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,28 +10,38 @@ from bdbnet.training.module import TrainingModule
 
 
 def check_monitors(callbacks: Iterable[pl.Callback], module: TrainingModule) -> None:
-    """Refuse callbacks that follow a number which the training does not have, before it starts.
+    """Refuse callbacks and a schedule that follow a number which the training does not have, before it starts.
 
     Raises:
-        ConfigError: names the callback and lists the numbers.
+        ConfigError: names who follows it and lists the numbers.
     """
+    schedule = module.recipe.schedule
+    if schedule is not None and schedule.monitor is not None:
+        _is_loss(schedule.monitor, f"schedule.monitor: ReduceLROnPlateau follows {schedule.monitor}", module)
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if monitor is None:
+        if monitor is None or not _is_loss(
+            monitor, f"callbacks.extra: {type(callback).__name__} follows {monitor}", module
+        ):
             continue
-        metrics = [*_metrics(module)]
-        if monitor in metrics:
-            continue
-        losses = [*_losses(module)]
-        if monitor not in losses:
-            raise ConfigError(
-                f"callbacks.extra: {type(callback).__name__} follows {monitor}, which this training does not have. After every "
-                f"evaluation there are {', '.join(metrics)}; after every epoch {', '.join(losses)}"
-            )
         # Lightning would look for it at the end of an evaluation, when the epoch's loss is not known yet.
         for when in ("_check_on_train_epoch_end", "_save_on_train_epoch_end"):
             if getattr(callback, when, False) is None:
                 setattr(callback, when, True)
+
+
+def _is_loss(name: str, said: str, module: TrainingModule) -> bool:
+    """Whether a number is a loss rather than a metric.  Raises ConfigError where it is neither."""
+    metrics = [*_metrics(module)]
+    if name == "loss" or name in metrics:
+        return name == "loss"
+    losses = [*_losses(module)]
+    if name not in losses:
+        raise ConfigError(
+            f"{said}, which this training does not have. After every evaluation there are {', '.join(metrics)}; after every "
+            f"epoch {', '.join(losses)}"
+        )
+    return True
 
 
 def _metrics(module: TrainingModule) -> Iterator[str]:
