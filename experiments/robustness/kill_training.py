@@ -85,8 +85,11 @@ class Training:
             time.sleep(0.01)
         return process
 
-    def case(self, place: Place, name: str, how: str, after: float) -> str:
-        """Start, send the signal after so many seconds, resume.  Returns what happened; raises `Failure`."""
+    def case(self, place: Place, name: str, how: str, after: float) -> str | None:
+        """Start, send the signal after so many seconds, resume.  Returns what happened, None where the run had ended before.
+
+        Raises `Failure`.
+        """
         process = self.start(place, name, workers=0 if how == KILL else self.workers)
         process.join(after)
         if process.is_alive() and process.pid is not None:
@@ -94,7 +97,7 @@ class Training:
         expected = -signal.SIGKILL if how == KILL else 128 + signal.SIGTERM
         ended(process, place.log(name), 0, expected)
         if process.exitcode == 0:
-            return "it was finished already"
+            return None
         step = step_of(place.folder(name))
         ended(self.start(place, name, "ckpt_path=last"), place.log(name), 0)
         return "no checkpoint yet" if step is None else f"resumed at step {step}"
@@ -268,9 +271,12 @@ def report(training: Training, places: Sequence[Place], options: argparse.Namesp
     reference, chance, failed = places[0].folder("reference"), random.Random(options.seed), 0
     for number, (how, place) in enumerate(zip(signals, used), 1):
         after, name = chance.uniform(0, seconds[place]), f"case-{number}"
-        line = f"[{number}/{len(signals)}] {how} after {after:5.2f} s, {place.title}:"
+        line = f"[{number}/{len(signals)}] {how}, {place.title}:"
         try:
-            happened = training.case(place, name, how, after)
+            while (happened := training.case(place, name, how, after)) is None:
+                after *= chance.random()  # it was faster than the uninterrupted one
+                shutil.rmtree(place.folder(name))
+            line = f"[{number}/{len(signals)}] {how} after {after:5.2f} s, {place.title}:"
             different = differences(reference, place.folder(name))
             failed += bool(different)
             print(f"{line} {happened}, {f'DIFFERS in {chr(10).join(different)}' if different else 'equal'}", flush=True)

@@ -39,11 +39,11 @@ def test_a_sweep_that_is_terminated_stops_as_a_whole_and_says_how_to_resume(tmp_
         [sys.executable, "-m", "bdbnet.train", "-m", *arguments], cwd=tmp_path, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
-    said, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=120)
     assert process.returncode == 143, said + errors
     assert "Interrupted in epoch" in said
     assert "The jobs that were to follow are not run. Resume with the same command and ckpt_path=last." in errors

@@ -162,11 +162,11 @@ def test_bare_weights_need_a_network(finished_run, tiny_config, tmp_path):
 def test_a_damaged_image_is_named(tiny_config, tiny_data, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(tiny_data, root)
-    manifest = build_manifest(tiny_config(f"data_root={root}"))
-    victim = manifest.root / manifest.subset("train").table["path"].iloc[0]
+    config = tiny_config(f"data_root={root}", "trainer.max_epochs=1", "sampler.epoch=images")
+    victim = Path(build_manifest(config).subset("train").paths[0])
     victim.write_bytes(victim.read_bytes()[:100])
     with pytest.raises(ImageError, match=victim.name):
-        train(tiny_config(f"data_root={root}", "trainer.max_epochs=1", "sampler.epoch=images"), tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

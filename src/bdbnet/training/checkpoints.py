@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 
 from bdbnet.files import remove_unfinished, replaced
-from bdbnet.results import BEST, LAST, PREVIOUS
+from bdbnet.results import BEST, HISTORY, LAST, PREVIOUS, RESULT, TOP_K
 from bdbnet.stopping import ENDING, Stopped, in_main_thread, stop
 from bdbnet.training.distributed import of_any_rank
 
@@ -45,8 +45,8 @@ def clear_auxiliary(folder: Path) -> None:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what processes left that were killed while they wrote a checkpoint."""
-    for name in (LAST, BEST, REQUEUED):
+    """Remove what trainings left that were killed while they wrote a file."""
+    for name in (LAST, BEST, REQUEUED, HISTORY, RESULT, TOP_K):
         remove_unfinished(folder / name)
 
 
