@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from bdbnet.regular_files import require_regular
 from bdbnet.renamed import with_todays_names
 
 SCHEMA = 1
@@ -326,6 +327,7 @@ def read_result(path: str | Path) -> Result:
     """
     path = Path(path)
     try:
+        require_regular(path)
         record = json.loads(path.read_text())
     except OSError as error:
         raise ResultError(f"{path}: no result there ({error.strerror}); a run writes it when it ends") from error

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from bdbnet.regular_files import require_regular
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import versions, write_atomically
 
@@ -283,6 +284,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise StoreError(f"{folder}: there is no such folder of embeddings; python -m bdbnet.embed makes one")
     try:
+        require_regular(folder / META)
         meta = json.loads((folder / META).read_text())
     except FileNotFoundError:
         if (folder / PLAN).exists():
