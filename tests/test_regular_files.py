@@ -14,9 +14,11 @@ from bdbnet.datasets.images import ImageError, image_size, read_image
 from bdbnet.datasets.layout import find_base
 from bdbnet.datasets.tabular import read_table
 from bdbnet.figures import read_thumbnail
+from bdbnet.gallery.store import META, EmbeddingStore, StoreError
 from bdbnet.loading.sources import find_images
 from bdbnet.models import CheckpointError, read_checkpoint
 from bdbnet.regular_files import regular, require_regular, special_kind
+from bdbnet.results import ResultError, read_result
 from small_files import touch
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -93,6 +95,17 @@ def test_as_a_manifest_an_archive_a_checkpoint_or_a_source(special: tuple[Path, 
     path.rename(table)
     with pytest.raises(DatasetError, match=f"is {kind}"):
         find_images(table)
+
+
+def test_as_a_result_or_the_record_of_a_gallery(special: tuple[Path, str], tmp_path: Path) -> None:
+    path, kind = special
+    with pytest.raises(ResultError, match=f"is {kind}, not a regular file"):
+        read_result(path)
+    gallery = tmp_path / "gallery"
+    gallery.mkdir()
+    path.rename(gallery / META)
+    with pytest.raises(StoreError, match=f"is {kind}, not a regular file"):
+        EmbeddingStore.open(gallery)
 
 
 def test_among_the_images_of_a_folder_it_is_left_out_and_named(special: tuple[Path, str], tmp_path: Path) -> None:

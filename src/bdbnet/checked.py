@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 import numpy as np
 import pandas as pd
 
+from bdbnet.regular_files import require_regular
+
 _T = TypeVar("_T")
 
 _WORDS: Mapping[Any, str] = {
@@ -234,9 +236,10 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file (UTF-8).
 
     Raises:
-        OSError: it can't be read.
+        OSError: it can't be read, or is a named pipe, a socket or a device.
         ValueError: it is not JSON, or its values are nested more deeply than any file of ours.
     """
+    require_regular(path)
     try:
         content = json.loads(path.read_bytes().decode())
         too_deep = _is_deeper(content, _DEEPEST)
@@ -276,12 +279,14 @@ def read_parquet(path: Path, columns: Mapping[str, Column], optional: Iterable[s
         columns: by name; all but the `optional` ones have to be there.
 
     Raises:
+        OSError: it is a named pipe, a socket or a device.
         UnfitError: it is no Parquet file or damaged, or a column is missing, twice or of another kind; names column and row,
             the first row is 1.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    require_regular(path)
     try:
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
         names = table.column_names

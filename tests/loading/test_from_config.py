@@ -153,7 +153,10 @@ def test_cameras_do_not_count_where_recall_is_the_metric(tiny_config, tmp_path):
     table = write_table(tmp_path, cameras=True)
     rows = pd.read_csv(table)
     rows.assign(camera=rows["label"]).to_csv(table, index=False)
-    with pytest.raises(ConfigError, match="and under another camera"):
+    with pytest.raises(
+        ConfigError,
+        match=r"another camera.*No identity was seen by two cameras: set dataset\.protocol=retrieval",
+    ):
         build_manifest(composed(tiny_config, f"dataset.manifest={table}"))
     build_manifest(composed(tiny_config, f"dataset.manifest={table}", "dataset.protocol=retrieval"))
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from bdbnet.config import PACKAGE_DIR, ConfigError
+from bdbnet.regular_files import require_regular
 from bdbnet.results import metric_of
 
 
@@ -123,6 +124,7 @@ def read_table(path: Path) -> Table:
         SpecError: the file can't be read, or a key or row in it is wrong; the message names it.
     """
     try:
+        require_regular(path)
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path}: not readable as YAML ({error})") from error
