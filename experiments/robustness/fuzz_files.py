@@ -155,6 +155,8 @@ def run(
     Cases that take longer than `timeout` seconds are ended and count as hangs. The good files are made in the folder `good`, unless
     that exists.
     """
+    # By this the process that the workers are copied from finds what it imports.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fuzz_preload"])
     if not good.exists():
@@ -179,6 +181,8 @@ def run(
                             )
                     if worker.ready and worker.job is None and waiting:
                         worker.give(waiting.popleft())
+    except KeyboardInterrupt:
+        print(f"interrupted after {len(told):,} of {len(jobs):,} cases", file=sys.stderr)
     finally:
         for worker in pool:
             worker.end()

@@ -307,3 +307,9 @@ def test_normalize_on_cuda_equals_cpu_and_does_not_wait(layout: torch.memory_for
         torch.cuda.set_sync_debug_mode("default")
     assert result.is_contiguous(memory_format=layout)
     torch.testing.assert_close(result.cpu(), normalize(images, erased), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("eraser", [lambda *_: 5, lambda height, width: (0, 0, 0, 0), lambda *_: "abcd", dict])
+def test_what_chooses_no_rectangle_is_no_eraser(eraser):
+    with pytest.raises(ValueError, match=r"erasing\[0\]=.*(can't erase|chooses no rectangle)"):
+        TrainTransform((8, 4), erasing=[eraser])

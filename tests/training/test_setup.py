@@ -101,7 +101,6 @@ def test_callbacks_of_lightning_can_be_added(callback, tiny_config):
         ("[[os.system]]", r"callbacks.extra\[0\]=\['os.system'\]: is no callback"),
         ("[5]", r"callbacks.extra\[0\]=5: is no callback"),
         ("[{_target_: torch.optim.SGD, params: []}]", "SGD|is no callback"),
-        ("{_target_: pytorch_lightning.callbacks.Timer}", "callbacks.extra={.*}: give a list of callbacks"),
         ("text", "callbacks.extra=text: give a list of callbacks"),
     ],
 )
@@ -113,3 +112,9 @@ def test_what_is_no_callback_is_refused(typed, message, tiny_config):
 def test_callbacks_of_lightning_are_taken(tiny_config):
     config = tiny_config("callbacks.extra=[{_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: mAP}]")
     assert [type(callback).__name__ for callback in extra_callbacks(config)] == ["EarlyStopping"]
+
+
+@pytest.mark.parametrize("typed", ["{_target_: bdbnet.models.BDBNetwork, _partial_: true}", "text", "[1]"])
+def test_what_is_no_logger_is_refused(typed, tiny_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"logger\.logger=.*: is no logger"):
+        build_trainer(tiny_config(f"++logger.logger={typed}"), tmp_path, [])

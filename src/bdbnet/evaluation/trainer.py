@@ -10,7 +10,8 @@ import pytorch_lightning as pl
 import pytorch_lightning.callbacks
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 
 from bdbnet.config import ConfigError, instantiate, is_ours, is_set, plain
 
@@ -55,6 +56,14 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", pattern)
 
 
+def _logger(settings: Any) -> Logger:
+    """The logger of a group.  Raises ConfigError where it is none."""
+    found = instantiate(settings) if OmegaConf.is_dict(settings) else settings
+    if not isinstance(found, Logger):
+        raise ConfigError(f"logger.logger={settings}: is no logger; choose logger=csv, wandb, tensorboard or mlflow")
+    return found
+
+
 def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning's trainer with the settings of ``config.trainer``, logging into ``folder`` alone."""
     settings: dict[str, Any] = plain(config.trainer)
@@ -73,7 +82,7 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
     try:
         trainer = pl.Trainer(
             **settings,
-            logger=[instantiate(group.logger) for group in groups if is_set(group, "logger")] or False,
+            logger=[_logger(group.logger) for group in groups if is_set(group, "logger")] or False,
             callbacks=callbacks,
             default_root_dir=folder,
             num_sanity_val_steps=0,

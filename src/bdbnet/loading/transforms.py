@@ -36,6 +36,17 @@ class Eraser(Protocol):
     def __call__(self, height: int, width: int, generator: np.random.Generator) -> Rectangle: ...
 
 
+def _check_eraser(name: str, eraser: Eraser, height: int, width: int) -> None:
+    """Raise ValueError unless an eraser chooses a rectangle: what a command line or a plugin builds may be anything."""
+    advice = "give bdbnet.loading.Cutout or RandomErasing"
+    try:
+        chosen = np.array(eraser(height, width, np.random.default_rng(0)), dtype=np.int64).shape
+    except Exception as error:
+        raise ValueError(f"{name}={eraser!r} can't erase ({type(error).__name__}: {error}); {advice}") from error
+    if chosen != (4,):
+        raise ValueError(f"{name}={eraser!r} chooses no rectangle (top, left, height, width); {advice}")
+
+
 @dataclass(frozen=True)
 class Cutout:
     """A square of `size` pixels at a uniformly random position (DeVries and Taylor, 2017).
@@ -154,6 +165,8 @@ class TrainTransform:
         self.interpolation = "bilinear"
         self.flip = flip
         self.erasing = tuple(erasing)
+        for number, eraser in enumerate(self.erasing):
+            _check_eraser(f"erasing[{number}]", eraser, *self.image_size)
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (h, w, 3) of any size to uint8 (H, W, 3) of `prepared_size`."""
