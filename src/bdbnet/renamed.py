@@ -14,6 +14,10 @@ TARGETS = {
 }
 #: Keys of configurations and command lines.
 KEYS = {"evaluation.measure": "evaluation.distance", "measure": "distance", "against": "compare"}
+#: What a class did before it had these arguments: configurations of then do not name them.
+FORMER_VALUES: dict[str, dict[str, Any]] = {
+    "bdbnet.models.TimmBackbone": {"map": "last_stage", "output_stride": None},
+}
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -24,6 +28,11 @@ def with_todays_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> with_todays_names({"backbone": {"_target_": "bdbnet.models.OSNetTrunk"}, "evaluation": {"measure": "cosine"}})
     {'backbone': {'_target_': 'bdbnet.models.OSNetBackbone'}, 'evaluation': {'distance': 'cosine'}}
+
+    An argument that came later is given the value that the class had before.
+
+    >>> with_todays_names({"backbone": {"_target_": "bdbnet.models.TimmBackbone", "name": "resnet18"}})["backbone"]["map"]
+    'last_stage'
     """
     return {key: _renamed(value, key) for key, value in config.items()}
 
@@ -37,7 +46,7 @@ def _renamed(value: Any, path: str) -> Any:
             found[today] = (
                 TARGETS.get(item, item) if key == "_target_" and isinstance(item, str) else _renamed(item, name)
             )
-        return found
+        return found | {key: was for key, was in _former_values(found).items() if key not in found}
     if isinstance(value, list):
         return [_renamed(item, path) for item in value]
     return value
@@ -53,6 +62,22 @@ def todays_key(key: str) -> str:
         if key == former or ("." in former and key.endswith(f".{former}")):
             return key[: len(key) - len(former)] + today
     return key
+
+
+def as_first_written(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A class's configuration as the first version that knew the class wrote it, for identities that must outlive a change.
+
+    >>> as_first_written({"_target_": "bdbnet.models.TimmBackbone", "name": "resnet18", "map": "last_stage"})
+    {'_target_': 'bdbnet.models.TimmBackbone', 'name': 'resnet18'}
+    """
+    former = _former_values(part)
+    kept = {key: value for key, value in part.items() if key not in former or value != former[key]}
+    return kept | {"_target_": first_name(part.get("_target_"))}
+
+
+def _former_values(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    target = part.get("_target_")
+    return FORMER_VALUES.get(target, {}) if isinstance(target, str) else {}
 
 
 def first_name(target: Any) -> Any:

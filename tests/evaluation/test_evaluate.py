@@ -33,6 +33,7 @@ SWITCHES = {
     "evaluation.scales=[1,1.5]": ("scales", (1, 1.5)),
     "evaluation.distance=cosine": ("measure", "cosine"),
     "evaluation.query_expansion={k:2,alpha:3}": ("query_expansion", {"k": 2, "alpha": 3}),
+    "evaluation.query_expansion={k:2,gallery:true}": ("query_expansion", {"k": 2, "alpha": 0, "gallery": True}),
     "evaluation.rerank={k1:4,k2:2}": ("rerank", {"k1": 4, "k2": 2, "lambda": 0.3}),
 }
 

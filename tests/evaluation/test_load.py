@@ -11,7 +11,7 @@ import torch
 
 import bdbnet
 from bdbnet.config import ConfigError, locate
-from bdbnet.models import BDBNetwork, CheckpointError, OSNetBackbone, ResNetBackbone
+from bdbnet.models import BDBNetwork, CheckpointError, OSNetBackbone, ResNetBackbone, TimmBackbone
 from bdbnet.renamed import with_todays_names
 from data_modules import data_module
 
@@ -62,6 +62,21 @@ def test_bare_weights_of_ours_are_recognised(tmp_path, make, branches):
     np.testing.assert_allclose(embedder.embed(CROPS), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({}, r"They are a resnet18 without the branches .* backbone\.weights"),
+        ({"heads.weight": torch.ones(3, 512)}, r"the heads of fast-reid"),
+    ],
+)
+def test_weights_without_an_embedding_are_offered_as_starting_weights(tmp_path, extra, said):
+    state = {f"backbone.{key}": t for key, t in ResNetBackbone("resnet18", weights="none").state_dict().items()}
+    torch.save({"model": state | extra, "iteration": 4}, tmp_path / "model_final.pth")
+    with pytest.raises(CheckpointError, match=said) as caught:
+        bdbnet.load(tmp_path / "model_final.pth", device="cpu")
+    assert "model=baseline" not in str(caught.value)
+
+
 def test_a_checkpoint_of_a_training_says_everything(finished_run):
     embedder = bdbnet.load(finished_run / "last.ckpt", device="cpu")
     assert embedder.preprocessing == bdbnet.Preprocessing((64, 32))
@@ -85,8 +100,41 @@ def test_a_checkpoint_of_an_earlier_version_still_loads(finished_run, tmp_path):
 
 def test_former_names_hold_below_the_configuration_of_a_training_too():
     old = {"trained_with": {"evaluation": {"measure": "cosine"}, "backbone": {"_target_": "bdbnet.models.TimmTrunk"}}}
-    new = {"evaluation": {"distance": "cosine"}, "backbone": {"_target_": "bdbnet.models.TimmBackbone"}}
-    assert with_todays_names(old) == {"trained_with": new}
+    backbone = {"_target_": "bdbnet.models.TimmBackbone", "map": "last_stage", "output_stride": None}
+    assert with_todays_names(old) == {"trained_with": {"evaluation": {"distance": "cosine"}, "backbone": backbone}}
+
+
+def test_a_backbone_of_timm_from_before_it_had_a_choice_of_maps_gives_what_it_gave(finished_run, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = BDBNetwork(0, TimmBackbone("vit_tiny_patch16_224", "none", map="last_stage"), ["global"]).eval()
+    tokens = timm.create_model(
+        "vit_tiny_patch16_224", features_only=True, out_indices=(-1,), dynamic_img_size=True
+    ).eval()
+    tokens.load_state_dict(
+        {key.removeprefix("model."): tensor for key, tensor in network.backbone.state_dict().items()}
+    )
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    config = content["bdbnet"]["config"]
+    config["model"]["branches"] = ["global"]
+    config["backbone"] = {
+        "_target_": "bdbnet.models.TimmBackbone",
+        "name": "vit_tiny_patch16_224",
+        "weights": "imagenet",
+    }
+    content["state_dict"] = {f"network.{key}": tensor for key, tensor in network.state_dict().items()}
+    torch.save(content, tmp_path / "old.ckpt")
+    old = bdbnet.load(tmp_path / "old.ckpt", device="cpu")
+    batch = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(old.network.backbone(batch), tokens(batch)[-1])
+    config["backbone"] |= {"map": "last_stage", "output_stride": None}
+    torch.save(content, tmp_path / "new.ckpt")
+    assert bdbnet.load(tmp_path / "new.ckpt", device="cpu").fingerprint == old.fingerprint
+    config["backbone"]["map"] = "head"
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"missing in the file: backbone\.model\."):
+        bdbnet.load(tmp_path / "other.ckpt", device="cpu")
 
 
 @pytest.mark.parametrize(

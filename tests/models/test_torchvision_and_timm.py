@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torchvision.models
@@ -171,6 +172,11 @@ class TestTimm:
             ("swin_tiny_patch4_window7_224", (64, 32), (768, 2, 1)),
             ("test_mambaout", (64, 32), (64, 2, 1)),
             ("test_vit_relpos", (160, 160), (96, 10, 10)),
+            ("efficientnet_b0", (64, 32), (1280, 2, 1)),
+            ("ghostnet_100", (64, 32), (960, 2, 1)),
+            ("hrnet_w18_small", (64, 32), (2048, 2, 1)),
+            ("deit_tiny_distilled_patch16_224", (64, 32), (192, 4, 2)),
+            ("mixer_s32_224", (224, 224), (512, 7, 7)),
         ],
     )
     def test_map(self, name: str, size: tuple[int, int], shape: tuple[int, int, int]) -> None:
@@ -178,6 +184,113 @@ class TestTimm:
             backbone = TimmBackbone(name, "none")
             assert backbone(torch.empty(2, 3, *size)).shape == (2, *shape)
         assert backbone.out_channels == shape[0]
+
+    @pytest.mark.parametrize(
+        ("name", "shape"),
+        [
+            ("resnet18", (512, 2, 1)),
+            ("efficientnet_b0", (320, 2, 1)),
+            ("ghostnet_100", (160, 2, 1)),
+            ("hrnet_w18_small", (1024, 2, 1)),
+            ("vit_tiny_patch16_224", (192, 4, 2)),
+            ("swin_tiny_patch4_window7_224", (768, 2, 1)),
+        ],
+    )
+    def test_map_of_the_last_stage(self, name: str, shape: tuple[int, int, int]) -> None:
+        with torch.device("meta"):
+            backbone = TimmBackbone(name, "none", map="last_stage")
+            assert backbone(torch.empty(2, 3, 64, 32)).shape == (2, *shape)
+        assert backbone.out_channels == shape[0]
+
+    @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+    def test_the_map_follows_the_last_norm(self, name: str) -> None:
+        torch.manual_seed(0)
+        backbone = lively(TimmBackbone(name, "none"))
+        torch.manual_seed(0)
+        before = lively(TimmBackbone(name, "none", map="last_stage"))
+        with torch.no_grad():
+            expected = backbone.model.norm(before(images()).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            torch.testing.assert_close(backbone(images()), expected, rtol=1e-4, atol=1e-5)
+
+    def test_another_map_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"map=neck .*choose one of head, last_stage"):
+            TimmBackbone("resnet18", "none", map="neck")
+
+    def test_a_model_whose_head_sees_no_map(self) -> None:
+        with (
+            torch.device("meta"),
+            pytest.raises(ValueError, match=r"pit_ti_224 sees no feature map .*backbone\.map=last_stage"),
+        ):
+            TimmBackbone("pit_ti_224", "none")
+
+    @pytest.mark.parametrize(
+        "name", ["test_vit", "test_efficientnet", "test_resnet", "deit_tiny_distilled_patch16_224"]
+    )
+    def test_what_only_the_head_uses_is_left_out(self, name: str) -> None:
+        model = timm.create_model(name)
+        backbone = TimmBackbone(name, "none")
+        kept = {key.removeprefix("model.") for key in backbone.state_dict()}
+        assert kept < {*model.state_dict()}
+        assert not any(key.startswith(("head", "fc", "classifier")) for key in kept)
+        size = (160, 160) if name.startswith("test_") else (64, 32)
+        backbone(images(*size)).square().sum().backward()
+        assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+    @pytest.mark.parametrize(
+        ("name", "map"),
+        [
+            ("resnet18", "head"),
+            ("resnet18", "last_stage"),
+            ("efficientnet_b0", "head"),
+            ("mobilenetv3_small_050", "last_stage"),
+        ],
+    )
+    def test_output_stride(self, name: str, map: str) -> None:
+        with torch.device("meta"):
+            backbone = TimmBackbone(name, "none", map, output_stride=16)
+            assert backbone(torch.empty(2, 3, 64, 32)).shape == (2, backbone.out_channels, 4, 2)
+
+    @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "hrnet_w18_small", "mobilenetv3_small_050"])
+    def test_output_stride_that_timm_does_not_offer(self, name: str) -> None:
+        with torch.device("meta"), pytest.raises(ValueError, match=rf"can't set output_stride=16 of {name}"):
+            TimmBackbone(name, "none", output_stride=16)
+
+    @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_resnet"])
+    @pytest.mark.parametrize("map", ["head", "last_stage"])
+    @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
+    def test_timms_own_files(self, tmp_path: Path, name: str, map: str, file: str) -> None:
+        model = lively(timm.create_model(name, num_classes=7))
+        if file.endswith(".bin"):
+            torch.save(model.state_dict(), tmp_path / file)
+        else:
+            safetensors.torch.save_file(model.state_dict(), tmp_path / file)
+        backbone = TimmBackbone(name, tmp_path / file, map).eval()
+        batch = images(160, 160)
+        with torch.no_grad():
+            if map == "head":
+                features = model.forward_features(batch)
+                features = features if features.dim() == 4 else features[:, 1:].transpose(1, 2).unflatten(2, (10, 10))
+            else:
+                features = model.forward_intermediates(batch, intermediates_only=True)[-1]
+            assert torch.equal(backbone(batch), features)
+        network = BDBNetwork(5, TimmBackbone(name, "none", map), ["global"])
+        assert initialize_from(network, tmp_path / file) == ["backbone"]
+        assert all(torch.equal(t, backbone.state_dict()[key]) for key, t in network.backbone.state_dict().items())
+
+    def test_timms_file_of_another_model(self, tmp_path: Path) -> None:
+        torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.bin")
+        with pytest.raises(
+            CheckpointError, match=r"other\.bin: does not hold timm's weights of test_vit .*Its first keys: conv1"
+        ):
+            TimmBackbone("test_vit", tmp_path / "other.bin")
+
+    def test_real_efficientnet_computes_what_timm_does(self, shared_data: Path) -> None:
+        path = shared_data / "weights" / "tf_efficientnet_lite0_imagenet.pth"
+        model = timm.create_model("tf_efficientnet_lite0").eval()
+        model.load_state_dict(torch.load(path, weights_only=True))
+        backbone = TimmBackbone("tf_efficientnet_lite0", path).eval()
+        with torch.no_grad():
+            assert torch.equal(backbone(images(96, 64)), model.forward_features(images(96, 64)))
 
     @pytest.mark.parametrize("name", ["resnet18", "test_mambaout"])
     def test_its_own_head_makes_its_own_logits_of_the_map(self, name: str) -> None:
@@ -193,8 +306,8 @@ class TestTimm:
 
     def test_tokens_of_a_transformer_lie_as_the_patches_do(self) -> None:
         backbone = TimmBackbone("test_vit", "none").eval()
-        for place in range(len(backbone.model.model.blocks)):
-            backbone.model.model.blocks[place] = nn.Identity()  # each token keeps to its patch
+        for place in range(len(backbone.model.blocks)):
+            backbone.model.blocks[place] = nn.Identity()  # each token keeps to its patch
         batch, other = images(), images()
         other[..., 16:] += 1
         changed = (backbone(batch) - backbone(other)).abs().amax((0, 1)) > 0
@@ -220,7 +333,7 @@ class TestTimm:
     def test_model_without_a_feature_map(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timm, "create_model", refuse(RuntimeError("features_only not implemented")))
         with pytest.raises(ValueError, match=r"no feature map of resnet18 \(features_only not implemented\)"):
-            TimmBackbone("resnet18", "none")
+            TimmBackbone("resnet18", "none", map="last_stage")
 
     def test_pretrained_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
         state, asked = timm.create_model("resnet18").state_dict(), []

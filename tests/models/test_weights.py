@@ -1,15 +1,21 @@
 """Weights from files: what is read, what is refused, and what a refusal says."""
 
+import argparse
+import collections
+import datetime
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from bdbnet.models import (
@@ -21,6 +27,7 @@ from bdbnet.models import (
     TorchvisionBackbone,
     initialize_from,
     load_network,
+    read_checkpoint,
     read_state_dict,
 )
 
@@ -45,6 +52,16 @@ def equal(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return state.keys() == other.keys() and all(torch.equal(tensor, other[key]) for key, tensor in state.items())
 
 
+def fast_reid_state(backbone: nn.Module) -> dict[str, Tensor]:
+    """A model of fast-reid on a backbone: its layout."""
+    return {
+        "pixel_mean": torch.zeros(1, 3, 1, 1),
+        **{f"backbone.{key}": tensor for key, tensor in backbone.state_dict().items()},
+        "heads.bottleneck.0.weight": torch.ones(512),
+        "heads.weight": torch.ones(7, 512),
+    }
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "weights.pth"
@@ -65,13 +82,120 @@ class TestReading:
                 | {"losses.beta": torch.ones(1)},
                 "hyper_parameters": {"model": {"branches": ["global"]}},
             },
+            lambda state: {"model": state, "optimizer": {"state": {}}, "iteration": 9},
+            lambda state: {"epoch": 3, "model_state_dict": state},
+            lambda state: {
+                "state_dict": {f"model.{key}": tensor for key, tensor in state.items()}
+                | {"criterion.centers": torch.ones(2)},
+                "pytorch-lightning_version": "2.6.4",
+            },
+            lambda state: {"state_dict": {f"module.extractor.{key}": tensor for key, tensor in state.items()}},
         ],
-        ids=["plain", "torchreid", "DataParallel", "compiled", "Lightning"],
+        ids=[
+            "plain",
+            "torchreid",
+            "DataParallel",
+            "compiled",
+            "Lightning",
+            "fast-reid",
+            "tutorials",
+            "other Lightning modules",
+            "open-metric-learning",
+        ],
     )
     @pytest.mark.parametrize("zipped", [True, False])
     def test_layouts(self, path: Path, wrap: Callable[[dict[str, Tensor]], Any], zipped: bool) -> None:
         torch.save(wrap(self.state), path, _use_new_zipfile_serialization=zipped)
         assert equal(read_state_dict(path), self.state)
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    @pytest.mark.parametrize("key", ["state_dict", "model"])
+    def test_what_engines_write_beside_the_weights_is_read(self, path: Path, key: str, zipped: bool) -> None:
+        """As torchreid, fast-reid, timm and Lightning modules with a configuration of OmegaConf save them."""
+        network = nn.Linear(4, 2)
+        optimizer = torch.optim.Adam(network.parameters())
+        network(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        meters: Any = collections.defaultdict(list, {"loss": [0.3]})
+        torch.save(
+            {
+                key: self.state,
+                "epoch": 60,
+                "rank1": np.float64(0.9),
+                "cmc": np.array([0.5, 0.7], np.float32),
+                "labels": np.array(["a", "b"]),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [3]).state_dict(),
+                "args": argparse.Namespace(lr=0.1, output=Path("log")),
+                "meters": meters,
+                "time": datetime.datetime(2020, 1, 2),
+                "hyper_parameters": OmegaConf.create({"model": {"name": "resnet50", "dims": [1, 2.5, True, None]}}),
+            },
+            path,
+            _use_new_zipfile_serialization=zipped,
+        )
+        assert equal(read_state_dict(path), self.state)
+        content = read_checkpoint(path)
+        assert content["rank1"] == 0.9
+        assert content["cmc"].tolist() == pytest.approx([0.5, 0.7])
+        assert str(content["args"].output) == "log"
+        assert content["hyper_parameters"].model.name == "resnet50"
+
+    def test_names_of_numpy_before_its_second_version(self, path: Path) -> None:
+        torch.save({"state_dict": self.state, "rank1": np.float64(0.9)}, path, _use_new_zipfile_serialization=False)
+        content = path.read_bytes()
+        assert b"numpy._core.multiarray" in content
+        path.write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        assert read_checkpoint(path)["rank1"] == 0.9
+
+    def test_an_array_of_objects_is_refused(self, path: Path) -> None:
+        torch.save({"state_dict": self.state, "names": np.array([{"a": 1}, None], object)}, path)
+        with pytest.raises(CheckpointError, match=r"weights\.pth: "):
+            read_state_dict(path)
+
+    def test_other_keys_are_named_with_the_way_to_take_the_weights_out(self, path: Path) -> None:
+        torch.save({"epoch": 7, "params": self.state, "optimizer": {"state": {}}}, path)
+        with pytest.raises(
+            CheckpointError,
+            match=r"Its keys: epoch \(int\), params \(2 tensors\), optimizer \(dict of 1\)\. To use those of params: "
+            r"torch\.save\(torch\.load\(path, weights_only=True\)\['params'\], new_path\)",
+        ):
+            read_state_dict(path)
+        torch.save({"state_dict": {**self.state, "epoch": 3}}, path)
+        with pytest.raises(CheckpointError, match=r"In state_dict, epoch is a int, not a tensor"):
+            read_state_dict(path)
+        torch.save([self.state], path)
+        with pytest.raises(CheckpointError, match="but a list"):
+            read_state_dict(path)
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:Warning")
+    def test_torchscript_is_told_from_a_damaged_file(self, path: Path) -> None:
+        torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(str(path))
+        with pytest.raises(
+            CheckpointError,
+            match=r"weights\.pth: refused: a TorchScript archive.*torch\.jit\.load.*state_dict\(\), new_path",
+        ):
+            read_state_dict(path)
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"  <!DOCTYPE html><html>Sign in", "a web page: the download led to a page"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
+            (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
+            (b"\x1f\x8b\x08" + bytes(20), "gzip archive: unpack it"),
+        ],
+    )
+    def test_known_files_of_another_kind(self, path: Path, content: bytes, said: str) -> None:
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"weights\.pth: not a checkpoint but .*{said}"):
+            read_state_dict(path)
+
+    def test_zip_archive_around_a_file_of_weights(self, path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("osnet.pth", b"1")
+        with pytest.raises(CheckpointError, match=r"a zip archive of osnet\.pth: unpack it and give the file"):
+            read_state_dict(path)
 
     @pytest.mark.parametrize("zipped", [True, False])
     @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
@@ -189,6 +313,20 @@ class TestWholeNetworks:
         assert len(message) < 1500
         assert equal(before, network.state_dict())
 
+    def test_advice_fits_the_file(self, path: Path) -> None:
+        """Only where classifiers differ is leaving them out of use; fast-reid's heads are ours in no case."""
+        torch.save(osnet_network(5).state_dict(), path)
+        with pytest.raises(CheckpointError, match="Only classifiers differ") as caught:
+            load_network(osnet_network(6), path)
+        assert "Choose the backbone" not in str(caught.value)
+        with pytest.raises(CheckpointError, match="Choose the backbone") as caught:
+            load_network(osnet_network(5, ("global",)), path)
+        assert "classifiers" not in str(caught.value).splitlines()[-1]
+        network = BDBNetwork(5, ResNetBackbone("resnet18", "none"), ["global"])
+        torch.save({"model": fast_reid_state(network.backbone)}, path)
+        with pytest.raises(CheckpointError, match=r"heads\.\* are the heads of fast-reid.*backbone\.weights"):
+            load_network(network, path)
+
     def test_missing_and_left_over_branches(self, path: Path) -> None:
         torch.save(osnet_network(5, ("global",)).state_dict(), path)
         with pytest.raises(
@@ -223,6 +361,21 @@ class TestStartingWeights:
         network = BDBNetwork(5, ResNetBackbone("resnet18", "none"))
         assert initialize_from(network, path) == ["backbone"]
         assert torch.equal(network.backbone.layer4[0].conv1.weight, resnet.layer4[0].conv1.weight)
+
+    def test_fast_reid_fills_the_backbone(self, path: Path) -> None:
+        trained = ResNetBackbone("resnet18", "none")
+        torch.save({"model": fast_reid_state(trained), "iteration": 3}, path)
+        network = BDBNetwork(5, ResNetBackbone("resnet18", "none"))
+        assert initialize_from(network, path) == ["backbone"]
+        assert equal(network.backbone.state_dict(), trained.state_dict())
+        assert equal(ResNetBackbone("resnet18", path).state_dict(), trained.state_dict())
+
+    @pytest.mark.parametrize("head", ["fc", "classifier"])
+    def test_a_resnet_of_torchreid_fills_the_backbone(self, path: Path, head: str) -> None:
+        trained = ResNetBackbone("resnet18", "none")
+        state = {**trained.state_dict(), f"{head}.weight": torch.ones(7, 512), f"{head}.bias": torch.ones(7)}
+        torch.save({"state_dict": {f"module.{key}": t for key, t in state.items()}, "rank1": np.float32(0.8)}, path)
+        assert equal(ResNetBackbone("resnet18", path).state_dict(), trained.state_dict())
 
     def test_torchvision_features_fill_the_backbone_and_the_head_is_left_out(self, path: Path) -> None:
         for name in ("squeezenet1_1", "mobilenet_v3_small"):

@@ -26,7 +26,7 @@ from bdbnet.loading import Preprocessing, default_workers
 from bdbnet.loading.loader import WorkerLoader
 from bdbnet.loading.sources import find_images
 from bdbnet.models import EmbeddingNetwork
-from bdbnet.renamed import first_name
+from bdbnet.renamed import as_first_written
 from bdbnet.settings import is_whole
 
 #: Scalings of the concatenated embedding before distances; the paper's is raw.
@@ -177,10 +177,9 @@ class Embedder:
             **asdict(settings), **preprocessing.unusual(),
         }  # fmt: skip
         # Strides and pooling have no parameters. What only training looks at changes no embedding.
-        parts = {name: dict(part) for name, part in self.origin.network.items() if name != "dropping"}
+        # As first written: a renamed class makes the same embeddings.
+        parts = {name: as_first_written(part) for name, part in self.origin.network.items() if name != "dropping"}
         parts.get("backbone", {}).pop("weights", None)
-        for part in parts.values():  # under its first name: a renamed class makes the same embeddings
-            part["_target_"] = first_name(part.get("_target_"))
         record["network"] = parts
         digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
         for name, tensor in sorted(self.network.state_dict().items()):

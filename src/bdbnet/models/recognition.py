@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from bdbnet.models.backbones.osnet import WIDTHS
-from bdbnet.models.weights import CheckpointError
+from bdbnet.models.weights import FAST_REID_HEADS, CheckpointError
 
 _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {  # blocks in layer1 .. layer4, and whether they are bottlenecks
     ((2, 2, 2, 2), False): "resnet18",
@@ -54,9 +54,19 @@ def recognise(state: Mapping[str, Tensor], source: str) -> Architecture:
         return Architecture(_model(branches, dims), backbone, None)
     keys = [f"{key} {tuple(tensor.shape)}" for key, tensor in state.items()]
     listed = "; ".join(keys[:_SHOWN]) + (f"; ... ({len(keys)} keys)" if len(keys) > _SHOWN else "")
+    advice = (
+        "Say what they belong to with model= and backbone=, for example model=baseline backbone=resnet50 (the groups of conf/model "
+        "and conf/backbone)"
+    )
+    if any(key.startswith("heads.") for key in state):
+        advice = FAST_REID_HEADS
+    elif backbone is not None and not branches and not others:
+        advice = (
+            f"They are a {backbone.get('name', 'OSNet')} without the branches that make an embedding: they can start a "
+            "training, as backbone.weights=<file>"
+        )
     raise CheckpointError(
-        f"{source}: the architecture of these weights is not recognised. Its keys: {listed}. Say what they belong to with "
-        "model= and backbone=, for example model=baseline backbone=resnet50 (the groups of conf/model and conf/backbone)"
+        f"{source}: the architecture of these weights is not recognised. Its keys: {listed}. {advice}"
     )
 
 

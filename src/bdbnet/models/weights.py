@@ -1,17 +1,26 @@
 """Weights from files: safe reading, and strict loading.
 
 A file may hold this project's checkpoint (written by Lightning, or a plain `state_dict` of a `BDBNetwork`),
-torchreid's OSNet or a model of torchvision. `load_network` restores a whole network. Starting weights come in two
-steps: a backbone's own `weights` argument fills the backbone alone; for a file, `initialize_from` then fills what the file
-holds of the branches too (torchreid's `fc` is our global branch).
+torchreid's OSNet, a model of torchvision or timm, or the training checkpoint of another program. `load_network` restores a
+whole network. Starting weights come in two steps: a backbone's own `weights` argument fills the backbone alone; for a file,
+`initialize_from` then fills what the file holds of the branches too (torchreid's `fc` is our global branch).
 """
 
+import argparse
+import datetime
+import pathlib
 import pickle
 import re
+import typing
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+import omegaconf
+import omegaconf.base
+import omegaconf.nodes
 import safetensors.torch
 import torch
 import torchvision.models
@@ -21,7 +30,25 @@ from torch import Tensor, nn
 from bdbnet.regular_files import require_regular
 
 _CLASSIFIER, _COUNTER = ".classifier.", ".drop.step"
+#: What to do with a file of fast-reid.
+FAST_REID_HEADS = (
+    "heads.* are the heads of fast-reid, which no network here has: the file can't be evaluated, but its backbone can start a "
+    "training, such as backbone=resnet50 backbone.weights=<file>"
+)
 _SHOWN = 4  # keys that an error message lists of each kind
+_ENTRIES = 8  # entries of a file that an error message lists
+#: Entries under which programs put the weights: torchreid, Lightning, timm and many others; fast-reid, detectron2, DeiT.
+_WEIGHTS = ("state_dict", "model", "model_state_dict")
+#: What programs wrap around a network's keys: DataParallel, a LightningModule's attribute.
+_WRAPPERS = ("module.", "model.", "extractor.")
+#: How files that are no weights begin.
+_OTHER_FILES = {
+    b"<!doctype html": "a web page: the download led to a page instead of the file",
+    b"<html": "a web page: the download led to a page instead of the file",
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with git lfs pull",
+    b"\x89hdf": "an HDF5 file: convert it to PyTorch with the program that wrote it",
+    b"\x1f\x8b": "a gzip archive: unpack it and give the file inside",
+}
 # torchvision's DenseNet files have keys such as norm.1, but its modules are called norm1.
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.")
 
@@ -35,6 +62,13 @@ class _HasCopies(Protocol):
     def copy_backbone(self, names: Iterable[str]) -> None: ...
 
 
+@runtime_checkable
+class _OfAnotherLibrary(Protocol):
+    """A backbone that wraps a model of another library, whose files have that library's keys."""
+
+    def own_keys(self, state: dict[str, Tensor], source: str) -> dict[str, Tensor]: ...
+
+
 class CheckpointError(ValueError):
     """A file of weights that is missing, unreadable, unsafe to read or of another architecture."""
 
@@ -42,18 +76,23 @@ class CheckpointError(ValueError):
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by key, on the CPU, without running code from the file.
 
-    Takes a plain `state_dict`, one under the key "state_dict" (Lightning, torchreid), and both formats of
-    `torch.save`. Of a Lightning checkpoint only the network is returned, without its "network." prefix; "module."
-    (DataParallel) and "_orig_mod." (torch.compile) are taken off.
+    Takes a plain `state_dict`, one under the key "state_dict" (Lightning, torchreid), "model" (fast-reid) or
+    "model_state_dict", whatever stands beside it, safetensors, and both formats of `torch.save`. Of a Lightning checkpoint only
+    the network is returned, without its "network.", "model." or "extractor." prefix; "module." (DataParallel) and
+    "_orig_mod." (torch.compile) are taken off.
 
     Raises:
-        CheckpointError: missing, empty, truncated or not a checkpoint; objects in it that need code to be rebuilt.
+        CheckpointError: missing, empty, truncated or not a checkpoint; objects in it that need code to be rebuilt; no weights
+            under one of these keys, with the keys that are there.
     """
     return _tensors(read_checkpoint(path), Path(path))
 
 
 def read_checkpoint(path: str | Path) -> Any:
     """Everything in a file that `torch.save` or safetensors wrote, on the CPU, if it is tensors and plain values alone.
+
+    Plain are also what engines put beside the weights: NumPy arrays and numbers, argparse's and OmegaConf's settings, paths,
+    dates.
 
     Raises:
         CheckpointError: as `read_state_dict`.
@@ -74,15 +113,17 @@ def read_checkpoint(path: str | Path) -> Any:
             raise CheckpointError(
                 f"{path}: damaged or no safetensors file ({error}); copy or download it again"
             ) from error
+    _refuse_other_files(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_PLAIN):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
                 f"{path}: refused: it contains {found[1]}, which is neither a tensor nor a plain value, and loading it would run "
-                "code from the file; if you trust its source, open it in an isolated "
-                "environment with torch.load(path, weights_only=False) and save only its tensors with "
-                "torch.save(model.state_dict(), new_path)"
+                "code from the file; if you trust its source, open it in an isolated environment with "
+                'content = torch.load(path, weights_only=False) and save only its tensors: torch.save(content["state_dict"], '
+                "new_path), or, where it holds a whole network, torch.save(content.state_dict(), new_path)"
             ) from error
         raise CheckpointError(f"{path}: not a checkpoint written by torch.save, or damaged") from error
     except OSError as error:
@@ -129,7 +170,8 @@ def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
     def is_weight(key: str) -> bool:
         return _CLASSIFIER not in key and not key.endswith(_COUNTER)
 
-    state, own = _network_keys(read_state_dict(path)), network.state_dict()
+    state = _network_keys(read_state_dict(path), getattr(network, "backbone", None), str(path))
+    own = network.state_dict()
     branches = {".".join(key.split(".")[:2]): None for key in own if key.startswith(("branches.", "copies."))}
     parts = ["backbone", *(name for name in branches if any(key.startswith(f"{name}.") for key in state))]
     chosen = tuple(f"{name}." for name in parts)
@@ -143,7 +185,8 @@ def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     """Fill a backbone from the backbone's part of the file, strictly."""
-    load_strictly(backbone, _below("backbone.", _network_keys(read_state_dict(path))), str(path))
+    state = _network_keys(read_state_dict(path), backbone, str(path))
+    load_strictly(backbone, _below("backbone.", state), str(path))
 
 
 def load_imagenet(backbone: nn.Module, name: str) -> None:
@@ -190,29 +233,101 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
         if keys
     ]
     if faults:
-        raise CheckpointError(
-            "\n".join([f"{source}: the checkpoint does not match the architecture of {type(module).__name__}", *faults])
-            + "\nChoose the backbone, width and branches that the file was trained with. If only classifiers differ, "
-            "the number of training identities does: load without classifiers."
-        )
+        heading = f"{source}: the checkpoint does not match the architecture of {type(module).__name__}"
+        differing = {*own} ^ {*state} | {key for key in own if key in state and own[key].shape != state[key].shape}
+        raise CheckpointError("\n".join([heading, *faults, _advice(differing)]))
     module.load_state_dict(state)
 
 
+def _advice(differing: Iterable[str]) -> str:
+    """What to do about keys that a file and a network do not share."""
+    differing = list(differing)
+    if all(_CLASSIFIER in f".{key}" for key in differing):
+        return "Only classifiers differ, so the number of training identities does: load without classifiers."
+    if any(key.startswith("heads.") for key in differing):
+        return FAST_REID_HEADS
+    return "Choose the backbone, width and branches that the file was trained with."
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Raise CheckpointError for files that are known and hold no weights that can be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+        names: list[str] = []
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return  # whoever reads it says what is wrong
+    for beginning, kind in _OTHER_FILES.items():
+        if start.startswith(beginning):
+            raise CheckpointError(f"{path}: not a checkpoint but {kind}")
+    if not is_zip:
+        return
+    if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
+        raise CheckpointError(
+            f"{path}: refused: a TorchScript archive (torch.jit.save), which holds a program beside the weights; if you trust its "
+            "source, save only its tensors in an isolated environment: "
+            'torch.save(torch.jit.load(path, map_location="cpu").state_dict(), new_path)'
+        )
+    if not any(name.endswith("data.pkl") for name in names):
+        raise CheckpointError(
+            f"{path}: not a checkpoint but a zip archive of {', '.join(names[:_SHOWN]) or 'nothing'}"
+            f"{', ...' if len(names) > _SHOWN else ''}: unpack it and give the file of weights inside"
+        )
+
+
+def _plain_values() -> list[Any]:
+    """Classes and functions that rebuild plain values without running anything of a file's choosing, for `torch.load`."""
+    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    numpy: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDSU"}]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        numpy += [(scalar, f"{module}.scalar"), (reconstruct, f"{module}._reconstruct")]
+    paths: list[Any] = [
+        (kind, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+        # A path of another system can be named, but not opened.
+        for kind in [pathlib.PureWindowsPath if "Windows" in name else pathlib.PurePosixPath]
+    ]
+    settings: list[Any] = [
+        omegaconf.DictConfig, omegaconf.ListConfig, omegaconf.base.ContainerMetadata, omegaconf.base.Metadata,
+        (typing.Any, "typing.Any"),
+        *(getattr(omegaconf.nodes, f"{kind}Node") for kind in ("Any", "String", "Integer", "Float", "Boolean", "Path")),
+    ]  # fmt: skip
+    return [
+        # PyTorch's reader fills no other dictionary than a plain one.
+        argparse.Namespace, (lambda *_: {}, "collections.defaultdict"), list, dict, int, float, str, bool,
+        datetime.datetime, datetime.date, datetime.timedelta, *numpy, *paths, *settings,
+    ]  # fmt: skip
+
+
+_PLAIN = _plain_values()
+
+
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if isinstance(state, dict):
-        state = {str(key).replace("_orig_mod.", ""): value for key, value in state.items()}
-        state = _below("network.", state) or state
-        if all(key.startswith("module.") for key in state):
-            state = _below("module.", state)
+    entries = content if isinstance(content, dict) else {}
+    name = next((name for name in _WEIGHTS if isinstance(entries.get(name), dict) and entries[name]), None)
+    state = content if name is None else entries[name]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: not a file of weights: it holds no state_dict (tensors by key)")
+        raise CheckpointError(
+            f"{path}: not a file of weights: it holds no state_dict (tensors by key){_entries(content, name)}"
+        )
     for key, tensor in state.items():
         if kind := _unusable(tensor):
             raise CheckpointError(
                 f"{path}: {key} is {kind}; save the weights as ordinary tensors of numbers: torch.save(model.state_dict(), path)"
             )
-    return state
+    state = {str(key).replace("_orig_mod.", ""): value for key, value in state.items()}
+    own = _below("network.", state)
+    state = own or state
+    # A LightningModule may have a loss with parameters beside its network.
+    beside = name is not None and "pytorch-lightning_version" in entries
+    while not own and (inside := _unwrapped(state, _WRAPPERS if name else _WRAPPERS[:1], beside=beside)):
+        state = inside
+    return _unwrapped(state, _WRAPPERS[:1], beside=False) or state
 
 
 def _unusable(tensor: Tensor) -> str:
@@ -226,10 +341,47 @@ def _unusable(tensor: Tensor) -> str:
     return "complex" if tensor.is_complex() else ""
 
 
-def _network_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keys of torchreid's OSNet or torchvision's models as the keys that `BDBNetwork` uses; its own stay."""
+def _unwrapped(state: dict[str, Tensor], wrappers: Iterable[str], *, beside: bool) -> dict[str, Tensor]:
+    """The keys below the first of `wrappers` that has all of them or, with `beside`, some; empty where there is none."""
+    inner = (_below(prefix, state) for prefix in wrappers)
+    return next((found for found in inner if found and (beside or len(found) == len(state))), {})
+
+
+def _entries(content: Any, name: str | None) -> str:
+    """What a file holds instead of weights, and how to take them out where one of its entries looks like them.
+
+    `name` is the entry where weights were looked for.
+    """
+    if not isinstance(content, dict):
+        return f" but a {type(content).__name__}"
+    if not content:
+        return ", it is empty"
+    listed = [f"{key} ({_kind(value)})" for key, value in content.items()]
+    text = f". Its keys: {', '.join(listed[:_ENTRIES])}{f', ... ({len(listed)})' if len(listed) > _ENTRIES else ''}"
+    if name is not None:
+        other = next(key for key, value in content[name].items() if not isinstance(value, Tensor))
+        return f"{text}. In {name}, {other} is a {_kind(content[name][other])}, not a tensor"
+    weights = next((key for key, value in content.items() if _kind(value).endswith("tensors")), None)
+    if weights is None:
+        return text
+    return f"{text}. To use those of {weights}: torch.save(torch.load(path, weights_only=True)[{weights!r}], new_path)"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict) and value and all(isinstance(part, Tensor) for part in value.values()):
+        return f"{len(value)} tensors"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, dict | list) else type(value).__name__
+
+
+def _network_keys(state: dict[str, Tensor], backbone: object = None, source: str = "") -> dict[str, Tensor]:
+    """Keys of torchreid's OSNet or torchvision's models as the keys that `BDBNetwork` uses; its own stay.
+
+    A `backbone` of another library translates that library's keys itself; `source` is what its messages call the file.
+    """
     if any(key.startswith("backbone.") for key in state):
         return state
+    if isinstance(backbone, _OfAnotherLibrary):
+        return {f"backbone.{key}": tensor for key, tensor in backbone.own_keys(state, source).items()}
     if "conv1.conv.weight" in state:
         roots = {"fc": "branches.global.reduction", "classifier": "branches.global.classifier"}
         parts = ((*key.partition("."), tensor) for key, tensor in state.items())
@@ -237,7 +389,8 @@ def _network_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if any(key.startswith("features.") for key in state):  # Swin's norm is not part of its features
         kept = [key for key in state if key.startswith(("features.", "norm."))]
         return {"backbone." + _OLD_DENSENET.sub(r"\1", key): state[key] for key in kept}
-    return {f"backbone.{key}": tensor for key, tensor in state.items() if not key.startswith("fc.")}
+    heads = ("fc.", "classifier.")  # torchvision's and torchreid's
+    return {f"backbone.{key}": tensor for key, tensor in state.items() if not key.startswith(heads)}
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
