@@ -180,11 +180,10 @@ def worst_queries(run: RunFolder, images: Images) -> str:
         word, mark = ("right", "✓") if first == 1 else ("wrong", "✗")
         asked = picture(images.root, query["path"], f"query: {who}", own)
         found = picture(images.root, nearest["path"], f"rank 1, {word}: {at_rank_1}", other)
-        items.append(
-            f'<li><div>{asked}<span class="{word}">{found}</span></div>{escape(noun)} {escape(str(query["label"]))}, '
-            f"at rank 1: {escape(str(nearest['label']))}&nbsp;{mark}<br>"
-            f"AP {percent(query['ap'])}, first match at rank {first:,}</li>"
-        )
+        labels = f"{noun} {query['label']}, at rank 1: {nearest['label']}\N{NO-BREAK SPACE}{mark}"
+        facts = f"AP {percent(query['ap'])}, first match at rank {first:,}"
+        pair = f'<div>{asked}<span class="{word}">{found}</span></div>'
+        items.append(f"<li>{pair}{escape(labels)}<br>{escape(facts)}</li>")
     words = "The query at the left, beside it the image at rank 1."
     return f'<p class="soft">{words}</p>\n<ol class="pairs">\n' + "\n".join(items) + "\n</ol>\n" if items else ""
 
