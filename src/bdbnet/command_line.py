@@ -29,6 +29,7 @@ PATH_KEYS = frozenset(
         "compare",
     }
     | {"dataset.manifest", "dataset.root", "loading.cache_root"}
+    | {"run_name", "sweep_name"}
 )
 
 
@@ -46,16 +47,15 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     quoted = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if (
-            key.lstrip("+") in PATH_KEYS
-            and value
-            and value[0] not in "\"'["
-            and not value.isdigit()
-            and value not in ("null", "last", "none", "imagenet")
-        ):
+        if key.lstrip("+") in PATH_KEYS and value and value[0] not in "\"'[" and not is_no_path(value):
             argument = f'{key}="' + value.replace('"', '\\"') + '"'
         quoted.append(argument)
     return quoted
+
+
+def is_no_path(value: str) -> bool:
+    """Whether a value of `PATH_KEYS` is a word or a number of its own."""
+    return value.isdigit() or value in ("null", "last", "none", "imagenet")
 
 
 def typed_plugins(arguments: Sequence[str]) -> list[str]:

@@ -13,6 +13,9 @@ def main(config: DictConfig) -> None:
     for key in ("queries", "top", "seed"):
         if not is_whole(config[key]):
             raise ConfigError(f"{key}={config[key]}: give a whole number")
+    overwrite = config.get("overwrite", False)
+    if not isinstance(overwrite, bool):
+        raise ConfigError(f"overwrite={overwrite}: give true or false")
     from bdbnet.reporting import read_run, write_report
     from bdbnet.reporting.compare_runs import compare_runs
     from bdbnet.reporting.sweep import is_sweep
@@ -20,7 +23,7 @@ def main(config: DictConfig) -> None:
     from bdbnet.reporting.terminal import metrics_table
 
     if config.get("compare"):
-        text, record = compare_runs(config.run, config.compare, seed=config.seed)
+        text, record = compare_runs(config.run, config.compare, seed=config.seed, overwrite=overwrite)
         print(f"{text}\n\ncomparison: {record}")
         return
     if is_sweep(config.run):
@@ -28,7 +31,7 @@ def main(config: DictConfig) -> None:
         print(table)
         print(f"report: {page}\ntable:  {', '.join(str(path) for path in others)}")
         return
-    page = write_report(config.run, queries=config.queries, top=config.top, seed=config.seed)
+    page = write_report(config.run, queries=config.queries, top=config.top, seed=config.seed, overwrite=overwrite)
     print(metrics_table(read_run(page.parent).result))
     print(f"report: {page}")
 

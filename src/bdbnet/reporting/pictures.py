@@ -13,7 +13,7 @@ import pandas as pd
 from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.datasets.images import Box, ImageError, read_image
 from bdbnet.figures import read_thumbnail
-from bdbnet.reporting.run_folder import RunFolder, choose_queries, image_root
+from bdbnet.reporting.run_folder import RunFolder, choose_queries, file_below, image_root
 from bdbnet.reporting.wording import distance
 from bdbnet.results import metric_names, metric_of
 
@@ -151,7 +151,7 @@ def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str) ->
         word, mark = ("right", "✓") if row["correct"] else ("wrong", "✗")
         alt = f"rank {rank}, {word}: {_who(noun, label, camera)}, distance {away}"
         items.append(
-            f'<li class="{word}">{picture(root, row["gallery_path"], alt, box_of(row, "gallery"))}<b>{rank} {mark}</b>'
+            f'<li class="{word}">{picture(root, row["gallery_path"], alt, box_of(row, "gallery"))}<b>{escape(str(rank))} {mark}</b>'
             f"<span>{away}</span>{_small(noun, label, camera)}</li>"
         )
     ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"
@@ -164,7 +164,9 @@ def _who(noun: str, label: Any, camera: Any) -> str:
 
 def _small(noun: str, label: Any, camera: Any) -> str:
     short = {"identity": "id"}.get(noun, noun)
-    return f"<span>{escape(f'{short} {label}')}</span>" + (f"<span>cam {camera}</span>" if camera >= 0 else "")
+    return f"<span>{escape(f'{short} {label}')}</span>" + (
+        f"<span>cam {escape(str(camera))}</span>" if camera >= 0 else ""
+    )
 
 
 def box_of(row: Any, of: str) -> Box | None:
@@ -180,16 +182,23 @@ def picture(root: Path | None, path: str, alt: str, box: Box | None) -> str:
     problem = "image not found"
     if root is not None:
         try:
-            image = read_thumbnail(root / path if box is None else read_image(root / path, box=box))
+            file = file_below(root, path)
+            image = None if file is None else read_thumbnail(file if box is None else read_image(file, box=box))
         except FileNotFoundError:
             pass
         except (OSError, ImageError):
             problem = "image not readable"
         else:
+            if image is None:
+                return _no_picture(path, alt, "image outside of the data")
             buffer = io.BytesIO()
             image.save(buffer, format="JPEG", quality=85)
             uri = _data_uri("image/jpeg", buffer.getvalue())
             size = f'width="{image.width}" height="{image.height}"'
             return f'<img src="{uri}" {size} alt="{escape(alt)}" title="{escape(path)}">'
+    return _no_picture(path, alt, problem)
+
+
+def _no_picture(path: object, alt: str, problem: str) -> str:
     words = escape(f"{alt} ({problem})")
-    return f'<div class="missing" role="img" aria-label="{words}" title="{escape(path)}">{problem}</div>'
+    return f'<div class="missing" role="img" aria-label="{words}" title="{escape(str(path))}">{problem}</div>'

@@ -6,15 +6,18 @@ from html import escape
 from pathlib import Path
 
 from bdbnet.config import flatten
+from bdbnet.overwriting import refuse_other_settings
 from bdbnet.reporting.analysis import analysis_section
-from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
+from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page, settings_of_page
 from bdbnet.reporting.pictures import curves, ranking_lists
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
 from bdbnet.reporting.wording import BEST_CHECKPOINT, duration, further_lines, protocol_line
 from bdbnet.results import REPORT, Result, in_percent, metric_names, metric_of, write_atomically
 
 
-def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, seed: int = 0) -> Path:
+def write_report(
+    run_folder: str | Path, *, queries: int = 8, top: int = 10, seed: int = 0, overwrite: bool = True
+) -> Path:
     """Write `report.html` into a run's folder and return its path.
 
     The page needs no other file, no network and no JavaScript. The same folder and arguments give the same page.
@@ -25,8 +28,10 @@ def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, see
         queries: number of ranking lists; half of them are drawn at random, the others are among the worst. 0 for none.
         top: gallery images shown per query, at least 1; no more than `topk.parquet` holds.
         seed: of the random choice of queries.
+        overwrite: replace a page that was made with other arguments.
 
     Raises:
+        ConfigError: a page with other arguments is there, and may not be replaced.
         ReportError: a bad argument, not a run folder, or an unreadable table in it.
         ResultError: an unfinished or foreign `result.json`.
     """
@@ -34,6 +39,13 @@ def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, see
         if value < least:
             raise ReportError(f"{name}={value}: give {least} or more")
     run = read_run(run_folder)
+    earlier = settings_of_page(run.path / REPORT)
+    if earlier and not overwrite:
+        then, now = (
+            dict(part.split("=", 1) for part in settings.split() if "=" in part)
+            for settings in (earlier, _arguments(queries, top, seed))
+        )
+        refuse_other_settings(run.path / REPORT, then, now, keep="move that file away")
     text = run_page(run, queries=queries, top=top, seed=seed)
     return write_atomically(run.path / REPORT, text.encode("utf-8", "xmlcharrefreplace"))
 
@@ -51,8 +63,19 @@ def run_page(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
         _machine(result),
         _settings(result),
     )
-    footer = f"Made by bdbnet from the run of {result.created}."
-    return page(result.protocol.dataset, kind, _summary(result), sections, name=run.path.resolve().name, footer=footer)
+    return page(
+        result.protocol.dataset,
+        kind,
+        _summary(result),
+        sections,
+        name=run.path.resolve().name,
+        footer=f"Made by bdbnet from the run of {result.created}.",
+        settings=_arguments(queries, top, seed),
+    )
+
+
+def _arguments(queries: int, top: int, seed: int) -> str:
+    return f"queries={queries} top={top} seed={seed}"
 
 
 def _summary(result: Result) -> str:
