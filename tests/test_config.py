@@ -10,16 +10,7 @@ from omegaconf import OmegaConf, open_dict
 
 from bdbnet import plugins
 from bdbnet.command_line import one_logger_each, typed_plugins
-from bdbnet.config import (
-    ConfigError,
-    check_settings,
-    check_target,
-    command,
-    config_dir,
-    instantiate,
-    quote_paths,
-    run_name,
-)
+from bdbnet.config import ConfigError, check_settings, check_target, command, config_dir, instantiate, quote_paths
 from bdbnet.losses import BatchHardTripletLoss
 from bdbnet.plugins import PluginError
 from bdbnet.renamed import rename_keys
@@ -111,21 +102,6 @@ def test_arguments_reach_the_object_uncopied():
 def test_an_argument_that_a_class_refuses_is_a_config_error(arguments):
     with pytest.raises(ConfigError, match="margin"):
         instantiate(OmegaConf.create({"_target_": "bdbnet.losses.BatchHardTripletLoss", **arguments}))
-
-
-def test_run_names_are_stable_safe_and_of_bounded_length():
-    long = ",".join(f"key{i}={i}" for i in range(100))
-    assert run_name(long) == run_name(long)
-    assert len(run_name(long)) <= 150
-    assert run_name(long) != run_name(long + "0")
-    assert "/" not in run_name("backbone.weights=/some/where.pth")
-
-
-def test_a_key_under_its_former_name_finds_its_former_folder(monkeypatch):
-    """A job that was submitted with the former name is requeued with it."""
-    assert run_name("evaluation.distance=cosine,seed=2") == "evaluation.distance=cosine,seed=2"
-    monkeypatch.setattr("bdbnet.config._typed_formerly", {"evaluation.measure"})
-    assert run_name("evaluation.distance=cosine,seed=2") == "evaluation.measure=cosine,seed=2"
 
 
 def test_former_keys_in_a_file_of_the_user_are_renamed():

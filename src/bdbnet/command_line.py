@@ -34,6 +34,7 @@ PATH_KEYS = frozenset(
         "compare",
     }
     | {"dataset.manifest", "dataset.root", "loading.cache_root"}
+    | {"run_name", "sweep_name"}
 )
 
 
@@ -80,7 +81,7 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    if not value or value[0] in "\"'[" or value.isdigit() or value in _WORDS:
+    if not value or value[0] in "\"'[" or is_no_path(value):
         return value
     return '"' + value.replace('"', '\\"') + '"'
 
@@ -180,6 +181,11 @@ def _as_a_word(word: str, known: Sequence[str], conf: Path) -> str:
         return f"{word}: write {word}=VALUE"
     choices = [f"{path.parent.name}={path.stem}" for path in sorted(conf.glob("*/*.yaml")) if path.stem == word.lower()]
     return f"{word}: {f'write {choices[0]}' if choices else 'settings are written KEY=VALUE'}"
+
+
+def is_no_path(value: str) -> bool:
+    """Whether a value of `PATH_KEYS` is a word or a number of its own."""
+    return value.isdigit() or value in _WORDS
 
 
 def typed_plugins(arguments: Sequence[str]) -> list[str]:

@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import functools
-import hashlib
 import importlib
 import inspect
 import io
@@ -30,7 +29,9 @@ from bdbnet import plugins
 from bdbnet.command_line import check_form, keys_of, list_of_plugins, one_logger_each, typed_plugins
 from bdbnet.command_line import quote_paths as quote_paths
 from bdbnet.files import WriteError, is_about_writing
-from bdbnet.renamed import KEYS, TARGETS, rename_keys, with_todays_keys
+from bdbnet.renamed import TARGETS, rename_keys, with_todays_keys
+from bdbnet.run_names import name_sweep, register_resolvers, remember_former_keys
+from bdbnet.run_names import run_name as run_name
 from bdbnet.schema import BESIDE_CLASS, FILLED_IN, PASSED_ON, check, nearest
 from bdbnet.settings import ConfigError as ConfigError
 from bdbnet.settings import unnamed_settings
@@ -71,30 +72,7 @@ for _kind in ("loss", "backbone", "dataset"):
     plugins.reserve(_kind, (path.stem for path in (config_dir() / _kind).glob("*.yaml")))
 
 
-#: Former names of keys on the command line of this process.
-_typed_formerly: set[str] = set()
-
-
-def run_name(override_dirname: str) -> str:
-    """Stable folder name of a run: its overrides, made safe for a file system.
-
-    The same command line always gives the same name, so that a requeued or resumed job finds its own folder: also a job whose
-    command line has keys under their former names.
-
-    >>> run_name("dataset=market1501,loss=hard_triplet")
-    'dataset=market1501,loss=hard_triplet'
-    >>> run_name("")
-    'default'
-    """
-    for former in _typed_formerly:
-        override_dirname = re.sub(rf"(^|,){re.escape(KEYS[former])}=", rf"\g<1>{former}=", override_dirname)
-    name = re.sub(r"[^\w=,.+-]", "_", override_dirname) or "default"
-    if len(name) <= 150:
-        return name
-    return f"{name[:130]}-{hashlib.sha256(override_dirname.encode()).hexdigest()[:12]}"
-
-
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+register_resolvers()
 OmegaConf.register_new_resolver("unnamed_settings", unnamed_settings, replace=True)
 OmegaConf.register_new_resolver("class_name", lambda target: target.rpartition(".")[2], replace=True)
 
@@ -375,9 +353,8 @@ def command(
                     stream.reconfigure(errors="backslashreplace")
             renamed, notes = with_todays_keys(sys.argv[1:])
             _tell(notes)
-            typed = {argument.partition("=")[0].lstrip("+") for argument in sys.argv[1:]}
-            _typed_formerly.update(typed & KEYS.keys())
-            sys.argv[1:] = one_logger_each(quote_paths(renamed))
+            remember_former_keys(sys.argv[1:])
+            sys.argv[1:] = name_sweep(config_name, one_logger_each(quote_paths(renamed)))
             CheckSettings.command = config_name
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, then, instead of printing half a trace and leaving
 

@@ -9,6 +9,7 @@ from bdbnet.config import ConfigError, command
 def main(config: DictConfig) -> None:
     if not config.run:
         raise ConfigError("run= is missing: give the folder of a run, such as run=outputs/train/default")
+    overwrite = bool(config.overwrite)
     from bdbnet.reporting import read_run, write_report
     from bdbnet.reporting.compare_runs import compare_runs
     from bdbnet.reporting.sweep import is_sweep
@@ -16,7 +17,7 @@ def main(config: DictConfig) -> None:
     from bdbnet.reporting.terminal import metrics_table
 
     if config.get("compare"):
-        text, record = compare_runs(config.run, config.compare, seed=config.seed)
+        text, record = compare_runs(config.run, config.compare, seed=config.seed, overwrite=overwrite)
         print(f"{text}\n\ncomparison: {record}")
         return
     if is_sweep(config.run):
@@ -24,7 +25,7 @@ def main(config: DictConfig) -> None:
         print(table)
         print(f"report: {page}\ntable:  {', '.join(str(path) for path in others)}")
         return
-    page = write_report(config.run, queries=config.queries, top=config.top, seed=config.seed)
+    page = write_report(config.run, queries=config.queries, top=config.top, seed=config.seed, overwrite=overwrite)
     print(metrics_table(read_run(page.parent).result))
     print(f"report: {page}")
 

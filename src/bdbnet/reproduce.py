@@ -25,13 +25,21 @@ def main(config: DictConfig) -> None:
     from bdbnet.reproduction.measured import Measured, jobs_of, measure
     from bdbnet.reproduction.running import check_complete, run_missing
     from bdbnet.reproduction.spec import find_tables
-    from bdbnet.reproduction.writing import reproduction_grid, write_summary, write_tables
+    from bdbnet.reproduction.writing import (
+        refuse_other_summary,
+        refuse_other_tables,
+        reproduction_grid,
+        write_summary,
+        write_tables,
+    )
 
     asked = [OmegaConf.to_container(config[key]) if OmegaConf.is_list(config[key]) else config[key]
              for key in ("table", "figure")]  # fmt: skip
     tables = find_tables(*asked)
     base = Path(config.output_root) / "reproduce"
     names = list(config.budget) if OmegaConf.is_list(config.budget) else [config.budget]
+    if config.summary is not None and not config.overwrite:
+        refuse_other_summary(Path(config.summary), command_line(config))
     everything: list[Measured] = []
     runs: list[Run] = []
     for budget in (read_budget(str(name), config) for name in names):
@@ -42,6 +50,8 @@ def main(config: DictConfig) -> None:
             ]
 
         measured = look()
+        if not config.overwrite:
+            refuse_other_tables(measured, base / budget.name, Path(config.runs_root), config.version)
         if not config.list and config.version is None:
             runs += run_missing(
                 jobs_of(measured, config.seeds),
@@ -54,7 +64,7 @@ def main(config: DictConfig) -> None:
         measured = [table for table in measured if table.datasets]
         for table in measured:
             print(f"\n{as_text(reproduction_grid(table))}")
-        page, *files = write_tables(measured, base / budget.name)
+        page, *files = write_tables(measured, base / budget.name, Path(config.runs_root), config.version)
         print(
             f"\n{len(files)} files (Markdown, CSV, LaTeX) in {shown_path(page.parent)}\na page to look at: {shown_path(page)}"
         )

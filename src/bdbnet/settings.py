@@ -49,6 +49,7 @@ SETTINGS = {
     "plugins":                         Setting(False, "no",   "no",   False),
     "run_name":                        Setting(False, "no",   "no",   False),
     "sweep_name":                      Setting(False, "no",   "no",   False),
+    "verify":                          Setting(False, "yes",  "yes",  False),
     # What is trained.
     "augmentation":                    Setting(True,  "yes",  "yes",  True),
     "backbone":                        Setting(True,  "yes",  "yes",  True),

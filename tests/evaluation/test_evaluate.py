@@ -1,5 +1,7 @@
 """Switches of the evaluation: each changes the numbers as it says, and stands in the result."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -17,8 +19,8 @@ def evaluate(tiny_config, finished_run, tmp_path):
     """``evaluate("evaluation.flip=true")``: the result of evaluating a small trained network."""
     options = {"checkpoint": f"checkpoint={finished_run}/last.ckpt", "dataset": "dataset=synthetic_reid"}
     data = [f"dataset.options.{key}={value}".replace(" ", "") for key, value in TINY.items()]
-    return lambda *overrides: run_evaluation(
-        tiny_config(*options.values(), *data, *overrides, command="evaluate"), tmp_path
+    return lambda *overrides, folder=tmp_path: run_evaluation(
+        tiny_config(*options.values(), *data, *overrides, command="evaluate"), folder
     )
 
 
@@ -47,7 +49,7 @@ def test_a_switch_changes_the_evaluation_and_is_stamped_into_the_result(evaluate
     reordering = name in ("query_expansion", "rerank")
     assert (result.plain is not None) is reordering
     lists = pd.read_parquet(tmp_path / "topk.parquet")
-    plain = evaluate()
+    plain = evaluate("overwrite=true")
     plain_lists = pd.read_parquet(tmp_path / "topk.parquet")
     if reordering:
         assert result.plain == plain.metrics
@@ -124,3 +126,32 @@ def test_an_embedding_of_zeros_is_named(evaluate, monkeypatch):
         UserWarning, match=r"of 18 test images have an embedding of zeros.*the first is row \d+ \(gallery"
     ):
         evaluate()
+
+
+def test_results_of_other_settings_are_not_replaced(evaluate, tmp_path):
+    first = evaluate("evaluation.top_k=2")
+    kept = (tmp_path / "result.json").read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"evaluation.flip was False, is True.*run_name=<another name>.*overwrite=true"
+    ):
+        evaluate("evaluation.top_k=2", "evaluation.flip=true")
+    assert (tmp_path / "result.json").read_bytes() == kept
+    on_others = replace(first, data=first.data | {"fingerprint": "0"})
+    on_others.write(tmp_path / "result.json")
+    with pytest.raises(ConfigError, match=r"fingerprint of the data was 0, is \w+.*overwrite=true"):
+        evaluate("evaluation.top_k=2")
+    first.write(tmp_path / "result.json")
+    assert evaluate("evaluation.top_k=2", "loading.num_workers=0", "analysis=true").metrics == first.metrics
+    (tmp_path / "report.html").touch()
+    evaluate("evaluation.top_k=0", "overwrite=true")
+    assert {path.name for path in tmp_path.iterdir()} & {"topk.parquet", "report.html", "analysis.json"} == set()
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"not a complete result.*overwrite=true"):
+        evaluate()
+
+
+def test_the_result_of_a_training_is_not_replaced_by_an_evaluation(evaluate, finished_run):
+    before = (finished_run / "result.json").read_bytes()
+    with pytest.raises(ConfigError, match="kind was train, is evaluate"):
+        evaluate(folder=finished_run)
+    assert (finished_run / "result.json").read_bytes() == before

@@ -227,6 +227,19 @@ def test_a_saved_folder_is_the_same_embedder(finished_run, tmp_path):
         embedder.save(tmp_path / "full")
 
 
+def test_a_changed_byte_of_a_saved_folder_is_found(finished_run, tmp_path):
+    folder = bdbnet.load(finished_run / "last.ckpt").save(tmp_path / "model")
+    file, record = folder / "model.safetensors", json.loads((folder / "bdbnet.json").read_text())
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 0x10
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model.safetensors: damaged or edited"):
+        bdbnet.load(folder)
+    del record["digest"]  # as earlier versions wrote it
+    (folder / "bdbnet.json").write_text(json.dumps(record))
+    bdbnet.load(folder)
+
+
 def test_a_damaged_folder_is_named(finished_run, tmp_path):
     folder = bdbnet.load(finished_run / "last.ckpt").save(tmp_path / "model")
     record = json.loads((folder / "bdbnet.json").read_text())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError, config_dir
 from bdbnet.datasets import Manifest
-from bdbnet.gallery import EmbeddingStore, StoreError
+from bdbnet.gallery import EmbeddingStore, StoreError, write_store
 from bdbnet.gallery.embedding import Embedder, build_embedder
 from bdbnet.gallery.indexes.exact import GalleryIndexError
 from bdbnet.gallery.indexes.faiss import FaissIndex
@@ -148,8 +149,83 @@ def test_an_index_and_its_recall_are_kept(settings, tmp_path, monkeypatch):
     assert "built in" in first["engine"]
     assert "kept from before" in again["engine"]
     assert first["engine"].partition("; ")[2] == again["engine"].partition("; ")[2]
-    search(settings("engine=faiss_ivf", "ivf.probes=1"), tmp_path / "out")
+    search(settings("engine=faiss_ivf", "ivf.probes=1", "overwrite=true"), tmp_path / "out")
     assert json.loads((tmp_path / "engine" / "faiss_ivf.recall.json").read_text())["settings"]["probes"] == 1
+
+
+def test_what_another_search_found_is_not_replaced(settings, tmp_path):
+    first = search(settings(), tmp_path).rows
+    with pytest.raises(ConfigError, match=r"k was 5, is 4.*run_name=<another name>.*overwrite=true"):
+        search(settings("k=4"), tmp_path)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / FOUND), first)
+    search(settings("batch_size=3"), tmp_path)  # the same search
+    search(settings("k=4", "overwrite=true"), tmp_path)
+    assert pd.read_parquet(tmp_path / FOUND)["rank"].max() == 4
+    first.to_parquet(tmp_path / FOUND)  # as earlier versions left it
+    with pytest.raises(ConfigError, match=r"does not say by which settings.*overwrite=true"):
+        search(settings("k=4"), tmp_path)
+
+
+def test_a_gallery_and_its_checkpoint_move_together(settings, photos, weights, embedder, tmp_path):
+    """A gallery says where its checkpoint lies as seen from itself, not where that was on one machine."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "train").mkdir(parents=True)
+    shutil.copy(weights, old / "train" / "last.pth")
+    moving = replace(embedder.origin, source=str(old / "train" / "last.pth"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedder, "origin", moving)
+        embed_into(old / "gallery", embedder, find_images(photos), batch_size=8, num_workers=0)
+    text = (old / "gallery" / "meta.json").read_text()
+    assert EmbeddingStore.open(old / "gallery").model.place == "../train/last.pth"
+    assert str(tmp_path) not in text.replace(json.loads(text)["root"], "").replace(json.loads(text)["source"], "")
+    old.rename(new)
+    source = f"images={photos / 'day' / '001.jpg'}"
+    overrides = [f"index={new / 'gallery'}", "k=1"]
+    assert search(settings(*overrides, source=source), tmp_path / "a").rows["gallery_path"].tolist() == ["day/001.jpg"]
+    (new / "train" / "last.pth").rename(new / "gallery" / "last.pth")
+    assert len(search(settings(*overrides, source=source), tmp_path / "b").rows) == 1
+    (new / "gallery" / "last.pth").unlink()
+    with pytest.raises(ConfigError, match=r"train/last.pth: no such file.*checkpoint=FILE \(last.pth \(fingerprint "):
+        search(settings(*overrides, source=source), tmp_path / "c")
+
+
+def test_a_gallery_of_an_earlier_version_names_its_checkpoint_by_a_path(
+    settings, photos, weights, photo_store, tmp_path
+):
+    shutil.copytree(photo_store.folder, tmp_path / "gallery")
+    meta = json.loads((tmp_path / "gallery" / "meta.json").read_text())
+    del meta["model"]["place"]
+    meta["model"]["checkpoint"] = str(weights)
+    (tmp_path / "gallery" / "meta.json").write_text(json.dumps(meta))
+    source = f"images={photos / 'day' / '001.jpg'}"
+    assert len(search(settings(f"index={tmp_path / 'gallery'}", source=source), tmp_path / "out").rows) == 5
+
+
+def test_changed_embeddings_are_not_searched(settings, stores, tmp_path):
+    shutil.copytree(stores["gallery"], tmp_path / "gallery")
+    file = tmp_path / "gallery" / "embeddings.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 0x40
+    file.write_bytes(content)
+    index = f"index={tmp_path / 'gallery'}"
+    with pytest.raises(StoreError, match=r"damaged or was changed.*overwrite=true.*verify=false"):
+        search(settings(index), tmp_path / "out")
+    assert len(search(settings(index, "verify=false"), tmp_path / "out").rows) == 40
+
+
+def test_a_page_shows_no_image_outside_of_the_galleries_folder(settings, stores, rendered, tmp_path):
+    """A gallery may come from somebody else."""
+    outside = tmp_path / "mine.png"
+    shutil.copy(rendered.paths[0], outside)
+    store = EmbeddingStore.open(stores["gallery"])
+    paths = [str(outside), os.path.relpath(outside, store.root), "<script>.png"]
+    table = store.table.assign(path=[paths[number % 3] for number in range(len(store))])
+    write_store(tmp_path / "foreign", [store.embeddings], table, root=store.root, model=store.model)
+    search(settings(f"index={tmp_path / 'foreign'}", "pictures=8", "k=6"), tmp_path / "out")
+    page = (tmp_path / "out" / PAGE).read_text()
+    assert page.count("<img") == 8  # the queries
+    assert "(not in the data set&#x27;s folder)" in page
+    assert "<script" not in page
 
 
 def test_another_network_is_refused(settings, photos, stores, weights, tmp_path):

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -47,7 +49,7 @@ def test_hidden_files_of_others_stay(embedder, photos, tmp_path):
 def test_the_store_knows_where_its_images_and_network_are(photo_store, photos, embedder):
     assert photo_store.root == photos
     assert photo_store.source == str(photos)
-    assert photo_store.model == stamp_of(embedder)
+    assert photo_store.model == replace(stamp_of(embedder), checkpoint=Path(embedder.origin.source).name)
     assert photo_store.table["path"].tolist() == sorted(photo_store.table["path"])
     assert photo_store.embeddings.shape == (51, 512)
 
@@ -122,6 +124,8 @@ def test_something_else_in_the_folder_is_refused(embedder, make_config, photos, 
     assert embed(folder, embedder, find_images(mine), overwrite=True).embedded == 50
     assert len(EmbeddingStore.open(folder)) == 50
     assert (folder / "notes.txt").exists()
+    (folder / "plan.json").unlink()
+    refused("holds embeddings, and no plan.json")
     (folder / "plan.json").write_text("{")
     with pytest.raises(StoreError, match=r"plan.json is damaged .*overwrite=true"):
         embed(folder, embedder, find_images(mine))

@@ -1,6 +1,7 @@
 """Folders of embeddings: what is written is what is read, and what can't be read says why."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -124,3 +125,66 @@ def test_embeddings_of_another_model_are_refused_by_what_differs():
         check_same_model(STAMP, replace(STAMP, fingerprint="0", image_size=(8, 8), flip=True))
     with pytest.raises(StoreError, match="they differ in the weights"):
         check_same_model(STAMP, replace(STAMP, fingerprint="0"))
+
+
+def flip_a_byte(file: Path, at: int = -2) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "parquet"])
+def test_other_embeddings_than_those_written_are_refused(format, tmp_path):
+    folder = written(tmp_path, format=format)
+    EmbeddingStore.open(folder)
+    other = written(tmp_path / "other", format=format)
+    lists = numbers(7)
+    lists[[0, 1]] = lists[[1, 0]]
+    write_store(other, [lists], table_of(7), root="photos", model=STAMP, format=format)
+    shutil.copy(other / f"embeddings.{format}", folder)
+    with pytest.raises(StoreError, match=r"damaged or was changed: .*embeddings.*overwrite=true"):
+        EmbeddingStore.open(folder)
+    assert len(EmbeddingStore.open(folder, verify=False)) == 7
+
+
+def test_a_changed_byte_is_found_though_size_and_time_stay(tmp_path):
+    folder = written(tmp_path / "store")
+    assert EmbeddingStore.open(folder).fingerprint == EmbeddingStore.open(folder).fingerprint
+    for name, at in (("embeddings.safetensors", -2), ("manifest.parquet", 40)):
+        copy = tmp_path / name
+        shutil.copytree(folder, copy)  # with the record that the original was verified
+        status = (copy / name).stat()
+        flip_a_byte(copy / name, at)
+        os.utime(copy / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(StoreError, match="damaged"):
+            EmbeddingStore.open(copy)
+
+
+def test_a_store_is_hashed_once(tmp_path, monkeypatch):
+    folder = written(tmp_path)
+    EmbeddingStore.open(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("bdbnet.gallery.store.hashlib.sha256", lambda *_: pytest.fail("hashed again"))
+        assert len(EmbeddingStore.open(folder)) == 7
+    os.utime(folder / "embeddings.safetensors", (1, 1))
+    hashed = []
+    monkeypatch.setattr("bdbnet.gallery.store.np.ascontiguousarray", lambda block: hashed.append(len(block)) or block)
+    EmbeddingStore.open(folder)
+    EmbeddingStore.open(folder)
+    assert hashed == [7]
+
+
+def test_a_folder_that_can_not_be_written_to_is_opened(tmp_path, monkeypatch):
+    def refused(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    folder = written(tmp_path)
+    monkeypatch.setattr("bdbnet.gallery.store.write_atomically", refused)
+    assert len(EmbeddingStore.open(folder)) == 7
+    assert not (folder / ".verified.json").exists()
+
+
+def test_a_table_without_paths_is_no_store(tmp_path):
+    write_store(tmp_path, [numbers(2)], table_of(2).assign(path=[1, 2]), root="photos", model=STAMP)
+    with pytest.raises(StoreError, match=r"manifest.parquet has no column path with a text in every row"):
+        EmbeddingStore.open(tmp_path)

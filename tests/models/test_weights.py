@@ -30,6 +30,7 @@ from bdbnet.models import (
     read_checkpoint,
     read_state_dict,
 )
+from bdbnet.models.weights import digest_of, digests_of
 
 
 def osnet_network(
@@ -428,3 +429,87 @@ class TestStartingWeights:
             with pytest.raises(CheckpointError, match="does not match the architecture"):
                 initialize_from(network, path)
             assert equal(before, network.state_dict())
+
+
+class TestDigests:
+    """A checkpoint says what was saved in it, so that a changed byte is found: torch.load finds none."""
+
+    @pytest.fixture
+    def checkpoint(self) -> dict[str, Any]:
+        torch.manual_seed(0)
+        state = {"network.a": torch.randn(40, 3), "network.b": torch.tensor(3), "network.c": torch.randn(5).bfloat16()}
+        optimizer = {
+            "state": {0: {"step": torch.tensor(2.0), "exp_avg": torch.randn(40)}},
+            "param_groups": [{"lr": 0.1}],
+        }
+        entries = {"epoch": 3, "state_dict": state, "optimizer_states": [optimizer], "callbacks": {"a": "/some/where"}}
+        return entries | {"bdbnet": {"config": {}, "digests": digests_of(entries)}}
+
+    def test_what_was_saved_is_read_by_us_and_by_torch(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        torch.save(checkpoint, path)
+        assert equal(read_state_dict(path), {name: checkpoint["state_dict"][f"network.{name}"] for name in "abc"})
+        assert torch.load(path, weights_only=True)["bdbnet"]["digests"].keys() == {
+            "epoch", "state_dict", "optimizer_states",
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("changed", ["network.a", "exp_avg"])
+    def test_a_changed_byte_is_found(self, path: Path, checkpoint: dict[str, Any], changed: str) -> None:
+        torch.save(checkpoint, path)
+        tensors = checkpoint["state_dict"] | checkpoint["optimizer_states"][0]["state"][0]
+        content = path.read_bytes()
+        number = tensors[changed].numpy().tobytes()
+        assert content.count(number) == 1
+        at = content.index(number) + 5
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
+        torch.load(path, weights_only=True)
+        entry = "state_dict" if changed == "network.a" else "optimizer_states"
+        with pytest.raises(CheckpointError, match=rf"weights.pth: damaged or edited: {entry} not as saved.*pop"):
+            read_checkpoint(path)
+
+    def test_each_entry_has_its_own(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        checkpoint["callbacks"] = {"a": "elsewhere"}
+        del checkpoint["optimizer_states"]
+        torch.save(checkpoint, path)
+        assert read_checkpoint(path)["epoch"] == 3
+        checkpoint["epoch"] = 4
+        torch.save(checkpoint, path)
+        with pytest.raises(CheckpointError, match="damaged or edited: epoch not as saved"):
+            read_checkpoint(path)
+        checkpoint["bdbnet"].pop("digests")
+        torch.save(checkpoint, path)
+        assert read_checkpoint(path)["epoch"] == 4
+
+    @pytest.mark.parametrize(
+        "tensor",
+        [
+            torch.eye(3).to_sparse(),
+            torch.empty(3, device="meta"),
+            torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        ],
+    )
+    def test_a_tensor_of_another_kind_is_refused(self, path: Path, checkpoint: dict[str, Any], tensor: Tensor) -> None:
+        checkpoint["state_dict"]["network.a"] = tensor
+        torch.save(checkpoint, path)
+        with pytest.raises(CheckpointError):
+            read_checkpoint(path)
+
+    def test_the_digest_knows_values_shapes_types_and_places_but_no_order_of_keys(self) -> None:
+        one = {"a": torch.zeros(2, 3), "b": [1, (None, "x")]}
+        assert digest_of(dict(reversed(one.items()))) == digest_of(one)
+        assert digest_of(one | {"a": torch.zeros(3, 2).T}) == digest_of(one)
+        others = [
+            one | {"a": torch.zeros(3, 2)}, one | {"a": torch.zeros(2, 3).double()}, one | {"a": torch.ones(2, 3)},
+            one | {"b": [1, None, "x"]}, one | {"b": [1.0, (None, "x")]}, {"b": one["a"], "a": one["b"]}, one | {"c": 1},
+        ]  # fmt: skip
+        assert len({digest_of(one), *map(digest_of, others)}) == 1 + len(others)
+        with pytest.raises(TypeError):
+            digest_of({"a": Path()})
+        assert digests_of({"state_dict": {"a": Path()}, "epoch": 1}).keys() == {"epoch"}
+
+    def test_a_file_is_hashed_once(
+        self, path: Path, checkpoint: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        torch.save(checkpoint, path)
+        read_checkpoint(path)
+        monkeypatch.setattr("bdbnet.models.weights.digest_of", lambda state: pytest.fail("hashed again"))
+        read_checkpoint(path)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
+from bdbnet.config import ConfigError
 from bdbnet.evaluation.significance import Interval, PairedDifference, paired_difference
 from bdbnet.report import main
 from bdbnet.reporting import ReportError
@@ -161,3 +162,19 @@ def test_comparisons_with_runs_of_one_name_do_not_replace_each_other(tmp_path, a
     files = [compare_runs(ours, other)[1] for other in (*others, others[0])]
     assert files[0] == files[2] != files[1]
     assert [json.loads(path.read_text())["b"] for path in files[:2]] == [str(other) for other in others]
+
+
+def test_a_comparison_with_another_seed_is_not_replaced(tmp_path, ap):
+    a, b = analysed(tmp_path / "ours", ap), analysed(tmp_path / "theirs", ap + 0.1)
+    _, path = compare_runs(a, b, seed=1, overwrite=False)
+    kept = path.read_bytes()
+    assert compare_runs(a, b, seed=1, overwrite=False)[1].read_bytes() == kept
+    with pytest.raises(ConfigError, match=r"compare-theirs.json holds .*seed was 1, is 2.*overwrite=true"):
+        compare_runs(a, b, seed=2, overwrite=False)
+    assert path.read_bytes() == kept
+    assert json.loads(compare_runs(a, b, seed=2)[1].read_text())["seed"] == 2
+
+
+def test_a_long_name_of_the_other_run_fits_into_the_file_name(tmp_path, ap):
+    a, b = analysed(tmp_path / "ours", ap), analysed(tmp_path / ("\u6c49" * 85), ap)
+    assert compare_runs(a, b)[1].is_file()

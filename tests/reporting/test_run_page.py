@@ -1,5 +1,6 @@
 import base64
 import io
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,7 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from bdbnet.config import ConfigError
 from bdbnet.reporting import ReportError, write_report
+from bdbnet.reporting.pictures import picture
 from bdbnet.reporting.wording import duration, protocol_line
 from bdbnet.results import Protocol
 
@@ -243,3 +246,50 @@ def test_protocol_line_names_what_changes_a_number():
 @pytest.mark.parametrize(("seconds", "words"), [(59.96, "60.0 s"), (60, "1 min 0 s"), (3599.7, "1 h 0 min")])
 def test_durations(seconds, words):
     assert duration(seconds) == words
+
+
+def test_a_page_of_other_arguments_is_replaced_where_the_user_says_so(run_folder):
+    page = write_report(run_folder, top=3, overwrite=False).read_bytes()
+    assert write_report(run_folder, top=3, overwrite=False).read_bytes() == page
+    with pytest.raises(
+        ConfigError, match=r"report.html holds results of other settings: top was 3, is 4.*overwrite=true"
+    ):
+        write_report(run_folder, top=4, overwrite=False)
+    assert (run_folder / "report.html").read_bytes() == page
+    assert write_report(run_folder, top=4).read_bytes() != page
+    (run_folder / "report.html").write_text("of an earlier version")
+    write_report(run_folder, top=4, overwrite=False)
+
+
+def test_a_path_that_leads_out_of_the_data_is_not_shown(run_folder):
+    """Ranking lists may come from somebody else."""
+    secret = run_folder.parent / "secret.png"
+    Image.new("RGB", (16, 32)).save(secret)
+    path = run_folder / "topk.parquet"
+    table = pd.read_parquet(path)
+    evil = ["../secret.png", str(secret), "gallery/../../secret.png", "..", "gallery", "gallery/../gallery/1.png"]
+    table["gallery_path"] = [evil[number % len(evil)] for number in range(len(table))]
+    table.to_parquet(path)
+    page = Page(write_report(run_folder, queries=6, top=5))
+    shown = {a["title"] for a in page.all("img") if not a["alt"].startswith("query") and "rank" in a["alt"]}
+    assert shown == {"gallery/../gallery/1.png"}
+    words = [a["aria-label"] for a in page.all("div", **{"class": "missing"})]
+    assert sum("not in the data set&#x27;s folder" in text for text in words) == 20
+    assert sum("image not found" in text for text in words) == 5
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(run_folder):
+    file = run_folder.parent / "images/query/0.png"
+    file.unlink()
+    os.mkfifo(file)
+    words = [a["aria-label"] for a in Page(write_report(run_folder)).all("div", **{"class": "missing"})]
+    assert "query: identity 0, camera 0 (image not found)" in words
+
+
+def test_ranks_and_cameras_are_escaped(run_folder):
+    path = run_folder / "topk.parquet"
+    table = pd.read_parquet(path)
+    assert "<script" not in picture(run_folder, "<script>", "<script>", None)
+    table["query_label"] = "<script>"
+    table.to_parquet(path)
+    assert "<script" not in Page(write_report(run_folder)).source

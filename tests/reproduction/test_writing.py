@@ -2,16 +2,25 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bdbnet.config import ConfigError
 from bdbnet.datasets import load_manifest
 from bdbnet.reporting.table import as_markdown
 from bdbnet.reproduction.measured import Measured, measure
 from bdbnet.reproduction.spec import Axis, Row, Table, find_tables
 from bdbnet.reproduction.statistics import statistics_grid, statistics_of
-from bdbnet.reproduction.writing import reproduction_grid, rows_of, write_summary, write_tables
+from bdbnet.reproduction.writing import (
+    refuse_other_summary,
+    refuse_other_tables,
+    reproduction_grid,
+    rows_of,
+    write_summary,
+    write_tables,
+)
 from bdbnet.results import Protocol, Result
 
 EVALUATION = {"evaluation": {"normalize": "none", "precision": "32-true", "query_pooling": "mean"}}
@@ -119,6 +128,40 @@ def test_a_summary_says_how_it_was_made(look, tmp_path):
     assert "`python -m bdbnet.reproduce all list=true`" in text
     assert "## Budget toy\n\n### two: Two networks" in text
     assert as_markdown(reproduction_grid(look(), portable=True)).strip() in text
+
+
+def test_tables_of_other_settings_are_not_replaced(look, table, tmp_path):
+    place = (tmp_path / "out", tmp_path / "runs")
+    refuse_other_tables([look()], *place)
+    write_tables([look()], *place)
+    refuse_other_tables([look()], *place)
+    finish(look(), 0, 1, 0.5)  # more numbers are no other settings
+    refuse_other_tables([look()], *place)
+    other_row = replace(table, rows=(replace(table.rows[0], run=("model=mgn",)),))
+    for measured, runs, version, message in (
+        (look("optimizer.lr=0.1"), place[1], None, r"overrides was \[.*\], is \[.*optimizer.lr=0.1"),
+        (look(of=other_row), place[1], None, "table was"),
+        (look(), tmp_path / "elsewhere", None, "runs_root was ../runs, is ../elsewhere"),
+        (look(), place[1], "0.0.1", "version was .*, is 0.0.1"),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"two.md holds .*{message}.*output_root=<another folder>.*overwrite=true"
+        ):
+            refuse_other_tables([measured], place[0], runs, version)
+    with pytest.raises(ConfigError, match="two tables are called two"):
+        refuse_other_tables([look(), look(of=other_row)], tmp_path / "new", place[1])
+    (tmp_path / "out" / "two.settings.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"two.settings.json can't be read.*overwrite=true"):
+        refuse_other_tables([look()], *place)
+
+
+def test_a_summary_replaces_no_other_file(look, tmp_path):
+    path = tmp_path / "RESULTS.md"
+    refuse_other_summary(path, "this")
+    write_summary([look()], path, "this")
+    refuse_other_summary(path, "this")
+    with pytest.raises(ConfigError, match=r"summary=.*RESULTS.md.*`that`.*overwrite=true"):
+        refuse_other_summary(path, "that")
 
 
 def test_statistics_are_counted_from_the_data(tmp_path):

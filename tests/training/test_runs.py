@@ -19,6 +19,7 @@ from bdbnet.files import LOCK, WriteError
 from bdbnet.loading import ImageError, SamplerError
 from bdbnet.loading.from_config import build_manifest
 from bdbnet.models import CheckpointError
+from bdbnet.models.weights import digest_of
 from bdbnet.results import read_result
 from bdbnet.training.runs import train
 
@@ -125,9 +126,19 @@ def test_lists_without_cameras_hold_the_matches(tiny_config, tmp_path, monkeypat
     assert lists[lists["rank"] == 1]["correct"].mean() == pytest.approx(result.metrics["rank1"])
 
 
+def test_checkpoints_say_what_was_saved_in_them(finished_run):
+    last, best = (torch.load(finished_run / name, weights_only=True) for name in ("last.ckpt", "best.ckpt"))
+    for checkpoint in (last, best):
+        digests = checkpoint["bdbnet"]["digests"]
+        assert digests == {name: digest_of(checkpoint[name]) for name in digests}
+    assert last["bdbnet"]["digests"].keys() >= {"state_dict", "optimizer_states", "lr_schedulers", "loops"}
+    assert "state_dict" in best["bdbnet"]["digests"]
+
+
 def test_embeddings_that_are_not_finite_are_named(finished_run, tiny_config, tmp_path):
     content = torch.load(finished_run / "last.ckpt", weights_only=True)
     content["state_dict"]["network.branches.global.reduction.0.weight"].fill_(torch.nan)
+    del content["bdbnet"]["digests"]
     torch.save(content, tmp_path / "spoilt.ckpt")
     config = tiny_config(f"checkpoint={tmp_path / 'spoilt.ckpt'}", "dataset=synthetic_reid", command="evaluate")
     config.dataset.options = read_result(finished_run / "result.json").config["dataset"]["options"]

@@ -22,7 +22,18 @@ from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_li
 from bdbnet.files import WriteError
 from bdbnet.loading.datamodule import test_rows
 from bdbnet.loading.from_config import build_data, build_manifest
-from bdbnet.results import LABEL_NAMES, RESULT, Result, metric_of, write_atomically
+from bdbnet.overwriting import refuse_other_settings, settings_that_count
+from bdbnet.results import (
+    LABEL_NAMES,
+    REPORT,
+    RESULT,
+    TOP_K,
+    Result,
+    ResultError,
+    metric_of,
+    read_result,
+    write_atomically,
+)
 from bdbnet.retrieval import rank_queries
 
 
@@ -32,8 +43,8 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     Without a dataset a network that `bdbnet.train` trained is evaluated on its own: options and folder as its file says.
 
     Raises:
-        ConfigError: the checkpoint does not say what network it is for and the configuration does not either, or no dataset
-            is known.
+        ConfigError: the checkpoint does not say what network it is for and the configuration does not either, no dataset
+            is known, or the folder holds results of other settings or data and ``config.overwrite`` is not set.
         CheckpointError, DatasetError, ImageError: see there.
     """
     quiet_libraries()
@@ -42,8 +53,19 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     require_source(str(config.checkpoint))  # before a large dataset is read
     if config.get("dataset") is None:
         config = _with_own_dataset(config)
+    overwrite = bool(config.get("overwrite"))
+    earlier = None if overwrite else _earlier_result(folder)
+    if earlier is not None:
+        then, now = settings_that_count(earlier.config), settings_that_count(plain(config))
+        then = {key: value for key, value in then.items() if not key.startswith("trained_with.")}
+        refuse_other_settings(folder, {"kind": earlier.kind, **then}, {"kind": "evaluate", **now})
     seed_everything(config.seed)
     manifest = build_manifest(config)
+    if earlier is not None:
+        then, now = (
+            {"fingerprint of the data": data.get("fingerprint")} for data in (earlier.data, describe(manifest))
+        )
+        refuse_other_settings(folder, then, now)
     embedder = open_embedder(config.checkpoint, _wanted(config), device="cpu")
     size = embedder.preprocessing.image_size
     data = build_data(config, manifest, test_size=list(size), channels_last=True)
@@ -70,6 +92,9 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     if trainer.is_global_zero:
         try:
             clear_analysis(folder)
+            if overwrite:
+                for name in (TOP_K, REPORT):
+                    (folder / name).unlink(missing_ok=True)
             write_outcome(result, test, folder, top_k)
             if config.analysis:
                 analyse(test, folder, result)
@@ -122,6 +147,16 @@ def write_outcome(result: Result, test: TestSet, folder: Path, top_k: int) -> No
         ranked = rank_queries(found.query, found.gallery, found.matches, found.search, top_k=top_k)
         found = replace(found, top_k=ranked.top_k)
     write_ranking_lists(found, test.table, folder)
+
+
+def _earlier_result(folder: Path) -> Result | None:
+    """The result that a folder holds.  Raises ConfigError where it can't be read: nobody knows what it is of."""
+    if not (folder / RESULT).is_file():
+        return None
+    try:
+        return read_result(folder / RESULT)
+    except ResultError as error:
+        raise ConfigError(f"{error}. To replace it: overwrite=true; to keep it: run_name=<another name>") from error
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:

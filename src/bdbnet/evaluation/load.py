@@ -16,7 +16,7 @@ from bdbnet.checked import Holds, Plain, UnfitError, checked
 from bdbnet.config import IDENTITY, ConfigError, config_dir, foreign_targets, is_ours, plain
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings, Origin
 from bdbnet.evaluation.network import PARTS, build_network
-from bdbnet.evaluation.saved import is_saved, read_saved
+from bdbnet.evaluation.saved import check_weights, is_saved, read_saved
 from bdbnet.loading import Preprocessing
 from bdbnet.models import (
     CheckpointError,
@@ -291,6 +291,7 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
 
 def _from_folder(folder: Path, source: str, wanted: Wanted) -> Embedder:
     record, weights = read_saved(folder)
+    check_weights(record, weights)
     _, network = _known_network(record["network"], weights, source, wanted)
     preprocessing: Preprocessing = record["preprocessing"]
     changes: dict[str, Any] = {} if wanted.image_size is None else {"image_size": _size(wanted.image_size)}

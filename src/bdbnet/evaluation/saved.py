@@ -10,7 +10,8 @@ import safetensors.torch
 
 from bdbnet.checked import Holds, Plain, checked, read_json
 from bdbnet.loading import Preprocessing
-from bdbnet.models import CheckpointError
+from bdbnet.models import CheckpointError, read_checkpoint
+from bdbnet.models.weights import digest_of
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import RunSettings, versions, write_atomically
 
@@ -83,6 +84,7 @@ def save_embedder(embedder: "Embedder", folder: str | Path) -> Path:
         "schema": SCHEMA,
         "source": Path(embedder.origin.source).name,
         "fingerprint": embedder.fingerprint,
+        "digest": digest_of(state),
         "dimensions": embedder.dimensions,
         "network": embedder.origin.network,
         "preprocessing": asdict(embedder.preprocessing),
@@ -119,6 +121,14 @@ def read_saved(folder: Path) -> tuple[dict[str, Any], Path]:
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder}: {WEIGHTS} is not there: copy the folder again")
     return record, folder / WEIGHTS
+
+
+def check_weights(record: Mapping[str, Any], weights: Path) -> None:
+    """Raise CheckpointError unless the weights are those that were saved with the record; older records do not say."""
+    if record.get("digest", "") not in ("", digest_of(read_checkpoint(weights))):
+        raise CheckpointError(
+            f"{weights}: damaged or edited: not the weights that were saved there. Copy the folder again"
+        )
 
 
 def _card(embedder: "Embedder") -> str:

@@ -1,13 +1,16 @@
 """Embedders of galleries: from a command's settings, and from the stamp of a stored set of embeddings."""
 
+import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from bdbnet.config import ConfigError
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings
 from bdbnet.evaluation.load import Group, Wanted, knows_its_network, open_embedder, settings_of
-from bdbnet.gallery.store import ModelStamp, StoreError, check_same_model
+from bdbnet.gallery.store import EmbeddingStore, ModelStamp, StoreError, check_same_model
 from bdbnet.loading import Preprocessing
 
 
@@ -37,12 +40,14 @@ def build_embedder(config: DictConfig, *, local_rank: int = 0) -> Embedder:
     return open_embedder(config.checkpoint, wanted, device=config.accelerator, local_rank=local_rank)
 
 
-def stamp_of(embedder: Embedder) -> ModelStamp:
-    """What its embeddings are stamped with."""
+def stamp_of(embedder: Embedder, folder: Path | None = None) -> ModelStamp:
+    """What its embeddings are stamped with; in a folder that may be moved the weights are named from there."""
+    source = embedder.origin.source
+    name, place = (source, "") if folder is None else _portable(source, folder)
     preprocessing, settings = embedder.preprocessing, embedder.settings
     return ModelStamp(
         fingerprint=embedder.fingerprint,
-        checkpoint=embedder.origin.source,
+        checkpoint=name,
         network=embedder.origin.network,
         dimensions=embedder.dimensions,
         image_size=preprocessing.image_size,
@@ -53,6 +58,42 @@ def stamp_of(embedder: Embedder) -> ModelStamp:
         flip=settings.flip,
         scales=settings.scales,
         preprocessing=preprocessing.unusual(),
+        place=place,
+    )
+
+
+def _portable(source: str, folder: Path) -> tuple[str, str]:
+    """The name of a source and the way to it from a folder, which hold on another machine too."""
+    path = Path(source).expanduser()
+    if not path.exists():  # the name of a pretrained network
+        return source, ""
+    place = ""
+    with suppress(ValueError):  # another drive
+        place = Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder))).as_posix()
+    return Path(os.path.abspath(path)).name, place  # noqa: PTH100  (the name as typed: resolve() would follow a link)
+
+
+def checkpoint_of(gallery: EmbeddingStore, typed: str | None = None) -> str:
+    """The source of the network that made a gallery's embeddings: what the user typed, else where it was as seen from the
+    gallery, else a file of its name in the gallery.
+
+    Raises:
+        ConfigError: it is at none of these places.
+    """
+    stamp = gallery.model
+    source = stamp.checkpoint if typed is None else typed
+    if ":" in source and not Path(source).is_absolute():  # the name of a pretrained network
+        return source
+    if typed is None and stamp.place:
+        source = os.path.normpath(Path(os.path.realpath(gallery.folder)) / stamp.place)
+    if Path(source).expanduser().exists():
+        return source
+    beside = gallery.folder / Path(stamp.checkpoint).name
+    if typed is None and beside.exists():
+        return str(beside)
+    raise ConfigError(
+        f"{source}: no such file, but the network in it made the embeddings of {gallery.folder} and has to "
+        f"make those of the queries. Say where it is now: checkpoint=FILE ({stamp.shown})"
     )
 
 
@@ -67,7 +108,7 @@ def embedder_of(
     """The embedder that made the embeddings with this stamp, so that more images can be compared with them.
 
     Args:
-        checkpoint: file of the weights where it is not where the stamp says.
+        checkpoint: source of the weights, see `checkpoint_of`; None: the stamp's own.
         model, backbone: what the user typed, for a network of a plugin; a stamp builds networks of bdbnet alone.
 
     Raises:

@@ -90,5 +90,5 @@ def _known(row: Mapping[Any, Any], of: str) -> str:
     for column, word in (("label", "label"), ("camera", "cam")):
         value = row.get(f"{of}_{column}", -1)
         if value >= 0:
-            parts.append(f"<span>{word} {value}</span>")
+            parts.append(f"<span>{word} {escape(str(value))}</span>")
     return "".join(parts)

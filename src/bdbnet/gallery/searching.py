@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from bdbnet.checked import checked, read_json
-from bdbnet.config import ConfigError
+from bdbnet.config import ConfigError, plain
 from bdbnet.datasets import BOX_COLUMNS
-from bdbnet.gallery.embedding import embedder_of
+from bdbnet.gallery.embedding import checkpoint_of, embedder_of
 from bdbnet.gallery.indexes.exact import ExactIndex, Filter, GalleryIndex
 from bdbnet.gallery.indexes.faiss import FaissIndex
 from bdbnet.gallery.indexes.milvus import MilvusIndex
@@ -23,6 +26,7 @@ from bdbnet.gallery.indexes.quality import IndexQuality, measure_index
 from bdbnet.gallery.pages import search_page
 from bdbnet.gallery.store import EmbeddingStore, check_same_model
 from bdbnet.loading.sources import find_images
+from bdbnet.overwriting import refuse_other_settings, settings_that_count
 from bdbnet.results import write_atomically
 
 # Files of a search.
@@ -32,6 +36,7 @@ PAGE = "search.html"
 ENGINES = ("exact", "faiss_ivf", "faiss_hnsw", "milvus")
 COLUMNS = ("path", "label", "camera", "time", *BOX_COLUMNS)
 
+_SETTINGS = b"bdbnet"  # key in the metadata of what was found
 _ENOUGH_QUERIES = 100  # below that many the recall is measured on gallery images instead
 
 
@@ -62,9 +67,16 @@ def search(config: DictConfig, folder: Path) -> Found:
     """Search for the queries of ``config`` in its index; writes ``search.parquet`` and ``search.html`` to ``folder``.
 
     Raises:
-        ConfigError, StoreError, GalleryIndexError and what `read_queries` raises: see there.
+        ConfigError: also where the folder holds what another search found, and `config.overwrite` is not set.
+        StoreError, GalleryIndexError and what `read_queries` raises: see there.
     """
-    gallery = EmbeddingStore.open(config.index)
+    settings = settings_that_count(plain(config))
+    for key in ("overwrite", "verify"):
+        if not isinstance(config[key], bool):
+            raise ConfigError(f"{key}={config[key]}: give true or false")
+    if not config.overwrite:
+        _refuse_other_search(folder, settings)
+    gallery = EmbeddingStore.open(config.index, verify=config.verify)
     if config.k > len(gallery):
         raise ConfigError(f"k={config.k}: {config.index} holds {len(gallery):,} images, so k is at most that")
     queries = read_queries(config, gallery)
@@ -75,7 +87,7 @@ def search(config: DictConfig, folder: Path) -> Found:
     facts = {
         "gallery": f"{len(gallery):,} images, embeddings of {gallery.dimensions} numbers",
         "queries": f"{len(queries.table):,} from {config.images or config.queries}",
-        "network": f"{gallery.model.checkpoint}, images of {' x '.join(map(str, gallery.model.image_size))} pixels",
+        "network": f"{gallery.model.shown}, images of {' x '.join(map(str, gallery.model.image_size))} pixels",
         "distance": config.distance,
         "filter": ", ".join(parts) or "none",
         "engine": config.engine,
@@ -85,9 +97,7 @@ def search(config: DictConfig, folder: Path) -> Found:
         quality = quality_of(index, index_folder(config) / f"{config.engine}.recall.json", queries.embeddings)
         facts["engine"] += f", {built}; without a filter {quality}"
     rows = results_table(queries, gallery, *index.search(queries.embeddings, config.k, allowed=allowed))
-    buffer = io.BytesIO()
-    rows.to_parquet(buffer, index=False)
-    write_atomically(folder / FOUND, buffer.getvalue())
+    _write_rows(rows, settings, folder / FOUND)
     name = Path(config.index).resolve().name
     text = search_page(
         rows,
@@ -100,6 +110,32 @@ def search(config: DictConfig, folder: Path) -> Found:
     )
     write_atomically(folder / PAGE, text.encode("utf-8", "xmlcharrefreplace"))
     return Found(rows, queries.table["path"].tolist(), facts)
+
+
+def _write_rows(rows: pd.DataFrame, settings: Mapping[str, Any], path: Path) -> None:
+    """Write what was found, with the settings of the search in the file's metadata."""
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _SETTINGS: json.dumps(settings)})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _refuse_other_search(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a folder holds what another search found."""
+    try:
+        said = (pq.read_schema(folder / FOUND).metadata or {}).get(_SETTINGS)
+        then = None if said is None else json.loads(said)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):  # pyarrow's errors are both
+        then = None
+    if not isinstance(then, dict):
+        raise ConfigError(
+            f"{folder / FOUND} does not say by which settings it was found. Keep it: run_name=<another name>. Replace it: "
+            "overwrite=true."
+        )
+    refuse_other_settings(folder, then, settings)
 
 
 def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
@@ -115,16 +151,11 @@ def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
             "set exactly one of images= (a file, folder or table) or queries= (a folder that bdbnet.embed made)"
         )
     if config.queries is not None:
-        store = EmbeddingStore.open(config.queries)
+        store = EmbeddingStore.open(config.queries, verify=config.get("verify", True))
         check_same_model(gallery.model, store.model)
         return Queries(store.embeddings, store.table, store.root)
     images = find_images(config.images, root=config.root)
-    checkpoint = gallery.model.checkpoint if config.checkpoint is None else config.checkpoint
-    if not Path(checkpoint).expanduser().exists() and ":" not in checkpoint:
-        raise ConfigError(
-            f"{checkpoint}: no such file, but the network in it made the embeddings of {config.index} and has to make those "
-            "of the queries. Say where it is now: checkpoint=FILE"
-        )
+    checkpoint = checkpoint_of(gallery, config.checkpoint)
     embedder = embedder_of(
         gallery.model,
         checkpoint=checkpoint,

@@ -33,6 +33,7 @@ from bdbnet.gallery.store import (
     SHARDS,
     SKIPPED,
     TABLE,
+    VERIFIED,
     ModelStamp,
     StoreError,
     check_same_model,
@@ -144,7 +145,7 @@ def embed_into(
         raise ConfigError(
             "overwrite=true: several processes can't delete a folder together; delete it before they start"
         )
-    run = _Run(folder, stamp_of(embedder), images, shard_size, batch_size, format)
+    run = _Run(folder, stamp_of(embedder, folder), images, shard_size, batch_size, format)
     with locked(folder):
         if overwrite:
             clear_folder(folder)
@@ -172,7 +173,7 @@ def embed_into(
 def clear_folder(folder: Path) -> None:
     """Remove the embeddings in `folder`, complete or not, and nothing else."""
     # meta.json first: from then on it is a store no more.
-    for name in (META, PLAN, TABLE, SKIPPED, *(f"embeddings.{format}" for format in FORMATS)):
+    for name in (META, PLAN, TABLE, SKIPPED, VERIFIED, *(f"embeddings.{format}" for format in FORMATS)):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / SHARDS, ignore_errors=True)
 
@@ -213,6 +214,11 @@ class _Run:
         }
         path = self.folder / PLAN
         if not path.exists():
+            if (self.folder / META).exists():
+                raise StoreError(
+                    f"{self.folder} holds embeddings, and no {PLAN} that says of which images: overwrite=true deletes them, "
+                    "output=<another folder> keeps them."
+                )
             write_atomically(path, (json.dumps(plan, indent=2) + "\n").encode())
             return
         try:

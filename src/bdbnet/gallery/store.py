@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypedDict
@@ -30,11 +31,15 @@ SCHEMA = 1
 META = "meta.json"
 TABLE = "manifest.parquet"
 SKIPPED = "skipped.csv"
+# That its content has been verified on this machine.
+VERIFIED = ".verified.json"
 # Of one that is being made: what it will hold, and the parts that are done.
 PLAN = "plan.json"
 SHARDS = "shards"
 
 FORMATS = ("safetensors", "parquet")
+
+_ROWS = 8192  # embeddings that are hashed at a time
 
 
 class StoreError(ValueError):
@@ -48,7 +53,7 @@ class ModelStamp:
     Attributes:
         fingerprint: SHA-256 of the network's parameters and buffers and of every setting below that changes an
             embedding. Embeddings may be compared with each other if it is equal.
-        checkpoint: file of the weights, as given.
+        checkpoint: name of the file or saved folder of the weights, or `timm:NAME`; in galleries of earlier versions its path.
         network: groups `model`, `backbone` and `dropping` of the configuration that builds the network.
         dimensions: length of an embedding.
         image_size: height and width of the network's input, pixels.
@@ -59,6 +64,7 @@ class ModelStamp:
         flip: embeddings of an image and its mirror image are averaged.
         scales: sizes of the input, relative to `image_size`, whose embeddings are averaged.
         preprocessing: other attributes of `Preprocessing`, where they are not those that `bdbnet` trains with.
+        place: of the checkpoint, relative to the folder of the embeddings, so that both may be moved together.
     """
 
     fingerprint: str
@@ -73,6 +79,12 @@ class ModelStamp:
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
+
+    @property
+    def shown(self) -> str:
+        """The checkpoint's name with the beginning of the fingerprint: many are called `last.ckpt`."""
+        return f"{self.checkpoint} (fingerprint {self.fingerprint[:12]})"
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "ModelStamp":
@@ -104,7 +116,7 @@ def check_same_model(a: ModelStamp, b: ModelStamp) -> None:
     """Raise StoreError, which names what differs, unless embeddings of the two may be compared."""
     if a.fingerprint == b.fingerprint:
         return
-    names = [entry.name for entry in fields(ModelStamp) if entry.name not in ("fingerprint", "checkpoint")]
+    names = [entry.name for entry in fields(ModelStamp) if entry.name not in ("fingerprint", "checkpoint", "place")]
     different = [name for name in names if getattr(a, name) != getattr(b, name)]
     what = "; ".join(f"{name} {getattr(a, name)} and {getattr(b, name)}" for name in different)
     raise StoreError(
@@ -140,8 +152,12 @@ class EmbeddingStore:
     skipped: int = 0
 
     @classmethod
-    def open(cls, folder: str | Path) -> "EmbeddingStore":
+    def open(cls, folder: str | Path, *, verify: bool = True) -> "EmbeddingStore":
         """Open the store in `folder`.
+
+        Args:
+            verify: compare table and embeddings with the fingerprint. That reads all of them at the first opening, and again
+                where a file has changed since; in between the size and the times of the files are compared.
 
         Raises:
             StoreError: there is none, it is not complete yet, damaged, or of another schema.
@@ -169,6 +185,10 @@ class EmbeddingStore:
                     f"{folder} is damaged: {len(table)} rows and embeddings {embeddings.shape} {embeddings.dtype}, where "
                     f"{META} says {shape} float32. {_AGAIN}"
                 )
+            if "path" not in table or not all(isinstance(path, str) for path in table["path"]):
+                raise StoreError(f"{folder} is damaged: {TABLE} has no column path with a text in every row. {_AGAIN}")
+            if verify:
+                _verify(folder, meta, embeddings)
             return cls(
                 folder,
                 embeddings,
@@ -191,6 +211,35 @@ class EmbeddingStore:
 
     def __len__(self) -> int:
         return len(self.table)
+
+
+def _verify(folder: Path, meta: Mapping[str, Any], embeddings: np.ndarray) -> None:
+    """Raise StoreError unless table and embeddings are those that were written; what was found is kept for the next time."""
+    files = {name: _identity(folder / name) for name in meta["files"]}
+    state = {"fingerprint": meta["fingerprint"], "files": files}
+    record = folder / VERIFIED
+    try:
+        if json.loads(record.read_text()) == state:
+            return
+    except (OSError, ValueError):
+        pass
+    digest = hashlib.sha256((folder / TABLE).read_bytes())
+    for first in range(0, len(embeddings), _ROWS):
+        digest.update(np.ascontiguousarray(embeddings[first : first + _ROWS]).data)
+    if digest.hexdigest() != meta["fingerprint"]:
+        raise StoreError(
+            f"{folder} is damaged or was changed: {' and '.join(files)} are not those that were written (fingerprint "
+            f"{digest.hexdigest()[:12]} instead of {str(meta['fingerprint'])[:12]}). Copy the folder again, or embed again: "
+            "python -m bdbnet.embed with overwrite=true. verify=false opens it all the same."
+        )
+    with suppress(OSError):  # a folder that can't be written to is verified every time
+        write_atomically(record, (json.dumps(state) + "\n").encode())
+
+
+def _identity(file: Path) -> list[int]:
+    """What tells that a file is the one that was verified. A copy has another inode and time of change, whatever it keeps."""
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 _AGAIN = "Run python -m bdbnet.embed again with overwrite=true."

@@ -8,12 +8,15 @@ whole network. Starting weights come in two steps: a backbone's own `weights` ar
 
 import argparse
 import datetime
+import hashlib
 import pathlib
 import pickle
 import re
 import typing
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -95,7 +98,7 @@ def read_checkpoint(path: str | Path) -> Any:
     dates.
 
     Raises:
-        CheckpointError: as `read_state_dict`.
+        CheckpointError: as `read_state_dict`, and where a checkpoint of ours is not what was saved.
     """
     path = Path(path).expanduser()
     try:
@@ -130,7 +133,87 @@ def read_checkpoint(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: could not be read ({error})") from error
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise CheckpointError(f"{path}: truncated, damaged or not a checkpoint; copy or download it again") from error
+    _check_digests(content, path)
     return content
+
+
+#: Entries of a checkpoint that have a digest of their own: who leaves one out, or changes another, still has a checkpoint.
+_DIGESTED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
+_DIGESTS = "digests"
+_checked: set[tuple[object, ...]] = set()  # files of this process whose digests were found right
+
+
+def digests_of(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of a checkpoint's entries, for its entry `bdbnet`; `read_checkpoint` compares them with the content.
+
+    Of an entry with other things than tensors and plain values there is none.
+    """
+    found = {}
+    for name in _DIGESTED:
+        if name in checkpoint:
+            with suppress(TypeError, ValueError, RuntimeError):  # of a file that someone made: whatever its tensors are
+                found[name] = digest_of(checkpoint[name])
+    return found
+
+
+def digest_of(state: Any) -> str:
+    """SHA-256 of tensors and plain values, nested in mappings (in any order) and sequences.
+
+    Raises:
+        TypeError: there is something else in it.
+    """
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+        parts = [part if isinstance(part, bytes) else pool.submit(_hash_of, part) for part in _parts(state)]
+        return hashlib.sha256(
+            b"".join(part if isinstance(part, bytes) else part.result() for part in parts)
+        ).hexdigest()
+
+
+def _parts(value: Any) -> Iterator[bytes | Tensor]:
+    """What is in a nested value, in one order: a line for each thing, and the tensors, each behind its own line."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise TypeError("a tensor that is sparse, quantized or without content")
+        yield f"tensor {value.dtype} {tuple(value.shape)}\n".encode()
+        yield value
+    elif isinstance(value, Mapping):
+        yield f"mapping {len(value)}\n".encode()
+        for key in sorted(value, key=repr):
+            yield from _parts(key)
+            yield from _parts(value[key])
+    elif isinstance(value, list | tuple):
+        yield f"sequence {len(value)}\n".encode()
+        for item in value:
+            yield from _parts(item)
+    elif value is None or isinstance(value, str | int | float | bool):
+        yield f"{type(value).__name__} {value!r}\n".encode()
+    else:
+        raise TypeError(f"a {type(value).__name__}")
+
+
+def _hash_of(tensor: Tensor) -> bytes:
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(content.numpy().data).digest()
+
+
+def _check_digests(content: Any, path: Path) -> None:
+    """Raise CheckpointError where an entry of a checkpoint is not what was saved. Those of earlier versions have no digests."""
+    ours = content.get("bdbnet") if isinstance(content, dict) else None
+    digests = ours.get(_DIGESTS) if isinstance(ours, dict) else None
+    if not isinstance(digests, dict):
+        return
+    status = path.stat()
+    key = (path.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    if key in _checked:
+        return
+    now = digests_of(content)
+    wrong = [name for name, digest in digests.items() if name in content and now.get(name) != digest]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: damaged or edited: {', '.join(wrong)} not as saved there (SHA-256). Copy the file again. If you changed it "
+            "on purpose, take the digests out: checkpoint['bdbnet'].pop('digests'), then torch.save"
+        )
+    _checked.add(key)
 
 
 def load_network(network: nn.Module, path: str | Path, *, classifiers: Literal["keep", "drop"] = "keep") -> None:

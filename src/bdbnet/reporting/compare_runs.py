@@ -11,9 +11,11 @@ import pandas as pd
 
 from bdbnet.checked import Column, UnfitError, read_json, read_parquet
 from bdbnet.evaluation.significance import PairedDifference, paired_difference
+from bdbnet.overwriting import refuse_other_settings
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
 from bdbnet.reporting.table import MINUS, Grid, as_text
 from bdbnet.results import PER_QUERY, Metric, headline_metrics, in_percent, metric_heads, metric_of, write_atomically
+from bdbnet.run_names import shortened
 
 _COLUMNS = {
     "query_index": Column("whole"), "path": Column("text"), "label": Column("label"), "ap": Column("number", empty=True),
@@ -21,6 +23,7 @@ _COLUMNS = {
 }  # fmt: skip
 _SURE = 0.05  # p-value from which on no difference is claimed
 _LISTED = 10
+_LONGEST = 220  # bytes of the other run's name in the file's, which gets more around it
 
 
 class _Analysed(NamedTuple):
@@ -29,20 +32,25 @@ class _Analysed(NamedTuple):
     queries: pd.DataFrame
 
 
-def compare_runs(folder: str | Path, other: str | Path, *, seed: int = 0) -> tuple[str, Path]:
+def compare_runs(folder: str | Path, other: str | Path, *, seed: int = 0, overwrite: bool = True) -> tuple[str, Path]:
     """Compare two analysed evaluations on the same queries and write `compare-<name of the other>.json` into the first.
 
     Args:
         folder, other: of `bdbnet.evaluate` with `analysis=true`.
         seed: of the bootstrap and of the test.
+        overwrite: replace a comparison that was made with another seed.
 
     Returns:
         Tables and a verdict for the terminal, and the file.
 
     Raises:
         ReportError: a folder without an analysis, another dataset, or other queries.
+        ConfigError: a comparison with another seed is there, and may not be replaced.
     """
     a, b = _read(folder, "run"), _read(other, "compare")
+    path = _record_path(a.run.path, b.run.path)
+    if not overwrite and (earlier := _record(path).get("seed")) is not None:
+        refuse_other_settings(path, {"seed": earlier}, {"seed": seed}, keep="move that file away")
     _check_comparable(a, b)
     _check_common_metrics(a, b)
     names = a.run.path.resolve().name, b.run.path.resolve().name
@@ -55,6 +63,7 @@ def compare_runs(folder: str | Path, other: str | Path, *, seed: int = 0) -> tup
     record = {
         "a": str(a.run.path),
         "b": str(b.run.path),
+        "seed": seed,
         "fingerprint": a.record["data"]["fingerprint"],
         "protocol_differs_in": changed,
         "metrics": {
@@ -66,7 +75,6 @@ def compare_runs(folder: str | Path, other: str | Path, *, seed: int = 0) -> tup
         },
         "queries_that_differ_most": apart,
     }  # fmt: skip
-    path = _record_path(a.run.path, b.run.path)
     write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
     verdicts = [verdict(metric_of(name), differences[name], *names) for name in headline_metrics(differences)]
     return "\n\n".join([_table(differences, means, names, changed), "\n".join(verdicts), _list(apart)]), path
@@ -74,12 +82,18 @@ def compare_runs(folder: str | Path, other: str | Path, *, seed: int = 0) -> tup
 
 def _record_path(folder: Path, other: Path) -> Path:
     """File of the comparison; with a suffix where that of another run of the same name exists."""
-    path = folder / f"compare-{other.resolve().name}.json"
-    try:
-        mine = read_json(path)["b"] == str(other)
-    except (OSError, ValueError, KeyError, TypeError):
-        mine = True  # nothing worth keeping
+    path = folder / f"compare-{shortened(other.resolve().name, _LONGEST)}.json"
+    mine = _record(path).get("b") in (None, str(other))
     return path if mine else path.with_stem(f"{path.stem}-{sha256(str(other.resolve()).encode()).hexdigest()[:6]}")
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """An earlier comparison; empty where there is none that is worth keeping."""
+    try:
+        record = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def verdict(metric: Metric, found: PairedDifference, a: str, b: str) -> str:

@@ -1,8 +1,10 @@
 """A self-contained HTML page, its tables and notes."""
 
+import re
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape, unescape
 from importlib import resources
+from pathlib import Path
 
 
 def page(
@@ -15,6 +17,7 @@ def page(
     date: str = "",
     name: str = "",
     footer: str = "Made by bdbnet.",
+    settings: str = "",
 ) -> str:
     """The HTML text of a page that needs no other file.
 
@@ -25,6 +28,7 @@ def page(
         date: beside the kind of page.
         name: of the folder that the page is about.
         footer: plain text.
+        settings: what the page was made with, for `settings_of_page`; plain text.
     """
     style = resources.files("bdbnet.reporting").joinpath("report.css").read_text(encoding="utf-8")
     title = f"{heading}: {name}" if name else heading
@@ -38,6 +42,7 @@ def page(
             '<meta http-equiv="Content-Security-Policy" '
             "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            *([f'<meta name="bdbnet-settings" content="{escape(settings)}">'] if settings else []),
             f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>",
             f'<header>\n<p class="kind">{escape(" · ".join(filter(None, [kind, date])))}</p>\n<h1>{escape(heading)}</h1>',
             f'{main}{code}<p class="soft">{escape(subtitle)}</p>\n</header>',
@@ -47,6 +52,16 @@ def page(
             f"<footer>{escape(footer)}</footer>\n</body>\n</html>\n",
         )
     )
+
+
+def settings_of_page(file: Path) -> str:
+    """The settings that a page was made with; empty where there is no such page or it says none."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as text:
+            found = re.search(r'<meta name="bdbnet-settings" content="([^"]*)">', text.read(2_000))
+    except FileNotFoundError:
+        return ""
+    return unescape(found[1]) if found else ""
 
 
 def html_table(heads: Sequence[str], rows: Sequence[str], name: str = "plain") -> str:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -14,7 +13,7 @@ import pandas as pd
 from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.datasets.images import Box, ImageError, read_image
 from bdbnet.figures import read_thumbnail
-from bdbnet.reporting.run_folder import RunFolder, choose_queries
+from bdbnet.reporting.run_folder import RunFolder, choose_queries, file_below
 from bdbnet.reporting.wording import distance, percent
 from bdbnet.results import metric_names, metric_of
 
@@ -159,7 +158,7 @@ def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str) ->
         word, mark = ("right", "✓") if row["correct"] else ("wrong", "✗")
         alt = f"rank {rank}, {word}: {_who(noun, label, camera)}, distance {away}"
         items.append(
-            f'<li class="{word}">{picture(root, row["gallery_path"], alt, box_of(row, "gallery"))}<b>{rank} {mark}</b>'
+            f'<li class="{word}">{picture(root, row["gallery_path"], alt, box_of(row, "gallery"))}<b>{escape(str(rank))} {mark}</b>'
             f"<span>{away}</span>{_small(noun, label, camera)}</li>"
         )
     ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"
@@ -203,7 +202,9 @@ def _who(noun: str, label: Any, camera: Any) -> str:
 
 def _small(noun: str, label: Any, camera: Any) -> str:
     short = {"identity": "id"}.get(noun, noun)
-    return f"<span>{escape(f'{short} {label}')}</span>" + (f"<span>cam {camera}</span>" if camera >= 0 else "")
+    return f"<span>{escape(f'{short} {label}')}</span>" + (
+        f"<span>cam {escape(str(camera))}</span>" if camera >= 0 else ""
+    )
 
 
 def box_of(row: Any, of: str) -> Box | None:
@@ -218,21 +219,25 @@ def box_of(row: Any, of: str) -> Box | None:
 def picture(root: Path | None, path: str, alt: str, box: Box | None) -> str:
     """The image at `path` below `root`, or a frame that says why it is not shown; no file elsewhere is opened."""
     problem = "image not found"
-    place = None if root is None else Path(os.path.normpath(root / path))
-    if place is not None and root is not None and not place.is_relative_to(os.path.normpath(root)):
-        problem = "not in the data set's folder"
-    elif place is not None:
+    if root is not None:
         try:
-            image = read_thumbnail(place if box is None else read_image(place, box=box))
+            file = file_below(root, path)
+            image = None if file is None else read_thumbnail(file if box is None else read_image(file, box=box))
         except FileNotFoundError:
             pass
         except (OSError, ValueError, ImageError):  # ValueError: a name that no file has
             problem = "image not readable"
         else:
+            if image is None:
+                return _no_picture(path, alt, "not in the data set's folder")
             buffer = io.BytesIO()
             image.save(buffer, format="JPEG", quality=85)
             uri = _data_uri("image/jpeg", buffer.getvalue())
             size = f'width="{image.width}" height="{image.height}"'
             return f'<img src="{uri}" {size} alt="{escape(alt)}" title="{escape(path)}">'
+    return _no_picture(path, alt, problem)
+
+
+def _no_picture(path: object, alt: str, problem: str) -> str:
     words = escape(f"{alt} ({problem})")
-    return f'<div class="missing" role="img" aria-label="{words}" title="{escape(path)}">{problem}</div>'
+    return f'<div class="missing" role="img" aria-label="{words}" title="{escape(str(path))}">{problem}</div>'

@@ -1,5 +1,6 @@
 """A finished run's folder, read and checked: result, history, ranking lists, error analysis."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -204,6 +205,25 @@ def image_root(run: RunFolder) -> tuple[Path | None, str]:
     if manifest.fingerprint != result.data.get("fingerprint", manifest.fingerprint):
         return manifest.root, f"The dataset at {manifest.root} has changed since this run: pictures may be wrong ones."
     return manifest.root, ""
+
+
+def file_below(root: Path, path: object) -> Path | None:
+    """The regular file at a path of a table, seen from a folder; None where it is absolute or leads out of the folder.
+
+    A table may come from somebody else, and must not put any file of this machine on a page. Links that lie in the folder are
+    the folder owner's own, and are followed.
+
+    Raises:
+        FileNotFoundError: no regular file is there.
+    """
+    if not isinstance(path, str) or "\0" in path or os.path.isabs(path):  # noqa: PTH117
+        return None
+    inside = os.path.normpath(path)
+    if inside == os.pardir or inside.startswith(os.pardir + os.sep):
+        return None
+    if not (root / inside).is_file():
+        raise FileNotFoundError(root / inside)
+    return root / inside
 
 
 def _found(path: str, folder: Path) -> str:

@@ -7,17 +7,20 @@ from pathlib import Path
 
 from bdbnet.checked import UnfitError
 from bdbnet.config import flatten
+from bdbnet.overwriting import refuse_other_settings
 from bdbnet.reporting.analysis import analysis_section
 from bdbnet.reporting.analysis_record import check_complete
 from bdbnet.reporting.heading import date_of, headline, run_title
-from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
+from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page, settings_of_page
 from bdbnet.reporting.pictures import Images, curves, ranking_lists, worst_queries
 from bdbnet.reporting.run_folder import ReportError, RunFolder, image_root, read_run
 from bdbnet.reporting.wording import BEST_CHECKPOINT, duration, further_lines, protocol_line
 from bdbnet.results import ANALYSIS, REPORT, Result, in_percent, metric_names, metric_of, write_atomically
 
 
-def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, seed: int = 0) -> Path:
+def write_report(
+    run_folder: str | Path, *, queries: int = 8, top: int = 10, seed: int = 0, overwrite: bool = True
+) -> Path:
     """Write `report.html` into a run's folder and return its path.
 
     The page needs no other file, no network and no JavaScript. The same folder and arguments give the same page.
@@ -28,8 +31,10 @@ def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, see
         queries: number of ranking lists; half of them are drawn at random, the others are among the worst. 0 for none.
         top: gallery images shown per query, at least 1; no more than `topk.parquet` holds.
         seed: of the random choice of queries.
+        overwrite: replace a page that was made with other arguments.
 
     Raises:
+        ConfigError: a page with other arguments is there, and may not be replaced.
         ReportError: a bad argument, not a run folder, or an unreadable table in it.
         ResultError: an unfinished or foreign `result.json`.
     """
@@ -44,6 +49,13 @@ def write_report(run_folder: str | Path, *, queries: int = 8, top: int = 10, see
             raise ReportError(
                 f"{run.path / ANALYSIS}: {error}. Move it away, or evaluate again with analysis=true."
             ) from error
+    earlier = settings_of_page(run.path / REPORT)
+    if earlier and not overwrite:
+        then, now = (
+            dict(part.split("=", 1) for part in settings.split() if "=" in part)
+            for settings in (earlier, _arguments(queries, top, seed))
+        )
+        refuse_other_settings(run.path / REPORT, then, now, keep="move that file away")
     text = run_page(run, queries=queries, top=top, seed=seed)
     return write_atomically(run.path / REPORT, text.encode("utf-8", "xmlcharrefreplace"))
 
@@ -66,8 +78,12 @@ def run_page(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
     footer = f"Made by bdbnet from the run of {result.created}."
     return page(
         run_title(result), kind, _summary(result), sections, headline=headline(result), date=date_of([result]),
-        name=run.path.resolve().name, footer=footer,
+        name=run.path.resolve().name, footer=footer, settings=_arguments(queries, top, seed),
     )  # fmt: skip
+
+
+def _arguments(queries: int, top: int, seed: int) -> str:
+    return f"queries={queries} top={top} seed={seed}"
 
 
 def _summary(result: Result) -> str:

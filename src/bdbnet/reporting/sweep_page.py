@@ -256,7 +256,7 @@ def _runs(sweep: Sweep) -> str:
                 values = [escape(shown(value)) for value in configuration.values]
                 numbers = [metric_of(name).number(run.result.metrics.get(name)) for name in metrics]
                 cells = [*values, *numbers]
-                rows.append(html_row(str(seed), [*cells, _link(sweep, run.name)]))
+                rows.append(html_row(escape(str(seed)), [*cells, _link(sweep, run.name)]))
         heads = ["Seed", *heads_of(table.settings), *metric_heads(metrics), "Folder"]
         parts += [f"<h3>{escape(table.differs)}</h3>" * bool(table.differs), html_table(heads, rows, "runs")]
     hint = "A page of one run: <code>python -m bdbnet.report run=&lt;its folder&gt;</code>"
