@@ -35,6 +35,9 @@ demo: $(READY)  ## train and evaluate on rendered figures, about 3 minutes on tw
 test: $(READY_DEV)  ## all tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
+test-fast: $(READY_DEV)  ## tests of what trains nothing: data sets, networks, losses, retrieval, figures; under 2 minutes on two cores
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/datasets tests/models tests/losses tests/retrieval tests/figures
+
 lint: $(READY_DEV)  ## style, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
