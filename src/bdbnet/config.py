@@ -393,7 +393,7 @@ class CheckSettings(Callback):
             for config in configs:
                 rename_keys(config)
                 plugins.load(list_of_plugins(config.get("plugins")))
-                check_settings(config, self.command, keys_of(config.hydra.overrides.task))
+                check_settings(config, self.command, keys_of(as_typed(config)))
         except Exception as error:
             if not _is_meant(error):
                 raise
@@ -408,13 +408,18 @@ class _Refused(BaseException):
         self.error = error
 
 
+def as_typed(config: DictConfig) -> list[str]:
+    """The overrides of a command line; one of them may be an interpolation, which only a job can resolve."""
+    return cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+
+
 def _jobs(config: DictConfig) -> Iterator[DictConfig]:
     """The settings of every job of a sweep; none where another sweeper than Hydra's own makes them up as it goes."""
     sweeper = config.hydra.sweeper
     if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
         return
     loader = GlobalHydra.instance().config_loader()
-    typed = [*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()), *config.hydra.overrides.task]
+    typed = [*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()), *as_typed(config)]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(typed)
     for job in BasicSweeper.split_arguments(parsed, None)[0]:
         yield loader.load_sweep_config(config, list(job))

@@ -9,7 +9,7 @@ from bdbnet.config import ConfigError, command
 def main(config: DictConfig) -> None:
     if not config.run:
         raise ConfigError("run= is missing: give the folder of a run, such as run=outputs/train/default")
-    overwrite = bool(config.overwrite)
+    overwrite = bool(config.get("overwrite"))
     from bdbnet.reporting import read_run, write_report
     from bdbnet.reporting.compare_runs import compare_runs
     from bdbnet.reporting.sweep import is_sweep

@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from bdbnet.config import as_typed
 from bdbnet.reporting.settings import shown
 
 
@@ -28,7 +29,7 @@ class SweepProgress(Callback):
         plain = str(sweeper._target_).endswith("BasicSweeper")  # of others Hydra doesn't know the number of jobs
         typed = [
             *(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items() if plain),
-            *config.hydra.overrides.task,
+            *as_typed(config),
         ]
         overrides = {
             override.get_key_element(): override for override in OverridesParser.create().parse_overrides(typed)
@@ -43,7 +44,7 @@ class SweepProgress(Callback):
             return
         of = "" if self.jobs is None else f"/{self.jobs}"
         print(
-            f"\n[{config.hydra.job.num + 1}{of}] {differs(config.hydra.overrides.task, self.fixed)}".rstrip(),
+            f"\n[{config.hydra.job.num + 1}{of}] {differs(as_typed(config), self.fixed)}".rstrip(),
             flush=True,
         )
 
