@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bdbnet.config import ConfigError
+from bdbnet.config import ConfigError, check_settings
 from bdbnet.evaluation.evaluate import evaluate
 from bdbnet.evaluation.network import build_network
 from bdbnet.models import PCBNetwork
@@ -117,7 +117,7 @@ def test_without_a_rate_of_the_backbone_there_is_one_group(tiny_config):
 def test_a_rate_of_the_backbone_that_is_none_is_refused(rate, tiny_config):
     config = tiny_config("model=baseline", f"backbone_rate={rate}")
     with pytest.raises(ConfigError, match="backbone_rate"):
-        training_module(config)
+        check_settings(config, "train")
 
 
 def test_a_run_does_not_go_on_at_another_rate_of_the_backbone(tiny_config, tmp_path):
