@@ -115,7 +115,7 @@ def test_data_root_comes_from_the_environment(
         (["dataset=market1501", "dataset.root=~nobody-of-that-name/a"], "there is no such user"),
         (["dataset=synthetic_reid", "archive=a.zip"], "leave out archive="),
         (["dataset=market1501", "archive=a.zip", "dataset.root=null"], "dataset.root is null"),
-        (["dataset=market1501", "archive=[]"], "archive=[] names no file"),
+        (["dataset=market1501", "archive=[]"], "archive=[]: give a file or folder"),
     ],
 )
 def test_wrong_input_gets_one_clear_message(

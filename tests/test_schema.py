@@ -252,6 +252,12 @@ def test_a_sweep_over_files_has_a_job_for_each(typed, tmp_path):
     assert (error, [config.backbone.weights for config in seen]) == ("", ["none", "w.pth"])
 
 
+def test_options_may_follow_the_settings(typed):
+    code, error, seen = typed("train", "seed=1,2", "-m")
+    assert (code, error, [config.seed for config in seen]) == (0, "", [1, 2])
+    assert typed("train", "seed=3", "--cfg", "job")[0] == 0
+
+
 def test_a_path_with_commas_is_one_path_without_a_sweep(typed):
     _, error, seen = typed("evaluate", "checkpoint=x/loss=none,seed=2/my last.ckpt")
     assert (error, seen[0].checkpoint) == ("", "x/loss=none,seed=2/my last.ckpt")

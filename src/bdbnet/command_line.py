@@ -107,6 +107,17 @@ def _swept_paths(value: str) -> list[str]:
     return best[-1][2]
 
 
+def with_override(arguments: Sequence[str], override: str) -> list[str]:
+    """A command line with one more override, beside those that are there: argparse takes overrides side by side alone.
+
+    >>> with_override(["seed=1,2", "-m"], "run_name=x")
+    ['seed=1,2', 'run_name=x', '-m']
+    """
+    places = [number for number, argument in enumerate(arguments, 1) if "=" in argument and argument[0] != "-"]
+    at = places[-1] if places else len(arguments)
+    return [*arguments[:at], override, *arguments[at:]]
+
+
 def keys_of(arguments: Iterable[str]) -> set[str]:
     """The keys of overrides.
 

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from bdbnet import plugins
-from bdbnet.command_line import check_form, keys_of, list_of_plugins, one_logger_each, typed_plugins
+from bdbnet.command_line import check_form, keys_of, list_of_plugins, one_logger_each, typed_plugins, with_override
 from bdbnet.command_line import quote_paths as quote_paths
 from bdbnet.files import WriteError, is_about_writing
 from bdbnet.renamed import TARGETS, rename_keys, with_todays_keys
@@ -362,7 +362,8 @@ def command(
                 if not config:  # the command line counts
                     check_form(sys.argv[1:], config_name, config_dir())
                 plugins.load(typed_plugins(sys.argv[1:]))  # before Hydra looks for the choices that they bring
-                sys.argv.append(f"++hydra.callbacks.check_settings._target_={__name__}.{CheckSettings.__name__}")
+                checks = f"++hydra.callbacks.check_settings._target_={__name__}.{CheckSettings.__name__}"
+                sys.argv[1:] = with_override(sys.argv[1:], checks)
                 with _explained(config_name):
                     return start(*config)
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from bdbnet.command_line import PATH_KEYS, is_no_path
+from bdbnet.command_line import PATH_KEYS, is_no_path, with_override
 from bdbnet.renamed import KEYS
 
 #: Bytes of a name that file systems take.
@@ -105,7 +105,7 @@ def name_sweep(command: str, arguments: Sequence[str]) -> list[str]:
     swept = [override.get_key_element() for override in _parsed(given) if override.is_sweep_override()]
     if not swept:
         return [*arguments]
-    return [*arguments, f"run_name='${{run_name:${{hydra:job.override_dirname}},[{','.join(swept)}]}}'"]
+    return with_override(arguments, f"run_name='${{run_name:${{hydra:job.override_dirname}},[{','.join(swept)}]}}'")
 
 
 def named_of_job(override_dirname: str, swept: Sequence[str] = (), *, _root_: DictConfig) -> str:

@@ -55,12 +55,6 @@ def test_without_parameters_of_a_loss_there_is_one_group_as_ever(tiny_config):
     assert group["weight_decay"] == 5e-4
 
 
-@pytest.mark.parametrize("rate", ["0", "-1", "fast"])
-def test_a_rate_of_the_backbone_that_is_none_is_refused(tiny_config, rate):
-    with pytest.raises(ConfigError, match="backbone_rate"):
-        module_of(tiny_config(f"backbone_rate={rate}"))
-
-
 # Losses of pytorch-metric-learning, and of one's own
 
 
