@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from bdbnet.checked import UnfitError
 from bdbnet.config import ConfigError
 from bdbnet.evaluation import evaluate as evaluation
 from bdbnet.evaluation.embedder import EmbeddingError
@@ -178,5 +179,5 @@ def test_an_embedding_with_nan_is_named(embedder, photos, monkeypatch):
 
 def test_the_stamp_survives_json(embedder):
     assert ModelStamp.from_json(json.loads(json.dumps(asdict(stamp_of(embedder))))) == stamp_of(embedder)
-    with pytest.raises(KeyError, match="scales"):
+    with pytest.raises(UnfitError, match="model.fingerprint is missing"):
         ModelStamp.from_json({"image_size": [1, 2], "network": {}})

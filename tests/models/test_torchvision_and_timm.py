@@ -429,7 +429,7 @@ class TestNetworks:
 
 def test_channels_that_the_dropping_branch_cannot_divide() -> None:
     with torch.device("meta"):
-        backbone = TimmBackbone("rexnet_100", "none")
+        backbone = TimmBackbone("rexnet_100", "none", map="last_stage")
         assert backbone.out_channels == 185
         assert BDBNetwork(5, backbone, ["global"]).embedding_dim == 512
         with pytest.raises(ValueError, match=r"185 output channels.*model=baseline"):

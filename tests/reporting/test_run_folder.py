@@ -211,7 +211,10 @@ def test_labels_are_shown_as_their_owner_writes_them(run_folder):
         "nearest": nearest,
     }
     confused = {"label": 2, "taken_for": 0, "queries": 1}
-    record = {"schema": ANALYSIS_SCHEMA, "worst_queries": [worst], "confused_identities": [confused]}
+    record = {
+        "schema": ANALYSIS_SCHEMA, "data": {"name": "two", "fingerprint": "0"}, "protocol": {"task": "reid"}, "metrics": {},
+        "worst_queries": [worst], "confused_identities": [confused],
+    }  # fmt: skip
     (run_folder / "analysis.json").write_text(json.dumps(record))
     run = read_run(run_folder)
     assert run.ranking["query_label"].unique().tolist() == ["0000", 1, "Ännä", 3, 4, 5]

@@ -274,7 +274,7 @@ def test_a_path_that_leads_out_of_the_data_is_not_shown(run_folder):
     shown = {a["title"] for a in page.all("img") if not a["alt"].startswith("query") and "rank" in a["alt"]}
     assert shown == {"gallery/../gallery/1.png"}
     words = [a["aria-label"] for a in page.all("div", **{"class": "missing"})]
-    assert sum("not in the data set&#x27;s folder" in text for text in words) == 20
+    assert sum("not in the data set's folder" in text for text in words) == 20
     assert sum("image not found" in text for text in words) == 5
 
 
