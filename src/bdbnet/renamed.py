@@ -68,7 +68,7 @@ def as_first_written(part: Mapping[str, Any]) -> dict[str, Any]:
     """A class's configuration as the first version that knew the class wrote it, for identities that must outlive a change.
 
     >>> as_first_written({"_target_": "bdbnet.models.TimmBackbone", "name": "resnet18", "map": "last_stage"})
-    {'_target_': 'bdbnet.models.TimmBackbone', 'name': 'resnet18'}
+    {'_target_': 'bdbnet.models.TimmTrunk', 'name': 'resnet18'}
     """
     former = _former_values(part)
     kept = {key: value for key, value in part.items() if key not in former or value != former[key]}

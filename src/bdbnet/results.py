@@ -261,7 +261,7 @@ class Protocol:
     query_pooling: str | None = None
     measure: str = "euclidean"
     scales: tuple[float, ...] = ()
-    query_expansion: Mapping[str, float] | None = None
+    query_expansion: Mapping[str, float | bool] | None = None
     single_shot: Positive | None = None
     preprocessing: Mapping[str, str | float | bool | list[float] | None] | None = None
 

@@ -132,7 +132,7 @@ def test_ranks_are_those_of_the_metrics_and_pairs_are_not_re_ranked(evaluated, o
         assert of["value"] == result.metrics[name]
     assert record["distance"] == distance
     assert (queries.loc[queries["margin"] > 0, "first_match_rank"] == 1).all()
-    assert record["pairs"] == evaluated()[1]["pairs"]
+    assert record["pairs"] == evaluated("overwrite=true")[1]["pairs"]
 
 
 def test_a_re_ranked_evaluation_with_lists_and_analysis_encodes_the_images_once(evaluated, monkeypatch):

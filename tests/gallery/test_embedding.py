@@ -179,5 +179,5 @@ def test_an_embedding_with_nan_is_named(embedder, photos, monkeypatch):
 
 def test_the_stamp_survives_json(embedder):
     assert ModelStamp.from_json(json.loads(json.dumps(asdict(stamp_of(embedder))))) == stamp_of(embedder)
-    with pytest.raises(UnfitError, match="model.fingerprint is missing"):
+    with pytest.raises(UnfitError, match=r"model\.fingerprint is missing"):
         ModelStamp.from_json({"image_size": [1, 2], "network": {}})

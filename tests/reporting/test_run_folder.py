@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdbnet.reporting import ReportError, read_run
-from bdbnet.reporting.pictures import ranking_lists
+from bdbnet.reporting.pictures import Images, ranking_lists
 from bdbnet.reporting.run_folder import choose_queries, image_root
 from bdbnet.results import ANALYSIS_SCHEMA, ResultError
 
@@ -221,7 +221,7 @@ def test_labels_are_shown_as_their_owner_writes_them(run_folder):
     assert run.analysis["worst_queries"][0]["label"] == "Ännä"
     assert run.analysis["worst_queries"][0]["nearest"]["label"] == "0000"
     assert run.analysis["confused_identities"] == [{"label": "Ännä", "taken_for": "0000", "queries": 1}]
-    assert "Identity Ännä, camera 0" in ranking_lists(run, 6, 5, 0)
+    assert "Identity Ännä, camera 0" in ranking_lists(run, Images(*image_root(run)), 6, 5, 0)
     for damaged in ("{", "[1]", '{"a": "b"}'):
         (run_folder / "label_names.json").write_text(damaged)
         with pytest.raises(ReportError, match=r"label_names\.json: not the names of labels"):
