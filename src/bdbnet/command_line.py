@@ -113,7 +113,11 @@ def with_override(arguments: Sequence[str], override: str) -> list[str]:
     >>> with_override(["seed=1,2", "-m"], "run_name=x")
     ['seed=1,2', 'run_name=x', '-m']
     """
-    places = [number for number, argument in enumerate(arguments, 1) if "=" in argument and argument[0] != "-"]
+    places = [
+        number
+        for number, argument in enumerate(arguments, 1)
+        if argument[:1] == "~" or ("=" in argument and argument[0] != "-")
+    ]
     at = places[-1] if places else len(arguments)
     return [*arguments[:at], override, *arguments[at:]]
 

@@ -461,8 +461,12 @@ def _not_there(key: str, config_name: str) -> ConfigError:
     group, below, _ = key.partition(".")
     if below and group not in config and (config_dir() / group).is_dir():
         return ConfigError(f"{key}: no {group} is chosen; write {group}=CHOICE too. --help lists the choices")
+    try:
+        written = yaml.safe_load(value)
+    except yaml.YAMLError:
+        written = value
     with flag_override(config, "struct", False):
-        OmegaConf.update(config, key, yaml.safe_load(value.partition(",")[0]), force_add=True)
+        OmegaConf.update(config, key, written, force_add=True)
     try:
         check_settings(config, config_name, [key])
     except ConfigError as error:

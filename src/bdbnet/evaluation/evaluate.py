@@ -58,6 +58,8 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     if earlier is not None:
         then, now = settings_that_count(earlier.config), settings_that_count(plain(config))
         then = {key: value for key, value in then.items() if not key.startswith("trained_with.")}
+        for settings in (then, now):  # the images are divided among them, and nothing else
+            settings.pop("trainer.devices", None)
         refuse_other_settings(folder, {"kind": earlier.kind, **then}, {"kind": "evaluate", **now})
     seed_everything(config.seed)
     manifest = build_manifest(config)

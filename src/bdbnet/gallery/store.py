@@ -219,7 +219,7 @@ def _verify(folder: Path, meta: Mapping[str, Any], embeddings: np.ndarray) -> No
     state = {"fingerprint": meta["fingerprint"], "files": files}
     record = folder / VERIFIED
     try:
-        if json.loads(record.read_text()) == state:
+        if read_json(record) == state:
             return
     except (OSError, ValueError):
         pass

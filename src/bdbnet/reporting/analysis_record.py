@@ -42,6 +42,7 @@ class Nearest(TypedDict):
 
     path: str
     label: int
+    camera: int
     distance: float
 
 
@@ -50,6 +51,7 @@ class WorstQuery(TypedDict):
 
     path: str
     label: int
+    camera: int
     ap: float
     first_match_rank: int
     nearest: Nearest

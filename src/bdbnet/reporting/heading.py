@@ -57,7 +57,7 @@ def date_of(results: Sequence[Result]) -> str:
     created = max(result.created for result in results)
     try:
         return datetime.fromisoformat(created).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    except ValueError:
+    except (ValueError, OverflowError):  # a year that no calendar has
         return created
 
 

@@ -38,7 +38,11 @@ def further_tests(config: DictConfig, image_size: tuple[int, int]) -> list[Furth
     found = []
     for entry in config.evaluations:
         own = config.copy()
-        own.dataset = _dataset(shlex.split(entry), str(config.data_root))
+        try:
+            words = shlex.split(entry)
+        except ValueError as error:
+            raise ConfigError(f"evaluations: {entry}: {error}") from error
+        own.dataset = _dataset(words, str(config.data_root))
         manifest = build_manifest(own)
         test = build_test_set(own, manifest, name=manifest.name)
         transform = EvaluationTransform(image_size, pad_to_square=bool(own.dataset.pad_test))

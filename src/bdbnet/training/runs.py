@@ -127,7 +127,8 @@ def _train(config: DictConfig, folder: Path) -> Result:
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(module.record.config))
     module.configure_optimizers()  # tried before anything is deleted
-    if config.overwrite and resume is None:  # a job that SLURM has queued again resumes its own work
+    # A job that SLURM has queued again resumes its own work. The first rank alone holds the folder's lock.
+    if config.overwrite and resume is None and not cast(Any, rank_zero_only).rank:
         clear_folder(folder)
     try:
         if config.evaluation.before_training and resume is None:
