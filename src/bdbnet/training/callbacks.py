@@ -16,6 +16,7 @@ from bdbnet.loading import ReIDDataModule
 from bdbnet.results import BEST, HISTORY, LAST
 from bdbnet.stopping import Stopped
 from bdbnet.training.distributed import gather, world_size
+from bdbnet.training.host_copy import HostCopy
 
 
 class TrainingError(RuntimeError):
@@ -36,13 +37,9 @@ class FiniteLossGuard(Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs["loss"].detach()
-        finite = torch.isfinite(loss).to("cpu", non_blocking=True)
-        copied = None
-        if loss.is_cuda:
-            copied = cast(Any, torch.cuda).Event()
-            copied.record()
+        finite = HostCopy(torch.isfinite(loss))
         self._check(trainer)
-        self._pending = _Step(trainer.current_epoch, batch_idx, finite, copied, loss, outputs["parts"], batch["index"])
+        self._pending = _Step(trainer.current_epoch, batch_idx, finite, loss, outputs["parts"], batch["index"])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._check(trainer)
@@ -55,11 +52,7 @@ class FiniteLossGuard(Callback):
 
     def _check(self, trainer: pl.Trainer) -> None:
         step, self._pending = self._pending, None
-        if step is None:
-            return
-        if step.copied is not None:
-            step.copied.synchronize()
-        if step.finite:
+        if step is None or step.finite.value:
             return
         shown = ", ".join(f"{name} = {part.item():.4g}" for name, part in step.parts.items())
         paths = [str(path) for path in cast(Any, trainer).datamodule.train_paths(step.rows.tolist())]
@@ -82,8 +75,7 @@ class _Step(NamedTuple):
 
     epoch: int
     batch: int
-    finite: Tensor
-    copied: torch.cuda.Event | None
+    finite: HostCopy
     loss: Tensor
     parts: dict[str, Tensor]
     rows: Tensor

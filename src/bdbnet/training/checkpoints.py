@@ -18,7 +18,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from bdbnet.files import remove_unfinished, replaced
 from bdbnet.results import BEST, HISTORY, LAST, PREVIOUS, RESULT, TOP_K
 from bdbnet.stopping import ENDING, Stopped, in_main_thread, stop
-from bdbnet.training.distributed import of_any_rank
+from bdbnet.training.distributed import AnyRank
 
 #: Checkpoints that Lightning writes when SLURM is about to take a job's machine away.
 REQUEUED = "hpc_ckpt_*.ckpt"
@@ -63,6 +63,7 @@ class Signals(Callback):
         self._requeue: Callable[[], Any] | None = None
         self._requeue_asked = self._deferred = False
         self._trainer: pl.Trainer | None = None
+        self._any_rank = AnyRank()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._take_over(trainer)
@@ -79,8 +80,11 @@ class Signals(Callback):
         self._deferred = False
 
     def requested(self, trainer: pl.Trainer) -> signal.Signals | None:
-        """The signal that one of the ranks has received, after a requested requeueing is done.  All ranks have to call it."""
-        ending, requeue = of_any_rank(
+        """The signal that one of the ranks has received, after a requested requeueing is done.
+
+        All ranks have to call it; where there are several, all know of a signal one call later.
+        """
+        ending, requeue = self._any_rank(
             (0 if self.asked is None else int(self.asked), int(self._requeue_asked)), trainer.strategy.root_device
         )
         if requeue and self._requeue is not None:

@@ -7,19 +7,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bdbnet.training.host_copy import HostCopy
+
 
 def world_size() -> int:
     """Number of processes that train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def of_any_rank(values: Sequence[int], device: torch.device) -> list[int]:
-    """The largest of all ranks' numbers, one for each of ``values``: what only one rank may have noticed."""
-    if world_size() == 1:
-        return list(values)
-    largest = torch.tensor(values, device=device)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return [int(value) for value in largest.tolist()]
+class AnyRank:
+    """The largest of all ranks' numbers: what only one rank may have noticed.
+
+    With several ranks the answer is that of the call before, and of zeros at the first one, so that the host never waits for work
+    that it has just queued. It is the same on all ranks, which have to call equally often.
+    """
+
+    def __init__(self) -> None:
+        self._pending: HostCopy | None = None
+
+    def __call__(self, values: Sequence[int], device: torch.device) -> list[int]:
+        if world_size() == 1:
+            return list(values)
+        largest = torch.tensor(values, device=device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        before, self._pending = self._pending, HostCopy(largest)
+        return [0] * len(values) if before is None else [int(value) for value in before.value.tolist()]
 
 
 class _GatherRows(torch.autograd.Function):
