@@ -48,10 +48,13 @@ _CALL = re.compile(r"(choice|glob|range|interval|shuffle|sort|tag|str)\(.*\)", r
 def is_multirun(arguments: Sequence[str]) -> bool:
     """Whether a command line runs several jobs.
 
-    >>> is_multirun(["-m", "seed=1,2"]), is_multirun(["seed=1"])
-    (True, False)
+    >>> is_multirun(["-m", "seed=1,2"]), is_multirun(["--multi", "seed=1,2"]), is_multirun(["seed=1"])
+    (True, True, False)
     """
-    return not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
+    return any(
+        argument in ("-m", "hydra.mode=MULTIRUN") or (argument[:3] == "--m" and "--multirun".startswith(argument))
+        for argument in arguments
+    )
 
 
 #: Groups of which a run has one choice: two would be mixed key by key.

@@ -26,7 +26,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from bdbnet import plugins
-from bdbnet.command_line import check_form, keys_of, list_of_plugins, one_logger_each, typed_plugins, with_override
+from bdbnet.command_line import (
+    check_form,
+    is_multirun,
+    keys_of,
+    list_of_plugins,
+    one_logger_each,
+    typed_plugins,
+    with_override,
+)
 from bdbnet.command_line import quote_paths as quote_paths
 from bdbnet.files import WriteError, is_about_writing
 from bdbnet.renamed import TARGETS, rename_keys, with_todays_keys
@@ -481,8 +489,7 @@ def _is_group(argument: str) -> bool:
 
 def _tell_stopped(again: str, *, told: bool) -> None:
     """Say how to go on after Ctrl-C or SIGTERM; of a single run that may have been ``told`` already."""
-    several = any(re.fullmatch(r"-\w*m\w*|--multirun", argument) for argument in sys.argv[1:])
-    if several:
+    if is_multirun(sys.argv[1:]):
         print(f"\nThe jobs that were to follow are not run. {again}", file=sys.stderr)
     elif not told:
         print(f"\ninterrupted. {again}", file=sys.stderr)

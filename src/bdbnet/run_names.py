@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from bdbnet.command_line import PATH_KEYS, is_no_path, with_override
+from bdbnet.command_line import PATH_KEYS, is_multirun, is_no_path, with_override
 from bdbnet.renamed import KEYS
 
 #: Bytes of a name that file systems take.
@@ -99,8 +99,11 @@ def name_sweep(command: str, arguments: Sequence[str]) -> list[str]:
     "run_name='${run_name:${hydra:job.override_dirname},[seed]}'"
     """
     given = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    several = {"-m", "--multirun"} & {*arguments} or "hydra.mode=MULTIRUN" in given
-    if command not in NAMED or not several or any(re.match(r"[+~]*run_name\b", argument) for argument in given):
+    if (
+        command not in NAMED
+        or not is_multirun(arguments)
+        or any(re.match(r"[+~]*run_name\b", argument) for argument in given)
+    ):
         return [*arguments]
     swept = [override.get_key_element() for override in _parsed(given) if override.is_sweep_override()]
     if not swept:

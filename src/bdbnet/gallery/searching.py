@@ -71,9 +71,6 @@ def search(config: DictConfig, folder: Path) -> Found:
         StoreError, GalleryIndexError and what `read_queries` raises: see there.
     """
     settings = settings_that_count(plain(config))
-    for key in ("overwrite", "verify"):
-        if not isinstance(config[key], bool):
-            raise ConfigError(f"{key}={config[key]}: give true or false")
     if not config.overwrite:
         _refuse_other_search(folder, settings)
     gallery = EmbeddingStore.open(config.index, verify=config.verify)

@@ -185,8 +185,6 @@ class EmbeddingStore:
                     f"{folder} is damaged: {len(table)} rows and embeddings {embeddings.shape} {embeddings.dtype}, where "
                     f"{META} says {shape} float32. {_AGAIN}"
                 )
-            if "path" not in table or not all(isinstance(path, str) for path in table["path"]):
-                raise StoreError(f"{folder} is damaged: {TABLE} has no column path with a text in every row. {_AGAIN}")
             if verify:
                 _verify(folder, meta, embeddings)
             return cls(
