@@ -284,6 +284,13 @@ class TestTimm:
         ):
             TimmBackbone("test_vit", tmp_path / "other.bin")
 
+    @pytest.mark.parametrize("map", ["head", "last_stage"])
+    @pytest.mark.parametrize(("name", "other"), [("resnet34", "resnet18"), ("resnet18", "resnet34")])
+    def test_timms_file_of_a_smaller_or_larger_model(self, name: str, other: str, map: str, tmp_path: Path) -> None:
+        torch.save(timm.create_model(other).state_dict(), tmp_path / "other.bin")
+        with pytest.raises(CheckpointError, match=rf"other\.bin: does not hold timm's weights of {name} "):
+            TimmBackbone(name, tmp_path / "other.bin", map)
+
     def test_real_efficientnet_computes_what_timm_does(self, shared_data: Path) -> None:
         path = shared_data / "weights" / "tf_efficientnet_lite0_imagenet.pth"
         model = timm.create_model("tf_efficientnet_lite0").eval()

@@ -129,12 +129,14 @@ class TimmBackbone(nn.Module):
         names = self._card.classifier
         first = names if isinstance(names, str) else next(iter(names or ()), "")
         weight = state.get(f"{first}.weight")
-        classes = 0 if weight is None else len(weight)
+        classes = weight.shape[0] if weight is not None and weight.ndim else 0
         try:
-            model, _ = self._create(
-                pretrained=True, num_classes=classes,
-                pretrained_cfg_overlay={"state_dict": dict(state), "num_classes": classes},
-            )  # fmt: skip
+            # The whole model first: timm's loading of a map alone leaves out what does not fit, without a word.
+            for whole in (True, False) if self.map == "last_stage" else (True,):
+                model, _ = self._create(
+                    whole=whole, pretrained=True, num_classes=classes,
+                    pretrained_cfg_overlay={"state_dict": dict(state), "num_classes": classes},
+                )  # fmt: skip
         except Exception as error:  # whatever timm's own translation makes of a foreign file
             what = " ".join(str(error).split())
             raise CheckpointError(
@@ -144,11 +146,11 @@ class TimmBackbone(nn.Module):
         loaded, own = model.state_dict(), self.state_dict()
         return {key: loaded[key.removeprefix("model.")] for key in own}
 
-    def _create(self, **options: Any) -> tuple[Any, bool]:
-        """The model from timm's factory, and whether it accepts images of any size."""
+    def _create(self, *, whole: bool = False, **options: Any) -> tuple[Any, bool]:
+        """The model from timm's factory, `whole` or as far as the map needs it, and whether it accepts images of any size."""
         import timm
 
-        if self.map == "last_stage":
+        if self.map == "last_stage" and not whole:
             options |= {"features_only": True, "out_indices": (-1,)}
         if self.output_stride is not None:
             options["output_stride"] = self.output_stride
