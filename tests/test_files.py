@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,8 @@ def test_a_folder_is_locked_against_other_processes_alone(tmp_path):
 def test_a_lock_in_a_folder_that_can_not_be_written_to_names_it():
     with pytest.raises(WriteError, match=r"^/proc/bdbnet/\.lock can't be written"):
         locked(Path("/proc/bdbnet"))
+
+
+def test_an_error_of_another_process_keeps_its_words(tmp_path):
+    error = WriteError(tmp_path / "file", OSError(errno.ENOSPC, "No space left on device"))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

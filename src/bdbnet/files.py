@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -30,6 +30,9 @@ class WriteError(OSError):
 
     def __init__(self, path: str | Path, error: OSError) -> None:
         super().__init__(error.errno, error.strerror or str(error), str(path))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # of an error that another process raised
+        return type(self), (self.filename, OSError(self.errno, self.strerror))
 
     def __str__(self) -> str:
         advice = _ADVICE.get(self.errno or 0)

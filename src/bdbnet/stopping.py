@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 #: Signals that ask a process to end.
 ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -22,6 +23,9 @@ class Stopped(SystemExit):
         super().__init__(128 + number)
         self.signal = signal.Signals(number)
         self.told = False
+
+    def __reduce__(self) -> tuple[Any, ...]:  # of an error that another process raised
+        return type(self), (int(self.signal),)
 
 
 def stop(number: int, _: FrameType | None = None) -> None:

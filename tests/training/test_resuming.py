@@ -248,6 +248,7 @@ def test_the_checkpoint_before_a_damaged_one_is_resumed_from(tiny_config, tmp_pa
     assert f"{last}: " in said
     assert f"It is left out: the checkpoint before it is {tmp_path / 'previous.ckpt'}." in said
     assert f"resuming from {tmp_path / 'previous.ckpt'}" in said
+    assert (tmp_path / "last.ckpt.damaged").stat().st_size == 1000
     assert list(pd.read_csv(tmp_path / "history.csv")["epoch"]) == [1, 2, 3]
     assert {path.name for path in tmp_path.iterdir()} >= {"last.ckpt", "best.ckpt", "result.json"}
     left = {"previous.ckpt", ".last.ckpt.abc", ".topk.parquet.xyz"} & {path.name for path in tmp_path.iterdir()}

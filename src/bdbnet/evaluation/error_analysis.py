@@ -97,10 +97,12 @@ def analyse(test: TestSet, folder: Path, result: Result) -> Path:
     return write_atomically(folder / ANALYSIS, text.encode())
 
 
-def clear_analysis(folder: Path) -> None:
-    """Remove the files of an earlier analysis, which would not be one of what is evaluated now."""
-    for name in (ANALYSIS, PER_QUERY, CAMERA_PAIRS):
-        (folder / name).unlink(missing_ok=True)
+def clear_analysis(folder: Path) -> list[str]:
+    """Remove the files of an earlier analysis, which would not be one of what is evaluated now; their names."""
+    found = [name for name in (ANALYSIS, PER_QUERY, CAMERA_PAIRS) if (folder / name).is_file()]
+    for name in found:
+        (folder / name).unlink()
+    return found
 
 
 def _query_table(

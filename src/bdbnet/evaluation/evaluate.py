@@ -93,7 +93,11 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     )
     if trainer.is_global_zero:
         try:
-            clear_analysis(folder)
+            removed = clear_analysis(folder)
+            if removed and not config.analysis:
+                print(
+                    f"removed from {folder}: the earlier analysis ({', '.join(removed)}); analysis=true makes one anew"
+                )
             if overwrite:
                 for name in (TOP_K, REPORT):
                     (folder / name).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from bdbnet.models import CheckpointError, read_checkpoint
 from bdbnet.reproduction.cells import CELL, FAILURE, Cell, Run, State, compose_training
 from bdbnet.results import BEST, LAST, PREVIOUS, RESULT
 from bdbnet.training.callbacks import TrainingError
-from bdbnet.training.resuming import latest_checkpoint
+from bdbnet.training.resuming import latest_checkpoint, set_aside
 from bdbnet.training.runs import train
 
 _OVER = "not started, max_hours is over"
@@ -172,11 +172,8 @@ def _configuration(job: Job, folder: Path, device: int | None, say: Callable[[st
             read_checkpoint(found)
             config.ckpt_path = "last"
     except CheckpointError as error:
-        aside = folder / f"{LAST}.damaged"
-        for name in (LAST, PREVIOUS):
-            if (folder / name).is_file():
-                (folder / name).replace(aside)
-        say(f"{error}\nkept as {aside}; the training starts from the first epoch")
+        aside = [set_aside(folder / name) for name in (LAST, PREVIOUS) if (folder / name).is_file()]
+        say(f"{error}\nkept as {' and '.join(map(str, aside))}; the training starts from the first epoch")
     if device is not None:
         config.trainer.devices = [device]
     if config.logger.logger is not None and "save_dir" in config.logger.logger:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from bdbnet.config import is_ours
@@ -18,7 +19,7 @@ def fit(trainer: pl.Trainer, module: TrainingModule, data: pl.LightningDataModul
     """
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    except (MisconfigurationException, OSError):
+    except (MisconfigurationException, OSError, torch.OutOfMemoryError, torch.distributed.DistError):
         raise
     except Exception as error:
         # Until the first step Lightning restores what the file says, piece by piece, and each piece fails in its own way.

@@ -3,7 +3,9 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from pytorch_lightning.utilities import rank_zero_only
 
 from bdbnet.config import ConfigError, flatten
 from bdbnet.evaluation.load import trained_with
@@ -81,7 +83,14 @@ def latest_checkpoint(folder: Path) -> Path | None:
     found = max(steps, key=lambda path: steps[path])
     for problem in damaged:
         print(f"{problem}\nIt is left out: the checkpoint before it is {found}.")
+    if found.name == PREVIOUS and (folder / LAST).is_file() and not cast(Any, rank_zero_only).rank:
+        print(f"The damaged one is kept as {set_aside(folder / LAST)}.")  # else it would be the next one's predecessor
     return found
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint; its new place."""
+    return path.replace(path.with_name(f"{path.name}.damaged"))
 
 
 def _has_checkpoint(folder: Path) -> bool:
