@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ import torch
 from bdbnet.results import read_result
 from bdbnet.stopping import Stopped
 from bdbnet.training.callbacks import History
+from bdbnet.training.checkpoints import Signals
 from bdbnet.training.module import TrainingModule
 from bdbnet.training.runs import train
 
@@ -210,3 +212,11 @@ def test_workers_that_receive_the_signal_too_do_not_end_the_run_in_a_traceback(t
     with pytest.raises(Stopped):
         train(tiny_config("loading.num_workers=1", "trainer.max_epochs=3"), tmp_path)
     assert content(tmp_path)["global_step"] == 2
+
+
+def test_with_several_ranks_none_stops_before_all_know():
+    signals, trainer = Signals(), SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    signals.asked = signal.SIGTERM
+    told = [[0, 0], [int(signal.SIGTERM), 0]]  # of the call before, as with several ranks
+    signals._any_rank = lambda values, device: told.pop(0)
+    assert [signals.requested(trainer), signals.requested(trainer)] == [None, signal.SIGTERM]

@@ -90,9 +90,8 @@ class Signals(Callback):
         if requeue and self._requeue is not None:
             self._requeue()
         self._requeue_asked = False
-        if ending:
-            self.asked = signal.Signals(ending)
-        return self.asked
+        # Not what this rank has noticed itself: the others know of it one call later.
+        return signal.Signals(ending) if ending else None
 
     def _take_over(self, trainer: pl.Trainer) -> None:
         """Replace the handlers that Lightning has just set; it puts the earlier ones back at its end."""
