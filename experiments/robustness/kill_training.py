@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,16 @@ import pandas as pd
 import torch
 
 import bdbnet.files
-import bdbnet.training.runs  # here, so that the trainings, which are forked, need not do it
 from bdbnet.train import main as train
 
 KILL, TERM, GROUP = "kill -9", "SIGTERM to the process", "SIGTERM to its group"
 TIMES = ("seconds", "images_per_second")
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
 PATIENCE = 600.0
+TRIES = 10
+#: Trainings are forked by a process that has imported all and computed nothing: threads of OpenMP do not survive a fork.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "pandas", "bdbnet.train", "bdbnet.training.runs"])
 #: Four steps an epoch.
 DATA = "{train_identities:8,test_identities:4,images_per_camera:2,cameras:2,distractors:2,image_size:[32,16],workers:1}"
 
@@ -66,7 +69,7 @@ class Training:
     def __init__(self, arguments: Sequence[str], workers: int) -> None:
         self.arguments, self.workers = list(arguments), workers
 
-    def start(self, place: Place, name: str, *more: str, workers: int = 0) -> ForkProcess:
+    def start(self, place: Place, name: str, *more: str, workers: int = 0) -> BaseProcess:
         """Start it in a process group of its own, up to the moment at which it begins to train."""
         place.root.mkdir(parents=True, exist_ok=True)
         arguments = [
@@ -78,7 +81,7 @@ class Training:
         ]
         log = place.log(name)
         log.write_text("")
-        process = multiprocessing.get_context("fork").Process(target=in_process, args=(arguments, log, place.delay))
+        process = CONTEXT.Process(target=in_process, args=(arguments, log, place.delay))
         process.start()
         deadline = time.monotonic() + PATIENCE
         while "\nrun folder: " not in log.read_text() and process.is_alive() and time.monotonic() < deadline:
@@ -115,7 +118,7 @@ def in_process(arguments: Sequence[str], log: Path, delay: float) -> None:
     train()
 
 
-def ended(process: ForkProcess, log: Path, *statuses: int) -> None:
+def ended(process: BaseProcess, log: Path, *statuses: int) -> None:
     """Wait for the end.  Raises `Failure` after another exit status or a traceback."""
     process.join(PATIENCE)
     said = log.read_text()
@@ -273,9 +276,14 @@ def report(training: Training, places: Sequence[Place], options: argparse.Namesp
         after, name = chance.uniform(0, seconds[place]), f"case-{number}"
         line = f"[{number}/{len(signals)}] {how}, {place.title}:"
         try:
-            while (happened := training.case(place, name, how, after)) is None:
+            for _ in range(TRIES):
+                happened = training.case(place, name, how, after)
+                if happened is not None:
+                    break
                 after *= chance.random()  # it was faster than the uninterrupted one
                 shutil.rmtree(place.folder(name))
+            else:
+                raise Failure(f"it had always ended before the signal, {TRIES} times")
             line = f"[{number}/{len(signals)}] {how} after {after:5.2f} s, {place.title}:"
             different = differences(reference, place.folder(name))
             failed += bool(different)

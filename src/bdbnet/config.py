@@ -357,8 +357,9 @@ def command(
         def entry(*config: DictConfig) -> Any:
             warnings.formatwarning = _plain_warning
             for stream in (sys.stdout, sys.stderr):
-                if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no text
-                    stream.reconfigure(errors="backslashreplace")
+                if isinstance(stream, io.TextIOWrapper):
+                    # Names of files may hold bytes that are no text; a log file shows each line when it is said.
+                    stream.reconfigure(errors="backslashreplace", line_buffering=True)
             renamed, notes = with_todays_keys(sys.argv[1:])
             _tell(notes)
             remember_former_keys(sys.argv[1:])

@@ -35,15 +35,19 @@ def test_killed_trainings_end_as_if_nothing_had_happened(tmp_path):
 
 def test_a_sweep_that_is_terminated_stops_as_a_whole_and_says_how_to_resume(tmp_path):
     arguments = [*TINY, "loading.num_workers=1", "trainer.max_epochs=200", "seed=1,2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bdbnet.train", "-m", *arguments], cwd=tmp_path, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+    log = tmp_path / "log"
+    with log.open("w") as stdout:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bdbnet.train", "-m", *arguments], cwd=tmp_path, env=environment(), text=True,
+            stdout=stdout, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
     deadline = time.monotonic() + 300
     while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
+    assert "run folder: " in log.read_text(), "a log file shows each line when it is said"
     os.killpg(process.pid, signal.SIGTERM)
-    said, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=120)
+    said = log.read_text()
     assert process.returncode == 143, said + errors
     assert "Interrupted in epoch" in said
     assert "The jobs that were to follow are not run. Resume with the same command and ckpt_path=last." in errors
