@@ -103,6 +103,7 @@ def test_words_of_the_schema_are_those_of_the_code(configs):
          "did you mean callbacks.extra.monitor?"),
         ("train", ["callbacks.extra=[{_target_:os.system,command:ls}]"], "allow-list"),
         ("evaluate", ["+flip=true"], "did you mean evaluation.flip?"),
+        ("evaluate", ["+loss=margin"], "bdbnet.evaluate has no such key; it is one of bdbnet.train"),
         ("evaluate", ["+sampler.batch_size=8"], "did you mean loading.test_batch_size? (it is one of bdbnet.train)"),
         ("evaluate", ["evaluation.every_n_epochs=3"], "bdbnet.evaluate does not use it"),
         ("prepare", ["dataset=market1501", "chek_images=false"], "did you mean check_images?"),

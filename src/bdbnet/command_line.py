@@ -1,7 +1,7 @@
 """A command line before Hydra reads it: its form, paths in quotes, plugins, lists of loggers."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,26 @@ def with_override(arguments: Sequence[str], override: str) -> list[str]:
 
 
 def keys_of(arguments: Iterable[str]) -> set[str]:
-    """The keys of overrides.
+    """The keys of overrides, and those within their values.
 
-    >>> sorted(keys_of(["+trainer.limit_train_batches=3", "~seed", "logger@loggers.b=csv"]))
-    ['logger', 'seed', 'trainer.limit_train_batches']
+    >>> sorted(keys_of(["+trainer.limit_train_batches=3", "~seed", "logger@loggers.b=csv", "+trainer={max_epochs:3}"]))
+    ['logger', 'seed', 'trainer', 'trainer.limit_train_batches', 'trainer.max_epochs']
     """
-    return {argument.partition("=")[0].lstrip("+~").partition("@")[0] for argument in arguments}
+    keys = set()
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        key = name.lstrip("+~").partition("@")[0]
+        keys.add(key)
+        if value.startswith("{"):
+            keys |= set(_below(key, OverridesParser.create().parse_override(argument).value()))
+    return keys
+
+
+def _below(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield f"{key}.{name}"
+            yield from _below(f"{key}.{name}", inner)
 
 
 def check_form(arguments: Sequence[str], command: str, conf: Path) -> None:

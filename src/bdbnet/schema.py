@@ -409,7 +409,10 @@ def check(config: DictConfig, command: str, typed: Collection[str] = ()) -> list
 def unknown_key(key: str, command: str, known: Collection[str]) -> ConfigError:
     """The error for a key that a command does not have, with the nearest ones that it has."""
     near = nearest(key, known)
-    others = [name for name, table in TABLES.items() if name != command and _kind_of(key, table) is not None]
+    above = [key, *(key[: match.start()] for match in re.finditer(r"\.", key))]  # a key below one that takes any
+    others = [
+        name for name, table in TABLES.items() if name != command and any(_kind_of(part, table) for part in above)
+    ]
     elsewhere = f"it is one of bdbnet.{', bdbnet.'.join(others)}"
     if near:
         advice = f"did you mean {' or '.join(near)}?" + (f" ({elsewhere})" if others else "")

@@ -184,6 +184,12 @@ def test_lists_of_path_label_and_camera(tmp_path: Path, text: str) -> None:
     ]
 
 
+def test_a_fourth_value_of_a_list_is_said_not_to_be_used(tmp_path: Path) -> None:
+    for name, text in (("my.txt", "a.jpg 7 1 0\nb.jpg 9 2 0\n"), ("my.json", '[["a.jpg", 7, 1, 0], ["b.jpg", 9, 2]]')):
+        _, said = read(write(tmp_path, text, name), train_classes=1)
+        assert "columns that are not used: the fourth value" in said
+
+
 def test_lists_for_each_split(tmp_path: Path) -> None:
     lists = [
         write(tmp_path, "a.jpg 7 1\nb.jpg 9 2\n", "train.txt"),
@@ -237,6 +243,7 @@ def test_the_split_file_of_torchreid(tmp_path: Path) -> None:
         ("a.json", '{"images": []}', "holds no lists of images"),
         ("a.json", '{"train": [["a.jpg"]]}', r"entry 1 of train: \['a.jpg'\] is not \[path, label\]"),
         ("a.json", '{"train": [["a.jpg", null]]}', "entry 1 of train"),
+        ("a.json", f'[["a.jpg", {"9" * 400}]]', "entry 1: .* is not .path, label"),
         ("a.json", "[]", "lists no images"),
         ("a.json", "3", "holds no lists of images"),
     ],

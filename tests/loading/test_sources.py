@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from bdbnet.datasets import DatasetError
 from bdbnet.loading.sources import find_images
@@ -129,3 +130,21 @@ def test_images_in_other_formats_are_counted_and_named(tmp_path):
     touch(tmp_path / "phone", "1.heic", "2.heic")
     with pytest.raises(DatasetError, match=r"there are 2 image\(s\) in formats that are not read here \(2 \.heic\)"):
         find_images(tmp_path / "phone")
+
+
+def test_a_table_of_open_metric_learning_may_leave_boxes_and_sequences_empty(tmp_path):
+    text = "path,label,sequence,x_1,y_1,x_2,y_2\na.jpg,0007,hall,,,,\nb.jpg,8,,1,2,3,4\nsub/c.PNG,8,yard,0,0,2,2\n"
+    file = table(tmp_path, text)
+    Image.new("RGB", (12, 34)).save(tmp_path / "a.jpg")
+    with pytest.warns(UserWarning, match="sequence as camera"):
+        found = find_images(file).table
+    assert found[["label", "camera", "x1", "y1", "x2", "y2"]].to_numpy().tolist() == [
+        [7, 1, 0, 0, 12, 34], [8, 0, 1, 2, 3, 4], [8, 2, 0, 0, 2, 2],
+    ]  # fmt: skip
+    with pytest.warns(UserWarning, match=r"not used: sequence \(empty\), x_1 \(empty\)"):
+        found = find_images(table(tmp_path, "path,label,sequence,x_1,y_1,x_2,y_2\na.jpg,1,,,,,\n")).table
+    assert list(found) == ["path", "label"]
+    with pytest.raises(DatasetError, match="row 2, column y_2: is empty"):
+        find_images(table(tmp_path, "path,x_1,y_1,x_2,y_2\na.jpg,,,,\nb.jpg,1,2,3,\n"))
+    with pytest.warns(UserWarning, match="the cameras are numbered: 0 = hall, 1 = yard"):
+        assert find_images(table(tmp_path, "path,camera\na.jpg,yard\nb.jpg,hall\n")).table["camera"].tolist() == [1, 0]

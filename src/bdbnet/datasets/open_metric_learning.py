@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from bdbnet.datasets.columns import FLAGS, Columns
-from bdbnet.datasets.manifest import BOX_COLUMNS, DatasetError
+from bdbnet.datasets.images import ImageError, image_size
+from bdbnet.datasets.manifest import BOX_COLUMNS, DatasetError, Manifest
 from bdbnet.datasets.table_files import Cells
 
 _TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
@@ -26,6 +27,39 @@ def drop_empty(columns: Columns, cells: Cells) -> list[str]:
     for column in empty:
         del cells[column], columns.used[column]
     return list(empty.values())
+
+
+def fill_boxes(source: Path, columns: Columns, cells: Cells) -> list[int]:
+    """Where a table of open-metric-learning gives no box for a row, write one that stands for the whole image.
+
+    Returns these rows, counted from 0, for `with_whole_images`: the images' sizes are read once all are known to be there.
+    Raises DatasetError for a row that gives a part of a box.
+    """
+    if columns.used.get("x1", "x1") == "x1":
+        return []
+    boxes = list(zip(*(cells[column] for column in BOX_COLUMNS)))
+    whole = [row for row, box in enumerate(boxes) if all(map(is_empty, box))]
+    for row, box in enumerate(boxes):
+        if any(map(is_empty, box)) and not all(map(is_empty, box)):
+            name = next(columns.used[column] for column, edge in zip(BOX_COLUMNS, box) if is_empty(edge))
+            raise DatasetError(f"{source}, row {row + 1}, column {name}: is empty. Fill it in, or leave out the row.")
+    for column, edge in zip(BOX_COLUMNS, (0, 0, 1, 1)):
+        cells[column] = [edge if is_empty(value) else value for value in cells[column]]
+    return whole
+
+
+def with_whole_images(source: Path, part: Manifest, rows: list[int]) -> Manifest:
+    """`part` with the whole image as the box of these rows.  Raises DatasetError for an image that can't be read."""
+    table = part.table.copy()
+    for row in rows:
+        try:
+            height, width = image_size(part.paths[row])
+        except ImageError as error:
+            raise DatasetError(
+                f"{source}, row {row + 1}: the size of an image without a box is needed, but {error}."
+            ) from None
+        table.loc[row, ["x2", "y2"]] = (width, height)
+    return part.with_rows(table)
 
 
 def read_flags(source: Path, cells: Cells) -> int:

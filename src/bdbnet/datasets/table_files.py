@@ -25,7 +25,7 @@ _LISTS = (".txt", ".lst", ".list")
 # Path, label and perhaps camera, as on a line of a list or as a tuple of Python; the path ends with the suffix of an image.
 _LINE = re.compile(
     rf"""[(\[]?\s*(["']?)(?P<path>\S.*?(?:{"|".join(map(re.escape, known_suffixes()))}))\1
-    [\s,;]+(?P<label>[^\s,;()\[\]]+)(?:[\s,;]+(?P<camera>[^\s,;()\[\]]+))?(?:[\s,;]+[^\s,;()\[\]]+)?\s*[)\]]?,?""",
+    [\s,;]+(?P<label>[^\s,;()\[\]]+)(?:[\s,;]+(?P<camera>[^\s,;()\[\]]+))?(?:[\s,;]+(?P<fourth>[^\s,;()\[\]]+))?\s*[)\]]?,?""",
     re.IGNORECASE | re.VERBOSE,
 )
 _PARTS = ("train", "query", "gallery")
@@ -107,7 +107,7 @@ def _parquet_cells(source: Path, data: bytes, choose: Choose) -> tuple[Cells, Co
 
 def _list_cells(source: Path, text: str) -> tuple[Cells, Columns]:
     """The lines of a list: path, label and perhaps camera, separated by spaces, tabs or commas."""
-    rows = []
+    rows, fourth = [], False
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -118,7 +118,8 @@ def _list_cells(source: Path, text: str) -> tuple[Cells, Columns]:
                 "'people/a_1.jpg 7 2'. A table with column names is a .csv file."
             )
         rows.append((match["path"], match["label"], match["camera"]))
-    return _triples(source, rows)
+        fourth |= match["fourth"] is not None
+    return _triples(source, rows, fourth)
 
 
 def _json_cells(source: Path, text: str) -> tuple[Cells, Columns]:
@@ -143,7 +144,7 @@ def _json_cells(source: Path, text: str) -> tuple[Cells, Columns]:
         for number, entry in enumerate(entries, 1):
             good = isinstance(entry, list) and 2 <= len(entry) <= 4 and isinstance(entry[0], str)
             if not good or not all(
-                isinstance(value, str | int) and not isinstance(value, bool) for value in entry[1:3]
+                isinstance(value, str) or (type(value) is int and abs(value) < 2**63) for value in entry[1:3]
             ):
                 raise DatasetError(
                     f"{source}, entry {number}{f' of {part}' if part else ''}: {str(entry)[:80]} is not [path, label] or [path, "
@@ -151,15 +152,16 @@ def _json_cells(source: Path, text: str) -> tuple[Cells, Columns]:
                 )
             rows.append((entry[0], entry[1], entry[2] if len(entry) > 2 else None))
             splits.append(part)
-    cells, columns = _triples(source, rows)
+    fourth = any(len(entry) > 3 for part in parts.values() for entry in part)
+    cells, columns = _triples(source, rows, fourth)
     if "" not in parts:
         cells["split"] = splits
         columns.used["split"] = "split"
     return cells, columns
 
 
-def _triples(source: Path, rows: Sequence[tuple[Any, Any, Any]]) -> tuple[Cells, Columns]:
-    """The columns of rows path, label, camera, of which all or none give the camera."""
+def _triples(source: Path, rows: Sequence[tuple[Any, Any, Any]], fourth: bool) -> tuple[Cells, Columns]:
+    """The columns of rows path, label, camera, of which all or none give the camera; `fourth`: there was one more value."""
     if not rows:
         raise DatasetError(
             f"{source} lists no images. Write one image a line: its path, its label and perhaps its camera."
@@ -172,5 +174,5 @@ def _triples(source: Path, rows: Sequence[tuple[Any, Any, Any]]) -> tuple[Cells,
             f"{source}, row {row}: some images have a camera and some have none. Give it for all, or for none."
         )
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}, Columns(
-        {name: name for name in names}, []
+        {name: name for name in names}, ["the fourth value"] if fourth else []
     )

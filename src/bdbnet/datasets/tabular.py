@@ -13,11 +13,10 @@ import pandas as pd
 
 from bdbnet.datasets.class_folders import LAYOUT, list_class_folders, require_utf8
 from bdbnet.datasets.columns import FLAGS, TABLE_COLUMNS, Columns, choose_columns, remark
-from bdbnet.datasets.images import ImageError, image_size
 from bdbnet.datasets.layout import is_there, missing_files
 from bdbnet.datasets.manifest import BOX_COLUMNS, SPLITS, DatasetError, Manifest
 from bdbnet.datasets.numbering import Numbered, is_number, number_cameras, number_labels, number_names
-from bdbnet.datasets.open_metric_learning import drop_empty, is_empty, read_flags
+from bdbnet.datasets.open_metric_learning import drop_empty, fill_boxes, is_empty, read_flags, with_whole_images
 from bdbnet.datasets.paths import plain_paths
 from bdbnet.datasets.sources import joined, listed
 from bdbnet.datasets.table_files import Cells, read_table_file
@@ -37,12 +36,14 @@ _COLUMN_ADVICE = (
 @dataclass
 class _Rows:
     """The rows of one source: `cells` by column; `names`: labels are names, as those of folders; `flags`: splits are made of
-    is_query and is_gallery."""
+    is_query and is_gallery;
+    `whole`: rows without a box in a table with boxes."""
 
     source: Path
     cells: Cells
     names: bool = False
     flags: bool = False
+    whole: list[int] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -186,8 +187,10 @@ def _read(source: Path) -> _Rows:
     rows.flags = FLAGS[0] in cells
     left_out = read_flags(source, cells)
     if left_out:
-        rows.remarks.append(f"{left_out:,} row(s) are left out, which are neither query nor gallery")
-    partial = columns.used.get("x1") != "x1" and "x1" in cells
+        rows.remarks.append(
+            f"{left_out:,} row(s) are left out, which are neither query nor gallery, and not counted below"
+        )
+    rows.whole = fill_boxes(source, columns, cells)
     for column, values in cells.items():
         row = next((row for row, value in enumerate(values, 1) if is_empty(value)), None)
         if row is None:
@@ -196,8 +199,6 @@ def _read(source: Path) -> _Rows:
             row = next(
                 (row for row, v in enumerate(values, 1) if is_empty(v) and cells["split"][row - 1] != "train"), None
             )
-        elif partial and column in BOX_COLUMNS:
-            row = next((row for row in range(1, len(values) + 1) if _is_partly_boxed(cells, row - 1)), None)
         if row is not None:
             name = columns.used.get(column, column)
             raise DatasetError(f"{source}, row {row}, column {name}: is empty. Fill it in, or leave out the row.")
@@ -206,10 +207,6 @@ def _read(source: Path) -> _Rows:
         rows.remarks.append("images of a query's own sequence and label are left out, as those of one camera are")
     rows.names = any(isinstance(label, str) and not is_number(label) for label in cells["label"])
     return rows
-
-
-def _is_partly_boxed(cells: Cells, row: int) -> bool:
-    return 0 < sum(is_empty(cells[column][row]) for column in BOX_COLUMNS) < len(BOX_COLUMNS)
 
 
 def _take_own_split(rows: _Rows) -> None:
@@ -305,10 +302,6 @@ def _checked(rows: _Rows, labels: Numbered, root: Path | None, train_classes: in
     else:
         base, name = source.parent if root is None else _absolute(root), source.stem
         cells["path"] = plain_paths(source, cells["path"], base, place)
-    whole = [row for row, value in enumerate(cells.get("x1", ())) if is_empty(value)]
-    if whole:
-        for column, edge in zip(BOX_COLUMNS, (0, 0, 1, 1)):  # replaced below, once the images are known to be there
-            cells[column] = [edge if is_empty(value) else value for value in cells[column]]
     table = pd.DataFrame({"camera": -1} | cells | {"label": labels.numbers}, index=range(len(cells["path"])))
     if not rows.has_split:
         table["split"] = "train"
@@ -317,8 +310,8 @@ def _checked(rows: _Rows, labels: Numbered, root: Path | None, train_classes: in
         part = _split_by_class(str(source), part, train_classes)
     if not source.is_dir():
         _require_images(source, part, place)
-    if whole:
-        part = _with_whole_images(source, part, whole)
+    if rows.whole:
+        part = with_whole_images(source, part, rows.whole)
     return _apart(part) if rows.flags else part
 
 
@@ -350,20 +343,6 @@ def _require_images(source: Path, part: Manifest, place: str) -> None:
         f"{source}: {len(missing):,} of the {len(part.table):,} listed images are not there, the first is "
         f"{missing[0]!r} in row {row}. Paths are relative to {base} ({place}).{hint}"
     )
-
-
-def _with_whole_images(source: Path, part: Manifest, rows: list[int]) -> Manifest:
-    """`part` with the whole image as the box of these rows."""
-    table = part.table.copy()
-    for row in rows:
-        try:
-            height, width = image_size(part.paths[row])
-        except ImageError as error:
-            raise DatasetError(
-                f"{source}, row {row + 1}: the size of an image without a box is needed, but {error}."
-            ) from None
-        table.loc[row, ["x2", "y2"]] = (width, height)
-    return part.with_rows(table)
 
 
 def _split_by_class(source: str, part: Manifest, train_classes: int | float | None) -> Manifest:

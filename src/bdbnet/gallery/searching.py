@@ -27,6 +27,7 @@ from bdbnet.gallery.pages import search_page
 from bdbnet.gallery.store import EmbeddingStore, check_same_model
 from bdbnet.loading.sources import find_images
 from bdbnet.overwriting import refuse_other_settings, settings_that_count
+from bdbnet.regular_files import require_regular
 from bdbnet.results import write_atomically
 
 # Files of a search.
@@ -121,6 +122,7 @@ def _write_rows(rows: pd.DataFrame, settings: Mapping[str, Any], path: Path) -> 
 def _refuse_other_search(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raise ConfigError where a folder holds what another search found."""
     try:
+        require_regular(folder / FOUND)
         said = (pq.read_schema(folder / FOUND).metadata or {}).get(_SETTINGS)
         then = None if said is None else json.loads(said)
     except FileNotFoundError:

@@ -18,6 +18,8 @@ from bdbnet.datasets.columns import OTHER_NAMES, choose_columns, remark
 from bdbnet.datasets.images import image_suffixes, unread_images
 from bdbnet.datasets.layout import missing_files
 from bdbnet.datasets.manifest import expanded
+from bdbnet.datasets.numbering import number_cameras, number_names
+from bdbnet.datasets.open_metric_learning import drop_empty, fill_boxes, is_empty, with_whole_images
 from bdbnet.datasets.paths import plain_paths
 from bdbnet.loading.from_config import read_manifest, settle_protocol
 from bdbnet.regular_files import special_kind
@@ -59,7 +61,7 @@ def find_images(images: str | Path, *, root: str | Path | None = None) -> Images
       of images whose format Pillow can't read here.
     - A CSV file (UTF-8, commas, column names in the first line) or Parquet file with a row per image and the columns
       `path` (relative to `root`; default: the table's folder), and optional `label` (a whole number), `camera` (0 or
-      more), `time` (seconds since 1970, or an ISO 8601 date and time, in UTC where it has no zone; may be empty) and
+      more, or names), `time` (seconds since 1970, or an ISO 8601 date and time, in UTC where it has no zone; may be empty) and
       `x1 y1 x2 y2` (a box in pixels, right and lower edge excluded), or the names that other tools give them. Warns of
       columns that are not used.
     - One image file.
@@ -157,24 +159,45 @@ def _from_table(file: Path, base: Path, source: str) -> Images:
     names = list(map(str, table.columns))
     needed = "Needed is path, optional are {}, and {} together.".format(", ".join(_OPTIONAL), " ".join(BOX_COLUMNS))
     columns = choose_columns(file, names, wanted=_COLUMNS, needed=("path",), advice=needed)
-    if said := remark(columns, _COLUMNS):
+    cells = {
+        column: [None if value is None or value != value else value for value in table[name].tolist()]
+        for column, name in columns.used.items()
+        if column != "time"
+    }
+    remarks = [remark(columns, _COLUMNS, empty=drop_empty(columns, cells))]
+    if "camera" in cells:
+        cells["camera"], said = _cameras(cells["camera"], sequence=columns.used["camera"] == "sequence")
+        remarks.append(said)
+    whole = fill_boxes(file, columns, cells)
+    if said := "; ".join(filter(None, remarks)):
         warnings.warn(f"{file}: {said}.", stacklevel=3)
-    table = table[list(columns.used.values())].set_axis(list(columns.used), axis="columns")
-    table["path"] = plain_paths(file, table["path"].tolist(), base, "the folder of the table, or root=", key="root")
-    if "time" in table.columns:
-        table["time"] = _seconds(table["time"], file)
-    images = _known(table, base, source, file)
+    cells["path"] = plain_paths(file, cells["path"], base, "the folder of the table, or root=", key="root")
+    if "time" in columns.used:
+        cells["time"] = _seconds(table[columns.used["time"]], file).tolist()
+    images = _known(pd.DataFrame(cells), base, source, file)
     try:
-        missing = missing_files(base, table["path"])
+        missing = missing_files(base, images.table["path"])
     except OSError as error:
         raise DatasetError(f"{file}: can't look for its images: {error.filename}: {error.strerror}.") from None
     if missing:
-        row = table["path"].tolist().index(missing[0]) + 1
+        row = cells["path"].index(missing[0]) + 1
         raise DatasetError(
             f"{file}: {len(missing):,} of the {len(table):,} listed images are not there, the first is {missing[0]!r} in row "
             f"{row}. Paths are relative to {base} (the folder of the table, or root=)."
         )
+    if whole:
+        part = with_whole_images(file, images.manifest, whole)
+        known = images.table.assign(**{column: part.table[column] for column in BOX_COLUMNS})
+        images = Images(part, known, source)
     return images
+
+
+def _cameras(written: list[object], *, sequence: bool) -> tuple[list[object], str]:
+    """Cameras as numbers, and what a user should know; an image of no `sequence` is one of camera 0."""
+    if sequence and not all(isinstance(value, int | float) for value in written):
+        return number_names(["" if is_empty(value) else str(value) for value in written]).numbers, ""
+    numbered = number_cameras(written)
+    return numbered.numbers, numbered.remark
 
 
 def _read(file: Path) -> pd.DataFrame:

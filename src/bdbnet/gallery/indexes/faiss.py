@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from bdbnet.checked import read_json
 from bdbnet.gallery.indexes.exact import Allowed, GalleryIndex, GalleryIndexError
+from bdbnet.regular_files import require_regular
 from bdbnet.results import write_atomically
 from bdbnet.retrieval.matrices import Array
 
@@ -114,6 +115,7 @@ class FaissIndex(GalleryIndex):
         try:
             if read_json(path.with_suffix(".json")) != self._made_from:
                 return None
+            require_regular(path)
             index = self._faiss.read_index(str(path))
         except (FileNotFoundError, ValueError, RuntimeError):  # RuntimeError: FAISS, of a damaged file
             return None
