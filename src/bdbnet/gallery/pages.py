@@ -21,6 +21,7 @@ def search_page(
     queries: int,
     facts: Mapping[str, str],
     name: str,
+    date: str,
 ) -> str:
     """The HTML text of a page that needs no other file.
 
@@ -31,6 +32,7 @@ def search_page(
         queries: so many queries are shown, the first ones.
         facts: what was searched and how; plain text.
         name: of the gallery, its heading.
+        date: of the search.
     """
     lists = []
     for number, path in enumerate(paths[:queries]):
@@ -48,7 +50,7 @@ def search_page(
     table = html_table(
         ["", ""], [html_row(escape(key.capitalize()), [escape(value)]) for key, value in facts.items()], "runs"
     )
-    return page(name, "Search", facts["gallery"], [found, f"<section>\n<h2>Search</h2>\n{table}\n</section>"])
+    return page(name, "Search", facts["gallery"], [found, f"<section>\n<h2>Search</h2>\n{table}\n</section>"], date=date)
 
 
 def _nothing(path: str) -> str:

@@ -105,6 +105,7 @@ def search(config: DictConfig, folder: Path) -> Found:
         queries=config.pictures,
         facts=facts,
         name=name,
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     write_atomically(folder / PAGE, text.encode("utf-8", "xmlcharrefreplace"))
     return Found(rows, queries.table["path"].tolist(), facts)
