@@ -94,7 +94,7 @@ def test_the_network_is_that_of_the_package(example):
     small, images, labels = example.BDBNetwork(5), torch.rand(8, 3, 64, 32), torch.arange(8) // 2
     package = BDBNetwork(5, backbone="resnet18")
     names = {
-        "reduce_global": "branches.global.reduction", "classify_global": "branches.global.classifier",
+        "reduce_global": "branches.global_.reduction", "classify_global": "branches.global_.classifier",
         "reduce_dropping": "branches.dropping.reduction", "classify_dropping": "branches.dropping.classifier",
         "bottleneck": "branches.dropping.bottleneck",
     }  # fmt: skip

@@ -109,6 +109,7 @@ class Training:
 def in_process(arguments: Sequence[str], log: Path, delay: float) -> None:
     """Body of a training process."""
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of its own workers, as where it is started from a shell
     with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

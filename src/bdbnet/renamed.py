@@ -14,6 +14,8 @@ TARGETS = {
 }
 #: Keys of configurations and command lines.
 KEYS = {"evaluation.measure": "evaluation.distance", "measure": "distance", "against": "compare"}
+#: Modules of networks, as the keys of weights begin. Exporters write a module's name as Python code, where global is a keyword.
+MODULES = {"branches.global.": "branches.global_."}
 #: What a class did before it had these arguments: configurations of then do not name them.
 FORMER_VALUES: dict[str, dict[str, Any]] = {
     "bdbnet.models.TimmBackbone": {"map": "last_stage", "output_stride": None},
@@ -92,6 +94,24 @@ def first_key(key: str) -> str:
     'evaluation.measure'
     """
     return next((old for old, new in KEYS.items() if new == key), key)
+
+
+def todays_module(key: str) -> str:
+    """A key of a network's weights under today's name.
+
+    >>> todays_module("branches.global.reduction.0.weight"), todays_module("backbone.conv1.weight")
+    ('branches.global_.reduction.0.weight', 'backbone.conv1.weight')
+    """
+    return next((today + key.removeprefix(old) for old, today in MODULES.items() if key.startswith(old)), key)
+
+
+def first_module(key: str) -> str:
+    """The name under which a key of a network's weights was first known, for identities that must outlive a renaming.
+
+    >>> first_module("branches.global_.reduction.0.weight")
+    'branches.global.reduction.0.weight'
+    """
+    return next((old + key.removeprefix(today) for old, today in MODULES.items() if key.startswith(today)), key)
 
 
 def with_todays_keys(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

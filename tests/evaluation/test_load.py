@@ -11,6 +11,7 @@ import torch
 
 import bdbnet
 from bdbnet.config import ConfigError, locate
+from bdbnet.evaluation.embedder import Origin
 from bdbnet.models import BDBNetwork, CheckpointError, OSNetBackbone, ResNetBackbone, TimmBackbone
 from bdbnet.renamed import with_todays_names
 from data_modules import data_module
@@ -24,7 +25,7 @@ def osnet_file(path, width: float = 0.25):
     """Random weights in torchreid's format."""
     torch.manual_seed(0)
     network = BDBNetwork(num_classes=5, backbone=OSNetBackbone(width=width), branches=["global"])
-    names = {"branches.global.reduction": "fc", "branches.global.classifier": "classifier"}
+    names = {"branches.global_.reduction": "fc", "branches.global_.classifier": "classifier"}
     state = {}
     for key, tensor in network.state_dict().items():
         for ours, theirs in names.items():
@@ -249,6 +250,7 @@ def test_a_damaged_folder_is_named(finished_run, tmp_path):
         (json.dumps({**record, "schema": 99}), "schema 99, this version reads"),
         (json.dumps({**record, "network": []}), "network is a list of 0; expected a mapping"),
         (json.dumps({**record, "settings": {"normalize": "odd"}}), "damaged"),
+        (json.dumps({**record, "settings": {**record["settings"], "none": 7}}), "its settings can't be used"),
         (json.dumps({**record, "preprocessing": {**record["preprocessing"], "std": [0, 1, 1]}}), "damaged"),
         (json.dumps({**record, "trained_with": 5}), "damaged|trained_with"),
         (json.dumps({**record, "threshold": "high"}), "damaged|threshold"),
@@ -362,3 +364,30 @@ def test_importing_bdbnet_imports_no_torch():
     assert done.stdout.splitlines()[1:] == ["[]", "True"]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         bdbnet.nothing  # noqa: B018
+
+
+def test_weights_of_earlier_versions_load_and_keep_the_fingerprint(tmp_path):
+    """The global branch's module had the name of a Python keyword, with which nothing could be exported."""
+    torch.manual_seed(0)
+    network = BDBNetwork(5, OSNetBackbone(0.25)).eval()
+    former = {key.replace(".global_.", ".global."): tensor for key, tensor in network.state_dict().items()}
+    assert former.keys() != network.state_dict().keys()
+    torch.save(former, tmp_path / "former.pth")
+    images = torch.rand(2, 3, 64, 32)
+    with torch.no_grad():
+        expected = network.embed(images)
+        loaded = bdbnet.load(tmp_path / "former.pth", image_size=(64, 32), device="cpu")
+        assert torch.allclose(loaded.network.embed(images), expected, atol=1e-3)
+        other = BDBNetwork(5, OSNetBackbone(0.25)).eval()
+        other.load_state_dict(former)
+        assert torch.equal(other.embed(images), expected)
+        wrapped = torch.nn.ModuleDict({"network": BDBNetwork(5, OSNetBackbone(0.25)).eval()})
+        wrapped.load_state_dict({f"network.{key}": tensor for key, tensor in former.items()})
+        assert torch.equal(wrapped["network"].embed(images), expected)
+    plain = BDBNetwork(0, OSNetBackbone(0.25)).eval()
+    for tensor in plain.state_dict().values():
+        tensor.fill_(1)
+    parts = {"model": {"_target_": "bdbnet.models.BDBNetwork", "branches": ["global", "dropping"]}}
+    embedder = bdbnet.Embedder(plain, bdbnet.Preprocessing((64, 32)), origin=Origin(network=parts))
+    # As the version before the renaming computed it: galleries that are there stay comparable.
+    assert embedder.fingerprint == "110d1f61e88efe13d45c940d75263ad90b33a180ee3687ef501f42bc5d9cacb8"

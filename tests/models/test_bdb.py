@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from bdbnet.models import BatchDropBlock, BDBNetwork, FeatureDroppingBranch, GlobalBranch
+from bdbnet.models.bdb import MODULES
 
 State = dict[str, Tensor]
 
@@ -55,7 +56,7 @@ class PaperByHand:
         return x
 
     def head(self, branch: str, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        s, name = self.state, f"branches.{branch}"
+        s, name = self.state, f"branches.{MODULES[branch]}"
         reduced = pooled @ s[f"{name}.reduction.0.weight"].T + s[f"{name}.reduction.0.bias"]
         embedding = self.norm(f"{name}.reduction.1", reduced).clamp(min=0)
         return embedding, embedding @ s[f"{name}.classifier.weight"].T + s[f"{name}.classifier.bias"]
@@ -221,9 +222,9 @@ def test_keys_of_the_state_dict_stay() -> None:
     assert {
         "backbone.conv1.weight",
         "backbone.layer4.1.bn2.running_var",
-        "branches.global.reduction.0.weight",
-        "branches.global.reduction.1.running_mean",
-        "branches.global.classifier.bias",
+        "branches.global_.reduction.0.weight",
+        "branches.global_.reduction.1.running_mean",
+        "branches.global_.classifier.bias",
         "branches.dropping.bottleneck.conv3.weight",
         "branches.dropping.drop.step",
         "branches.dropping.reduction.0.bias",

@@ -41,7 +41,7 @@ def osnet_network(
 
 def torchreid_state(num_classes: int = 7) -> dict[str, Tensor]:
     """An OSNet x0.25 with torchreid's key names and random values."""
-    roots = {"branches.global.reduction": "fc", "branches.global.classifier": "classifier", "backbone.": ""}
+    roots = {"branches.global_.reduction": "fc", "branches.global_.classifier": "classifier", "backbone.": ""}
     state = {}
     for key, tensor in osnet_network(num_classes, ("global",)).state_dict().items():
         root = next(root for root in roots if key.startswith(root))
@@ -278,8 +278,8 @@ class TestWholeNetworks:
         torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}, path)
         network = osnet_network(7, ("global",))
         load_network(network, path)
-        assert torch.equal(network.branches["global"].reduction[1].weight, state["fc.1.weight"])
-        assert torch.equal(network.branches["global"].classifier.bias, state["classifier.bias"])
+        assert torch.equal(network.branches["global_"].reduction[1].weight, state["fc.1.weight"])
+        assert torch.equal(network.branches["global_"].classifier.bias, state["classifier.bias"])
         assert torch.equal(network.backbone.conv5.conv.weight, state["conv5.conv.weight"])
 
     @pytest.mark.parametrize("num_classes", [0, 3])
@@ -344,10 +344,10 @@ class TestStartingWeights:
         state, network = torchreid_state(), osnet_network()
         torch.save(state, path)
         before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-        assert initialize_from(network, path) == ["backbone", "branches.global"]
+        assert initialize_from(network, path) == ["backbone", "branches.global_"]
         after = network.state_dict()
         assert torch.equal(after["backbone.conv2.0.gate.fc1.weight"], state["conv2.0.gate.fc1.weight"])
-        assert torch.equal(after["branches.global.reduction.0.weight"], state["fc.0.weight"])
+        assert torch.equal(after["branches.global_.reduction.0.weight"], state["fc.0.weight"])
         untouched = [key for key in before if "classifier" in key or key.startswith("branches.dropping")]
         assert all(torch.equal(after[key], before[key]) for key in untouched)
 
@@ -415,7 +415,7 @@ class TestStartingWeights:
         trained, network = osnet_network(5), osnet_network(9)
         trained(torch.randn(2, 3, 32, 16))
         torch.save(trained.state_dict(), path)
-        assert initialize_from(network, path) == ["backbone", "branches.global", "branches.dropping"]
+        assert initialize_from(network, path) == ["backbone", "branches.global_", "branches.dropping"]
         images = torch.randn(2, 3, 32, 16)
         assert torch.equal(network.eval().embed(images), trained.eval().embed(images))
         assert network.branches["dropping"].drop.step == 0

@@ -137,7 +137,7 @@ def test_checkpoints_say_what_was_saved_in_them(finished_run):
 
 def test_embeddings_that_are_not_finite_are_named(finished_run, tiny_config, tmp_path):
     content = torch.load(finished_run / "last.ckpt", weights_only=True)
-    content["state_dict"]["network.branches.global.reduction.0.weight"].fill_(torch.nan)
+    content["state_dict"]["network.branches.global_.reduction.0.weight"].fill_(torch.nan)
     del content["bdbnet"]["digests"]
     torch.save(content, tmp_path / "spoilt.ckpt")
     config = tiny_config(f"checkpoint={tmp_path / 'spoilt.ckpt'}", "dataset=synthetic_reid", command="evaluate")

@@ -26,7 +26,7 @@ from bdbnet.loading import Preprocessing, default_workers
 from bdbnet.loading.loader import WorkerLoader
 from bdbnet.loading.sources import find_images
 from bdbnet.models import EmbeddingNetwork
-from bdbnet.renamed import as_first_written
+from bdbnet.renamed import as_first_written, first_module
 from bdbnet.settings import is_whole
 
 #: Scalings of the concatenated embedding before distances; the paper's is raw.
@@ -182,7 +182,7 @@ class Embedder:
         parts.get("backbone", {}).pop("weights", None)
         record["network"] = parts
         digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
+        for name, tensor in sorted((first_module(key), tensor) for key, tensor in self.network.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()

@@ -301,7 +301,7 @@ def _from_folder(folder: Path, source: str, wanted: Wanted) -> Embedder:
         changes["decode_margin"] = wanted.decode_margin
     try:
         saved = EmbeddingSettings(**record["settings"])
-    except ConfigError as error:
+    except (ConfigError, TypeError) as error:  # TypeError: a setting that there is not
         raise CheckpointError(f"{source}: its settings can't be used ({error}): save it again") from error
     if wanted.settings is not None and wanted.settings != saved:
         apart = [name for name, value in asdict(saved).items() if value != getattr(wanted.settings, name)]

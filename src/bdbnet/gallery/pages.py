@@ -50,7 +50,9 @@ def search_page(
     table = html_table(
         ["", ""], [html_row(escape(key.capitalize()), [escape(value)]) for key, value in facts.items()], "runs"
     )
-    return page(name, "Search", facts["gallery"], [found, f"<section>\n<h2>Search</h2>\n{table}\n</section>"], date=date)
+    return page(
+        name, "Search", facts["gallery"], [found, f"<section>\n<h2>Search</h2>\n{table}\n</section>"], date=date
+    )
 
 
 def _nothing(path: str) -> str:

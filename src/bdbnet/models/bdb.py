@@ -1,16 +1,19 @@
 """The Batch DropBlock Network (paper, Figure 3)."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from bdbnet.models.heads import BranchOutput, FeatureDroppingBranch, GlobalBranch
 from bdbnet.models.network import EmbeddingNetwork, build_backbone
+from bdbnet.renamed import todays_module
 
 Branch = GlobalBranch | FeatureDroppingBranch
 EMBEDDING_DIMS = {"global": 512, "dropping": 1024}
+#: Branch -> its module: exporters write a module's name as Python code, where global is a keyword.
+MODULES = {"global": "global_", "dropping": "dropping"}
 
 
 class BDBNetwork(EmbeddingNetwork):
@@ -55,17 +58,26 @@ class BDBNetwork(EmbeddingNetwork):
         self.branches = nn.ModuleDict()
         for name in branches:
             if name == "global":
-                self.branches[name] = GlobalBranch(channels, num_classes, dims[name])
+                branch: Branch = GlobalBranch(channels, num_classes, dims[name])
             else:
-                self.branches[name] = FeatureDroppingBranch(channels, num_classes, dims[name], dropping, pooling)
+                branch = FeatureDroppingBranch(channels, num_classes, dims[name], dropping, pooling)
+            self.branches[MODULES[name]] = branch
+        self.branch_names = tuple(branches)
+        self.register_load_state_dict_pre_hook(_with_todays_keys)
         self.branch_dims = tuple(dims[name] for name in branches)
 
     def forward(self, images: Tensor) -> dict[str, BranchOutput]:
         """Images (N, 3, H, W) to each branch's embedding and logits, for the losses."""
         features = self.backbone(images)
-        return {name: branch(features) for name, branch in self.branches.items()}
+        return {name: branch(features) for name, branch in zip(self.branch_names, self.branches.values())}
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to embeddings (N, embedding_dim): those of the branches, concatenated, not normalised."""
         features = self.backbone(images)
         return torch.cat([cast(Branch, branch).embed(features) for branch in self.branches.values()], dim=1)
+
+
+def _with_todays_keys(_: nn.Module, state: dict[str, Any], prefix: str, *__: object) -> None:
+    """Let `load_state_dict` take weights of earlier versions."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[prefix + todays_module(key.removeprefix(prefix))] = state.pop(key)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from bdbnet.models.backbones.osnet import WIDTHS
+from bdbnet.models.bdb import EMBEDDING_DIMS, MODULES
 from bdbnet.models.weights import FAST_REID_HEADS, CheckpointError
 
 _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {  # blocks in layer1 .. layer4, and whether they are bottlenecks
@@ -15,7 +16,6 @@ _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {  # blocks in layer1 .. lay
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
-_BRANCHES = ("global", "dropping")
 _SHOWN = 6
 
 
@@ -43,13 +43,13 @@ def recognise(state: Mapping[str, Tensor], source: str) -> Architecture:
         CheckpointError: another architecture; the message lists keys of the file and the arguments that settle it.
     """
     ours = {key.removeprefix("backbone."): tensor for key, tensor in state.items() if key.startswith("backbone.")}
-    branches = [name for name in _BRANCHES if any(key.startswith(f"branches.{name}.") for key in state)]
+    branches = [name for name, module in MODULES.items() if any(key.startswith(f"branches.{module}.") for key in state)]
     backbone = _backbone(ours or state)
     if backbone is not None and not ours and "fc.0.weight" in state and "width" in backbone:  # torchreid's
         dims = {"global": _rows(state, "fc.0.weight")}
         return Architecture(_model(["global"], dims), backbone, (256, 128))
-    others = {key.split(".")[1] for key in state if key.startswith("branches.")} - {*_BRANCHES}
-    dims = {name: _rows(state, f"branches.{name}.reduction.0.weight") for name in branches}
+    others = {key.split(".")[1] for key in state if key.startswith("branches.")} - {*MODULES.values()}
+    dims = {name: _rows(state, f"branches.{MODULES[name]}.reduction.0.weight") for name in branches}
     if backbone is not None and ours and branches and not others and all(dims.values()):
         return Architecture(_model(branches, dims), backbone, None)
     keys = [f"{key} {tuple(tensor.shape)}" for key, tensor in state.items()]
@@ -76,9 +76,8 @@ def _rows(state: Mapping[str, Tensor], key: str) -> int:
 
 
 def _model(branches: list[str], dims: dict[str, int]) -> dict[str, Any]:
-    usual = {"global": 512, "dropping": 1024}
     model = {"_target_": "bdbnet.models.BDBNetwork", "branches": branches, "pooling": "max"}
-    unusual = {name: size for name, size in dims.items() if usual[name] != size}
+    unusual = {name: size for name, size in dims.items() if EMBEDDING_DIMS[name] != size}
     return model | ({"embedding_dims": unusual} if unusual else {})
 
 

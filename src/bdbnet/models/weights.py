@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bdbnet.regular_files import require_regular
+from bdbnet.renamed import todays_module
 
 _CLASSIFIER, _COUNTER = ".classifier.", ".drop.step"
 #: What to do with a file of fast-reid.
@@ -244,7 +245,7 @@ def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
     the backbone.
 
     Returns:
-        Names of the modules that were loaded, such as ["backbone", "branches.global"].
+        Names of the modules that were loaded, such as ["backbone", "branches.global_"].
 
     Raises:
         CheckpointError: as `read_state_dict`, and when the file lacks the backbone or a part has other keys or shapes.
@@ -410,7 +411,8 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     beside = name is not None and "pytorch-lightning_version" in entries
     while not own and (inside := _unwrapped(state, _WRAPPERS if name else _WRAPPERS[:1], beside=beside)):
         state = inside
-    return _unwrapped(state, _WRAPPERS[:1], beside=False) or state
+    state = _unwrapped(state, _WRAPPERS[:1], beside=False) or state
+    return {todays_module(key): tensor for key, tensor in state.items()}
 
 
 def _unusable(tensor: Tensor) -> str:
@@ -466,7 +468,7 @@ def _network_keys(state: dict[str, Tensor], backbone: object = None, source: str
     if isinstance(backbone, _OfAnotherLibrary):
         return {f"backbone.{key}": tensor for key, tensor in backbone.own_keys(state, source).items()}
     if "conv1.conv.weight" in state:
-        roots = {"fc": "branches.global.reduction", "classifier": "branches.global.classifier"}
+        roots = {"fc": "branches.global_.reduction", "classifier": "branches.global_.classifier"}
         parts = ((*key.partition("."), tensor) for key, tensor in state.items())
         return {f"{roots.get(root, f'backbone.{root}')}.{rest}": tensor for root, _, rest, tensor in parts}
     if any(key.startswith("features.") for key in state):  # Swin's norm is not part of its features
