@@ -63,7 +63,7 @@ class BDBNetwork(EmbeddingNetwork):
                 branch = FeatureDroppingBranch(channels, num_classes, dims[name], dropping, pooling)
             self.branches[MODULES[name]] = branch
         self.branch_names = tuple(branches)
-        self.register_load_state_dict_pre_hook(_with_todays_keys)
+        cast(Any, self).register_load_state_dict_pre_hook(_with_todays_keys)
         self.branch_dims = tuple(dims[name] for name in branches)
 
     def forward(self, images: Tensor) -> dict[str, BranchOutput]:
