@@ -1,7 +1,10 @@
 """Loading: samplers, transforms, caches and the data module, from a manifest to normalised batches on the device."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from bdbnet.datasets.images import ImageError, read_image
-from bdbnet.loading.datamodule import Reading, ReIDDataModule, Sampling, default_workers
+from bdbnet.loading.loader import default_workers
 from bdbnet.loading.packed import CacheError, PackedImages, open_or_pack
 from bdbnet.loading.preprocessing import Preprocessing
 from bdbnet.loading.sampler import IdentityBatchSampler, SamplerError
@@ -16,6 +19,9 @@ from bdbnet.loading.transforms import (
     normalize,
     transforms_for,
 )
+
+if TYPE_CHECKING:
+    from bdbnet.loading.datamodule import Reading, ReIDDataModule, Sampling
 
 __all__ = [
     "PROTOCOLS",
@@ -42,3 +48,12 @@ __all__ = [
     "show_on_device",
     "transforms_for",
 ]
+
+# Imported when first used: Lightning takes seconds, and who embeds or searches does not need it.
+_LATER = ("ReIDDataModule", "Reading", "Sampling")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("bdbnet.loading.datamodule"), name)

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bdbnet.datasets import Manifest
-from bdbnet.datasets.checking import usable_cores
-from bdbnet.loading.loader import WorkerLoader
+from bdbnet.loading.loader import WorkerLoader, default_workers
 from bdbnet.loading.packed import CacheError, PackedImages, open_or_pack
 from bdbnet.loading.sampler import IdentityBatchSampler
 from bdbnet.loading.samples import Batch, ImageDataset, show_on_device
@@ -22,8 +21,6 @@ from bdbnet.loading.transforms import EvaluationTransform, TrainTransform, norma
 
 CACHES = ("none", "packed", "device")
 ON_ERROR = ("raise", "replace")
-
-_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -320,11 +317,6 @@ class _TrainLoader(WorkerLoader[Batch]):
 def _as_it_is(batch: Batch) -> Batch:
     """The batch: `ImageDataset` returns whole batches."""
     return batch
-
-
-def default_workers(local_ranks: int = 1) -> int:
-    """Worker processes for one rank: half of the usable cores, divided by the ranks of this machine; 1 to 8."""
-    return min(max(usable_cores() // (2 * local_ranks), 1), _MOST_WORKERS)
 
 
 def test_rows(manifest: Manifest) -> pd.DataFrame:

@@ -1,14 +1,17 @@
 """From a configuration to the dataset, its protocol and its batches."""
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, instantiate, is_ours
 from bdbnet.datasets import Manifest, load_manifest
 from bdbnet.datasets.inspection import match_advice
-from bdbnet.loading import Reading, ReIDDataModule, Sampling, transforms_for
+from bdbnet.loading.transforms import transforms_for
+
+if TYPE_CHECKING:
+    from bdbnet.loading.datamodule import ReIDDataModule
 
 # What `dataset=table` leaves open follows from its protocol: the settings of section 4.1 and of section 4.2.1.
 _REID: dict[str, Any] = {
@@ -91,11 +94,14 @@ def is_reid(config: DictConfig) -> bool:
 
 def build_data(
     config: DictConfig, manifest: Manifest, *, test_size: Any = None, channels_last: bool = False
-) -> ReIDDataModule:
+) -> "ReIDDataModule":
     """Data module for ``manifest`` with the transforms of its protocol.
 
     ``test_size`` (evaluation alone) is the size of a checkpoint's test images, to which the training settings need not fit.
     """
+    # Here, so that who only reads a manifest need not wait for Lightning.
+    from bdbnet.loading.datamodule import Reading, ReIDDataModule, Sampling
+
     dataset = config.dataset
     evaluation = test_size is not None
     augmentation = config.get("augmentation") or OmegaConf.create({"flip": 0.0, "erasing": []})

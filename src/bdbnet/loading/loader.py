@@ -1,4 +1,4 @@
-"""`WorkerLoader`: a `DataLoader` whose worker processes leave signals to the main process."""
+"""`WorkerLoader`: a `DataLoader` whose worker processes leave signals to the main process, and how many of them there are."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,9 +6,11 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
+from bdbnet.datasets.checking import usable_cores
 from bdbnet.stopping import leave_signals_to_parent, signals_held
 
 T = TypeVar("T")
+_MOST_WORKERS = 8
 
 
 class WorkerLoader(DataLoader[T]):
@@ -33,3 +35,8 @@ class _InWorker:
         leave_signals_to_parent()
         if self.also is not None:
             self.also(worker)
+
+
+def default_workers(local_ranks: int = 1) -> int:
+    """Worker processes for one rank: half of the usable cores, divided by the ranks of this machine; 1 to 8."""
+    return min(max(usable_cores() // (2 * local_ranks), 1), _MOST_WORKERS)

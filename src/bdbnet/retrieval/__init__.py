@@ -1,12 +1,12 @@
 """Ranking and its metrics: from query and gallery embeddings to CMC, mAP, mINP, Recall@K and lists of neighbours."""
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from bdbnet.renamed import former_attribute
 from bdbnet.retrieval.distances import DISTANCES, distance_blocks
 from bdbnet.retrieval.matches import Matches
 from bdbnet.retrieval.matrices import prepared
-from bdbnet.retrieval.metric_classes import Evaluated, ReIDMetrics, RetrievalRecall
 from bdbnet.retrieval.metrics import recall_at_k, reid_metrics, retrieval_metrics, summarize_reid, summarize_retrieval
 from bdbnet.retrieval.multi_query import POOLINGS, PooledQueries, pool_queries
 from bdbnet.retrieval.query_expansion import QueryExpansion, expand_queries, expand_sets
@@ -20,6 +20,9 @@ from bdbnet.retrieval.rerank import (
 )
 from bdbnet.retrieval.search import Search, as_reranking
 from bdbnet.retrieval.single_shot import single_shot_cmc
+
+if TYPE_CHECKING:
+    from bdbnet.retrieval.metric_classes import Evaluated, ReIDMetrics, RetrievalRecall
 
 __all__ = [
     "DISTANCES",
@@ -73,5 +76,11 @@ _MOVED = {
 } | {"MEASURES": "bdbnet.retrieval.DISTANCES"}
 
 
+# Imported when first used: torchmetrics takes seconds, and who searches does not need it.
+_LATER = ("Evaluated", "ReIDMetrics", "RetrievalRecall")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module("bdbnet.retrieval.metric_classes"), name)
     return former_attribute(__name__, name, _MOVED)
