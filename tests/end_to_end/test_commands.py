@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bdbnet.results import read_result
+from bdbnet.train import main
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -104,10 +105,21 @@ def test_a_sweep_leaves_a_folder_per_job(workplace):
         (["dataset=market1501"], "python -m bdbnet.prepare dataset=market1501 archive="),
     ],
 )
-def test_wrong_arguments_are_answered_without_a_trace(arguments, said, tmp_path):
-    done = run("train", *arguments, folder=tmp_path)
+def test_wrong_arguments_are_answered_without_a_trace(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert "Traceback" not in errors
+
+
+def test_a_wrong_argument_typed_in_a_shell(tmp_path):
+    done = run("train", "lose=hard_triplet", folder=tmp_path)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert "lose" in done.stderr
     assert "Traceback" not in done.stderr
 
 
