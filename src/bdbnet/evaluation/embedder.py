@@ -299,7 +299,7 @@ class Embedder:
         # Reordered while it is 8-bit: a quarter of the bytes.
         pixels = images.to(device, non_blocking=True).contiguous(memory_format=self._memory_format)
         inputs = self.preprocessing.normalize(pixels)
-        views = [view for scale in settings.scales for view in _views(inputs, scale, settings.flip)]
+        views = [view for scale in settings.scales for view in views_of(inputs, scale, settings.flip)]
         mixed = settings.precision == "bf16-mixed"
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
             embeddings = [self.network.embed(view).float() for view in views]
@@ -347,6 +347,26 @@ class Embedder:
     def save(self, folder: str | Path) -> Path:
         """Write the embedder into a folder that `bdbnet.load` reads; see `evaluation.saved`."""
         return save_embedder(self, folder)
+
+    def export(
+        self,
+        output: str | Path,
+        *,
+        format: str | None = None,
+        input: str = "floats",
+        source_size: tuple[int, int] | None = None,
+        precision: str = "fp32",
+        opset: int = 20,
+        overwrite: bool = False,
+    ) -> dict[str, Any]:
+        """Write a file that ONNX Runtime, OpenVINO or `torch.export.load` runs without this package, once it is found to compute
+        the same; returns the report that lies beside it. See `evaluation.exporting` for arguments and errors; `format=None`
+        follows from the suffix: .onnx, .xml (OpenVINO) or .pt2.
+        """
+        from bdbnet.evaluation.exporting import ExportSettings, export_embedder, format_of
+
+        settings = ExportSettings(format or format_of(output), input, source_size, precision, opset)
+        return export_embedder(self, output, settings, overwrite=overwrite)
 
     # Inside
 
@@ -422,7 +442,7 @@ def scale_embeddings(embeddings: Tensor, dims: Iterable[int], normalize: str) ->
     return torch.cat([nn.functional.normalize(part) for part in parts], dim=1)
 
 
-def _views(images: Tensor, scale: float, flip: bool) -> list[Tensor]:
+def views_of(images: Tensor, scale: float, flip: bool) -> list[Tensor]:
     if scale != 1:
         size = [max(1, round(scale * side)) for side in images.shape[2:]]
         images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)

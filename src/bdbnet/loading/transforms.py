@@ -280,7 +280,7 @@ def normalize(
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"normalize needs uint8 images, not {images.dtype}")
-    scale, shift = _scale_and_shift(images.device, tuple(mean), tuple(std))
+    scale, shift = scale_and_shift(images.device, tuple(mean), tuple(std))
     count, channels, height, width = images.shape
     if images.is_contiguous(memory_format=torch.channels_last):
         # Contiguous rows of W x 3 values, with the constants repeated along them: three times as fast on a CPU.
@@ -310,7 +310,7 @@ def covered(erased: Tensor, height: int, width: int) -> Tensor:
 
 
 @lru_cache
-def _scale_and_shift(device: torch.device, mean: Channels, std: Channels) -> tuple[Tensor, Tensor]:
+def scale_and_shift(device: torch.device, mean: Channels, std: Channels) -> tuple[Tensor, Tensor]:
     """Constants (3,) on the device, created once: copying them in every step would synchronise the device."""
     with torch.inference_mode(False):
         means, deviations = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
