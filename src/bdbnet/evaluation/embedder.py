@@ -348,6 +348,23 @@ class Embedder:
         """Write the embedder into a folder that `bdbnet.load` reads; see `evaluation.saved`."""
         return save_embedder(self, folder)
 
+    def push_to_hub(
+        self, name: str, *, private: bool = True, token: str | None = None, message: str = "Upload an embedder"
+    ) -> str:
+        """Upload the embedder, as `save` writes it, to a model hub; `bdbnet.load("hub:user/name")` reads it.  Returns its address.
+
+        Args:
+            name: `user/name`, or `user/name@revision` for a branch that is there.
+            private: whether only you can see it; people whose data trained it may have a say in that.
+            token: of your account; None: the one you logged in with.
+
+        Raises:
+            HubError: huggingface_hub is not installed, or the hub refuses.
+        """
+        from bdbnet.evaluation.hub import push_to_hub
+
+        return push_to_hub(self, name, private=private, token=token, message=message)
+
     def export(
         self,
         output: str | Path,

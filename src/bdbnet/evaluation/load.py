@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from bdbnet import plugins
 from bdbnet.checked import Holds, Plain, UnfitError, checked
 from bdbnet.config import IDENTITY, ConfigError, config_dir, foreign_targets, is_ours, plain
+from bdbnet.evaluation import hub
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings, Origin
 from bdbnet.evaluation.network import PARTS, build_network
 from bdbnet.evaluation.saved import check_weights, is_saved, read_saved
@@ -29,7 +30,7 @@ from bdbnet.models import (
     torchvision_network,
 )
 from bdbnet.renamed import with_todays_names
-from bdbnet.results import RunSettings
+from bdbnet.results import ResultError, RunSettings, read_result
 from bdbnet.settings import is_whole
 
 #: Names of pretrained networks as they are.
@@ -80,7 +81,7 @@ def load(
             - a checkpoint of `bdbnet.train` (`last.ckpt`), which says everything about itself;
             - a file of bare weights: torchreid's OSNet of any width, a `BDBNetwork` on a ResNet or an OSNet (recognised by
               their keys), or another one together with `model` and `backbone`;
-            - a folder that `Embedder.save` wrote;
+            - a folder that `Embedder.save` wrote, or `"hub:USER/NAME"` for one on a model hub;
             - `"timm:NAME"` or `"torchvision:NAME"`: a pretrained network as it is, its features pooled: the zero-shot
               baseline.
         model, backbone: for weights that do not say what they belong to: names of choices in `conf/model` and
@@ -136,6 +137,8 @@ def _opened(source: str, wanted: Wanted) -> Embedder:
     scheme, _, name = source.partition(":")
     if scheme in SCHEMES and name:
         return _pretrained(source, scheme, name, wanted)
+    if scheme == hub.SCHEME and name:
+        return _from_folder(hub.downloaded(source), source, wanted)
     path = Path(source).expanduser()
     if path.is_dir():
         if not is_saved(path):
@@ -154,16 +157,18 @@ def _opened(source: str, wanted: Wanted) -> Embedder:
 def require_source(source: str) -> None:
     """Raise CheckpointError where a source is neither a file or folder nor the name of a pretrained network."""
     scheme, _, name = source.partition(":")
-    if not (scheme in SCHEMES and name) and not Path(source).expanduser().exists():
+    if not (scheme in (*SCHEMES, hub.SCHEME) and name) and not Path(source).expanduser().exists():
         raise CheckpointError(
             f"{source}: no such file of weights. A source is a checkpoint, a file of weights, a folder that Embedder.save wrote, "
-            f"or timm:NAME or torchvision:NAME for a pretrained network{_similar(source)}"
+            f"hub:USER/NAME for one on a hub, or timm:NAME or torchvision:NAME for a pretrained network{_similar(source)}"
         )
 
 
 def training_of(source: str) -> dict[str, Any] | None:
     """The configuration of a network's training, as a checkpoint or a saved folder says; None where the source does not."""
     path = Path(source).expanduser()
+    if source.startswith(f"{hub.SCHEME}:"):
+        path = hub.downloaded(source)
     if path.is_dir() and is_saved(path):
         trained = read_saved(path)[0]["trained_with"]
         return None if trained is None else with_todays_names(trained)
@@ -232,8 +237,23 @@ def _from_checkpoint(path: Path, source: str, saved: Mapping[str, Any], wanted: 
         _preprocessing(size, padded, _margin(wanted)),
         wanted.settings,
         distance=wanted.distance or evaluation.get("distance", "euclidean"),
-        origin=Origin(source, _parts(config), training),
+        origin=Origin(source, _parts(config), training, *_measured_beside(path)),
     )
+
+
+def _measured_beside(checkpoint: Path) -> tuple[Mapping[str, float] | None, Mapping[str, Any] | None]:
+    """Metrics and protocol that the record of a training says of its own last.ckpt or best.ckpt; None where it does not."""
+    try:
+        result = read_result(checkpoint.parent / "result.json")
+    except (ResultError, OSError):
+        return None, None
+    if result.kind != "train":
+        return None, None
+    if checkpoint.name == "last.ckpt" and result.checkpoint == "last":
+        return result.metrics, result.protocol.record()
+    if checkpoint.name == "best.ckpt" and result.best is not None:
+        return result.best["metrics"], {**result.protocol.record(), "note": result.best["note"]}
+    return None, None
 
 
 def _known_network(

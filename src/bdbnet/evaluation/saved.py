@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 import safetensors.torch
 
 from bdbnet.checked import Holds, Plain, checked, read_json
+from bdbnet.evaluation.card import model_card
 from bdbnet.loading import Preprocessing
 from bdbnet.models import CheckpointError, read_checkpoint
 from bdbnet.models.weights import digest_of
@@ -96,7 +97,8 @@ def save_embedder(embedder: "Embedder", folder: str | Path) -> Path:
         "protocol": embedder.origin.protocol,
         "versions": versions(),
     }
-    write_atomically(place / CARD, _card(embedder).encode())
+    threshold = "not calibrated" if embedder.threshold is None else str(embedder.threshold)
+    write_atomically(place / CARD, model_card(embedder, threshold).encode())
     write_atomically(place / RECORD, (json.dumps(record, indent=2, default=str) + "\n").encode())
     return place
 
@@ -129,34 +131,3 @@ def check_weights(record: Mapping[str, Any], weights: Path) -> None:
         raise CheckpointError(
             f"{weights}: damaged or edited: not the weights that were saved there. Copy the folder again"
         )
-
-
-def _card(embedder: "Embedder") -> str:
-    """What the network is, for people."""
-    trained = embedder.origin.trained_with or {}
-    dataset = (trained.get("dataset") or {}).get("name", "unknown data")
-    size = " x ".join(map(str, embedder.preprocessing.image_size))
-    lines = [
-        f"# Embedder from {Path(embedder.origin.source).name}",
-        "",
-        f"Maps an image to {embedder.dimensions} numbers; images of the same identity or class lie near each other.",
-        "",
-        f"- network: {type(embedder.network).__name__}, {type(embedder.network.backbone).__name__}",
-        f"- trained on: {dataset}",
-        f"- input: RGB images, resized to {size} pixels",
-        f"- distance: {embedder.distance_name}",
-        f"- threshold for the same identity: {embedder.threshold if embedder.threshold is not None else 'not calibrated'}",
-        f"- fingerprint: `{embedder.fingerprint}`",
-        "",
-        "```python",
-        "import bdbnet",
-        "",
-        'embedder = bdbnet.load("this/folder")',
-        'embeddings = embedder.embed(["a.jpg", "b.jpg"])',
-        "```",
-        "",
-        "The terms of the data that it was trained on apply to its weights. Re-identification of people without their consent",
-        "may be unlawful where you are.",
-        "",
-    ]
-    return "\n".join(lines)

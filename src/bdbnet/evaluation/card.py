@@ -1,0 +1,182 @@
+"""The card of a model: what a network is, what it was trained on under which terms, what was measured, what it is for and not."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bdbnet.datasets.catalogue import FACTS
+from bdbnet.results import headline_metrics, metric_names, metric_of
+
+if TYPE_CHECKING:
+    from bdbnet.evaluation.embedder import Embedder
+
+#: What a protocol says by default, and so need not be shown.
+_USUAL: dict[str, Any] = {
+    "precision": "32-true", "normalize": "none", "ap_at": None, "flip": False, "rerank": None, "pad_to_square": False,
+    "decode_margin": 2.0, "query_pooling": None, "measure": "euclidean", "scales": [], "query_expansion": None,
+    "single_shot": None, "preprocessing": None,
+}  # fmt: skip
+_TASKS = {
+    "reid": "re-ID, single query", "reid_multi_query": "re-ID, multiple queries", "reid_single_shot": "re-ID, single-shot gallery",
+    "retrieval": "retrieval (Recall@K)",
+}  # fmt: skip
+
+
+def model_card(embedder: "Embedder", threshold: str) -> str:
+    """A card in Markdown, with the header that model hubs read; `threshold` says what is known of one."""
+    parts = [
+        _header(embedder),
+        _what(embedder, threshold),
+        _training(embedder),
+        _measured(embedder),
+        _use(embedder),
+        _LIMITS,
+    ]
+    return "\n".join(
+        [
+            *parts,
+            f"## Fingerprint\n\n`{embedder.fingerprint}`: embeddings of two models may be compared if it is equal.\n",
+        ]
+    )
+
+
+def _header(embedder: "Embedder") -> str:
+    dataset = _dataset(embedder)
+    lines = ["---", "library_name: bdbnet", "pipeline_tag: image-feature-extraction", "tags:"]
+    lines += [f"- {tag}" for tag in ("image-retrieval", "metric-learning", "person-re-identification")]
+    if dataset is not None:
+        lines += ["datasets:", f"- {dataset}"]
+    return "\n".join([*lines, "---", ""])
+
+
+def _dataset(embedder: "Embedder") -> str | None:
+    trained = (embedder.origin.trained_with or {}).get("dataset") or {}
+    return str(trained["name"]) if trained.get("name") else None
+
+
+def _what(embedder: "Embedder", threshold: str) -> str:
+    preprocessing = embedder.preprocessing
+    size = " x ".join(map(str, preprocessing.image_size))
+    padded = "padded to a square and " if preprocessing.pad_to_square else ""
+    settings = embedder.settings
+    scaled = {"none": "not normalised", "joint": "of unit length", "per_branch": "each branch of unit length"}
+    branches = " + ".join(map(str, embedder.network.branch_dims))
+    dims = f"{embedder.dimensions}" + (f" ({branches})" if len(embedder.network.branch_dims) > 1 else "")
+    return "\n".join(
+        [
+            f"# {Path(embedder.origin.source).name or 'An embedding network'}",
+            "",
+            f"Maps an image to {embedder.dimensions} numbers; images of the same identity or class lie near each other.",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| network | {type(embedder.network).__name__} on {type(embedder.network.backbone).__name__} |",
+            f"| parameters | {sum(p.numel() for p in embedder.network.parameters()) / 1e6:.2f} M |",
+            f"| input | RGB, {padded}resized to {size} pixels (height x width), {preprocessing.interpolation} |",
+            f"| embedding | {dims} numbers, {scaled[settings.normalize]}"
+            + (", mean with the mirror image" if settings.flip else "")
+            + " |",
+            f"| distance | {embedder.distance_name} |",
+            f"| threshold for the same identity | {threshold} |",
+            "",
+        ]
+    )
+
+
+def _training(embedder: "Embedder") -> str:
+    trained, dataset = embedder.origin.trained_with, _dataset(embedder)
+    lines = ["## Training", ""]
+    if trained is None:
+        return "\n".join([*lines, "Not known: the weights did not come from a training of bdbnet.", ""])
+    facts = FACTS.get(str(dataset))
+    if facts is not None:
+        lines.append(f"Data: {facts.title}. {facts.paper}." if facts.paper else f"Data: {facts.title}.")
+        if facts.obtain:
+            lines.append(f"Terms of the data: {facts.obtain}.")
+    else:
+        lines.append(f"Data: {dataset or 'not named'}. Its terms are those of its owner.")
+    trainer, loss = trained.get("trainer") or {}, trained.get("loss") or {}
+    sampler, start = trained.get("sampler") or {}, (trained.get("backbone") or {}).get("weights")
+    said = {
+        "Epochs": trainer.get("max_epochs"), "images a batch": sampler.get("batch_size"), "metric loss": loss.get("name"),
+        "starting weights": "random" if start in (None, "none") else Path(str(start)).name, "seed": trained.get("seed"),
+    }  # fmt: skip
+    lines += [
+        "",
+        ", ".join(f"{name}: {value}" for name, value in said.items() if value is not None) + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _measured(embedder: "Embedder") -> str:
+    metrics, protocol = embedder.origin.metrics, embedder.origin.protocol
+    lines = ["## What was measured", ""]
+    if not metrics or not protocol:
+        return "\n".join(
+            [
+                *lines,
+                "Nothing is recorded with this model: evaluate it on your own data with `python -m bdbnet.evaluate`.",
+                "",
+            ]
+        )
+    names = headline_metrics(metrics) + [
+        name for name in metric_names(metrics) if name not in headline_metrics(metrics)
+    ]
+    lines += ["| metric | value |", "|---|---|"]
+    lines += [f"| {metric_of(name).title} | {metric_of(name).text(metrics[name])} |" for name in names]
+    note = f" ({protocol['note']})" if protocol.get("note") else ""
+    return "\n".join([*lines, "", f"Protocol: {protocol_text(protocol)}{note}.", ""])
+
+
+def protocol_text(protocol: Mapping[str, Any]) -> str:
+    """A protocol in words: task, data set, size, and what is not usual.
+
+    >>> protocol_text({"task": "reid", "dataset": "market1501", "image_size": [384, 128], "flip": True, "rerank": None})
+    'market1501, re-ID, single query, images of 384 x 128 pixels, flip True'
+    """
+    size = " x ".join(map(str, protocol.get("image_size") or []))
+    parts = [str(protocol.get("dataset")), _TASKS.get(str(protocol.get("task")), str(protocol.get("task")))]
+    parts += [f"images of {size} pixels"] if size else []
+    parts += [
+        f"{'distance' if key == 'measure' else key.replace('_', ' ')} {protocol[key]}"
+        for key, usual in _USUAL.items()
+        if key in protocol and protocol[key] != usual and not (usual == [] and not protocol[key])
+    ]
+    return ", ".join(parts)
+
+
+def _use(embedder: "Embedder") -> str:
+    return "\n".join(
+        [
+            "## Use",
+            "",
+            "```python",
+            "import bdbnet",
+            "",
+            'embedder = bdbnet.load("this/folder")',
+            'a, b = embedder.embed(["a.jpg", "b.jpg"])',
+            f"embedder.distance(a, b)   # {embedder.distance_name}; smaller: more alike",
+            "```",
+            "",
+            "Meant for research and for finding images in a collection that you may search: crops of one person or object each, as",
+            "a detector gives them.",
+            "",
+        ]
+    )
+
+
+_LIMITS = """\
+## Limits
+
+- A small distance is a likeness of appearance, mostly of clothing, not proof of identity: it must not decide alone on anything
+  that concerns a person.
+- Numbers measured on one data set do not carry over to other cameras, seasons, places and people; error rates differ between groups
+  of people and were not measured for them here unless stated above.
+- Re-identification of people without their consent, or without another legal ground, may be unlawful where you are.
+
+## Licence
+
+The terms of the data that the network was trained on, and of its starting weights, apply to its weights. bdbnet itself is under
+the MIT licence.
+"""
