@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the demo with five seeds and both networks on one thread, and with seed 1 on two, one run after the other, and keeps
-# result.json and history.csv beside this file.
+# Trains the demo with five seeds on one thread, and with seed 1 on two, one run after the other, and keeps result.json and
+# history.csv beside this file.
 #   bash experiments/demo/run.sh FOLDER_FOR_DATA_AND_RUNS
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,7 +13,5 @@ run() { # threads name settings...
 }
 for seed in 1 2 3 4 5; do
   run 1 "bdb_$seed" "seed=$seed"
-  run 1 "baseline_$seed" model=baseline "seed=$seed"
 done
 run 2 bdb_two_threads seed=1
-run 2 baseline_two_threads model=baseline seed=1

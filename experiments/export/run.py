@@ -45,8 +45,7 @@ COLUMNS = (
 #: torchvision's and timm's families: one small member each.
 FAMILIES = {
     "torchvision": (
-        "squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "densenet121", "efficientnet_b0", "regnet_y_400mf",
-        "convnext_tiny", "swin_t", "mnasnet0_5", "vgg11",
+        "squeezenet1_1", "mobilenet_v3_small", "densenet121", "efficientnet_b0", "convnext_tiny", "swin_t", "vgg11",
     ),
     "timm": (
         "vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "efficientnet_b0", "ghostnet_100",

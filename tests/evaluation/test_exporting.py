@@ -22,7 +22,7 @@ from bdbnet.evaluation.exporting import (
     load_exported,
 )
 from bdbnet.export import main
-from bdbnet.models import BDBNetwork, BranchOutput, EmbeddingNetwork, OSNetBackbone
+from bdbnet.models import BDBNetwork, BranchOutput, EmbeddingNetwork, OSNetBackbone, TimmBackbone
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 16, 3), dtype=np.uint8)
 
@@ -193,3 +193,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), dtype=np.uint8)
     found = embedded_by_file("out/model.onnx", "onnx", images)
     assert np.allclose(found, embedder.embed(images), atol=1e-4)
+
+
+def test_a_transformer_of_timm_takes_any_batch():
+    network = BDBNetwork(0, TimmBackbone("vit_tiny_patch16_224", "none"), ["global"]).eval().requires_grad_(False)
+    exported = ExportedNetwork(Embedder(network, bdbnet.Preprocessing((224, 224))), pixels=False).eval()
+    images = torch.randn(3, 3, 224, 224)
+    program = exporting._program(exported, images[:2]).module()
+    assert torch.allclose(program(images), exported(images), atol=1e-5)
+    assert torch.allclose(program(images[:1]), exported(images[:1]), atol=1e-5)

@@ -213,7 +213,7 @@ class TimmBackbone(nn.Module):
         if hasattr(embedding, "dynamic_feat_size"):
             known = embedding.dynamic_feat_size((height, width))
             rows, columns = known if math.prod(known) == tokens.shape[1] else (rows, columns)
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, rows, columns)
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, rows, columns)
 
     def _check_stride(self, stride: int) -> None:
         """Raise ValueError where timm takes the stride and ignores it."""
