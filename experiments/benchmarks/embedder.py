@@ -40,6 +40,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     crops = read_crops(options.images, options.count)
+    if not crops:
+        parser.error(f"--images {options.images}: there is no .jpg in this folder")
     embedder = bdbnet.load(options.weights) if options.weights else random_embedder()
     floor, ours = [], []
     for _ in range(options.rounds + 1):  # the first one warms up

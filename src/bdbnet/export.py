@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError, command
+from bdbnet.results import metric_of
 
 
 @command("export", again="Run the same command again; nothing was left half-written.")
@@ -53,7 +54,10 @@ def said(report: Mapping[str, Any], output: Path) -> str:
     ]
     ours, theirs = agreement["metrics"]["pytorch"], agreement["metrics"]["exported"]
     lines.append(
-        f"Rank-1 {100 * ours['rank1']:.1f} -> {100 * theirs['rank1']:.1f}, mAP {100 * ours['mAP']:.1f} -> {100 * theirs['mAP']:.1f}"
+        ", ".join(
+            f"{metric_of(name).title} {metric_of(name).number(ours[name])} -> {metric_of(name).text(theirs[name])}"
+            for name in ours
+        )
     )
     for batch, times in report["milliseconds"].items():
         lines.append(

@@ -397,8 +397,8 @@ def read_result(path: str | Path) -> Result:
     return replace(result, config=with_todays_names(result.config))
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and the packages that decide a number."""
+def versions(*further: str) -> dict[str, str]:
+    """Versions of Python, of the packages that decide a number, and of `further` ones, as far as they are installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
@@ -411,6 +411,7 @@ def versions() -> dict[str, str]:
         "numpy",
         "pillow",
         "simplejpeg",
+        *further,
     ):
         try:
             found[package] = version(package)

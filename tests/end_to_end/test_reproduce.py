@@ -104,12 +104,5 @@ def test_a_wrong_argument_typed_in_a_shell(tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG)
-def test_wrong_arguments_end_with_one_clear_line(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["reproduce", *spelled_out(arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 1
-    said = capsys.readouterr().err
-    assert message in said
-    assert "Traceback" not in said
+def test_wrong_arguments_end_with_one_clear_line(arguments, message, refusal):
+    assert message in refusal(main, spelled_out(arguments))

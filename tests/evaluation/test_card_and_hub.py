@@ -52,7 +52,8 @@ def test_the_card_says_what_was_trained_measured_and_meant(run, tmp_path):
     for said in (
         "library_name: bdbnet", "BDBNetwork on OSNetBackbone", "1536 (512 + 1024) numbers", "resized to 64 x 32 pixels",
         "Market-1501", "research use only", "Epochs: 400", "| Rank-1 | 91.2", "| mAP | 75.0",
-        "Protocol: market1501, re-ID, single query, images of 64 x 32 pixels, flip True.", "not proof of identity", "## Licence",
+        "single query, matches from other cameras only, on market1501; images of 64 x 32 pixels", "averaged with the mirror image",
+        "not proof of identity", "## Licence",
         bdbnet.load(run / "last.ckpt", device="cpu").fingerprint,
     ):  # fmt: skip
         assert said in card, said

@@ -12,8 +12,8 @@ from PIL import Image
 from bdbnet.config import ConfigError
 from bdbnet.reporting import ReportError, write_report
 from bdbnet.reporting.pictures import picture
-from bdbnet.reporting.wording import duration, protocol_line
 from bdbnet.results import Protocol
+from bdbnet.wording import duration, protocol_line
 
 VOID = {"meta", "img", "source", "br"}
 

@@ -68,6 +68,11 @@ def number_names(names: Sequence[str]) -> Numbered:
     return Numbered([ranks[name] for name in names], {rank: name for name, rank in ranks.items()})
 
 
+def number_sequences(sequences: Sequence[Any]) -> list[Any]:
+    """Sequences as numbers in sorted order; images of none are one sequence."""
+    return number_names(["" if value is None else str(value) for value in sequences]).numbers
+
+
 def number_cameras(cameras: Sequence[Any]) -> Numbered:
     """Cameras as they are, or, where all have names, numbered 0, 1, ... in sorted order."""
     if any(is_number(camera) for camera in cameras):

@@ -15,7 +15,7 @@ from bdbnet.datasets.class_folders import LAYOUT, list_class_folders, require_ut
 from bdbnet.datasets.columns import FLAGS, TABLE_COLUMNS, Columns, choose_columns, remark
 from bdbnet.datasets.layout import is_there, missing_files
 from bdbnet.datasets.manifest import BOX_COLUMNS, SPLITS, DatasetError, Manifest
-from bdbnet.datasets.numbering import Numbered, is_number, number_cameras, number_labels, number_names
+from bdbnet.datasets.numbering import Numbered, is_number, number_cameras, number_labels, number_sequences
 from bdbnet.datasets.open_metric_learning import drop_empty, fill_boxes, is_empty, read_flags, with_whole_images
 from bdbnet.datasets.paths import plain_paths
 from bdbnet.datasets.sources import joined, listed
@@ -203,7 +203,7 @@ def _read(source: Path) -> _Rows:
             name = columns.used.get(column, column)
             raise DatasetError(f"{source}, row {row}, column {name}: is empty. Fill it in, or leave out the row.")
     if columns.used.get("camera") == "sequence" and "camera" in cells:
-        cells["camera"] = number_names(["" if value is None else str(value) for value in cells["camera"]]).numbers
+        cells["camera"] = number_sequences(cells["camera"])
         rows.remarks.append("images of a query's own sequence and label are left out, as those of one camera are")
     rows.names = any(isinstance(label, str) and not is_number(label) for label in cells["label"])
     return rows

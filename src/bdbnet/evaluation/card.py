@@ -1,25 +1,15 @@
 """The card of a model: what a network is, what it was trained on under which terms, what was measured, what it is for and not."""
 
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bdbnet.datasets.catalogue import FACTS
-from bdbnet.results import headline_metrics, metric_names, metric_of
+from bdbnet.results import Protocol, headline_metrics, metric_names, metric_of
+from bdbnet.wording import protocol_line
 
 if TYPE_CHECKING:
     from bdbnet.evaluation.embedder import Embedder
-
-#: What a protocol says by default, and so need not be shown.
-_USUAL: dict[str, Any] = {
-    "precision": "32-true", "normalize": "none", "ap_at": None, "flip": False, "rerank": None, "pad_to_square": False,
-    "decode_margin": 2.0, "query_pooling": None, "measure": "euclidean", "scales": [], "query_expansion": None,
-    "single_shot": None, "preprocessing": None,
-}  # fmt: skip
-_TASKS = {
-    "reid": "re-ID, single query", "reid_multi_query": "re-ID, multiple queries", "reid_single_shot": "re-ID, single-shot gallery",
-    "retrieval": "retrieval (Recall@K)",
-}  # fmt: skip
 
 
 def model_card(embedder: "Embedder", threshold: str) -> str:
@@ -126,24 +116,8 @@ def _measured(embedder: "Embedder") -> str:
     lines += ["| metric | value |", "|---|---|"]
     lines += [f"| {metric_of(name).title} | {metric_of(name).text(metrics[name])} |" for name in names]
     note = f" ({protocol['note']})" if protocol.get("note") else ""
-    return "\n".join([*lines, "", f"Protocol: {protocol_text(protocol)}{note}.", ""])
-
-
-def protocol_text(protocol: Mapping[str, Any]) -> str:
-    """A protocol in words: task, data set, size, and what is not usual.
-
-    >>> protocol_text({"task": "reid", "dataset": "market1501", "image_size": [384, 128], "flip": True, "rerank": None})
-    'market1501, re-ID, single query, images of 384 x 128 pixels, flip True'
-    """
-    size = " x ".join(map(str, protocol.get("image_size") or []))
-    parts = [str(protocol.get("dataset")), _TASKS.get(str(protocol.get("task")), str(protocol.get("task")))]
-    parts += [f"images of {size} pixels"] if size else []
-    parts += [
-        f"{'distance' if key == 'measure' else key.replace('_', ' ')} {protocol[key]}"
-        for key, usual in _USUAL.items()
-        if key in protocol and protocol[key] != usual and not (usual == [] and not protocol[key])
-    ]
-    return ", ".join(parts)
+    known = Protocol(**{field.name: protocol[field.name] for field in fields(Protocol) if field.name in protocol})
+    return "\n".join([*lines, "", f"{protocol_line(known)}{note}.", ""])
 
 
 def _use(embedder: "Embedder") -> str:

@@ -1,17 +1,17 @@
 """Export of an embedder to ONNX, OpenVINO or `torch.export`, checked against the embedder before anything is written."""
 
 import contextlib
+import importlib
 import io
 import json
 import logging
-import os
 import shutil
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from bdbnet.config import ConfigError
 from bdbnet.datasets import Manifest, load_manifest
 from bdbnet.datasets.images import read_image
-from bdbnet.loading.transforms import scale_and_shift
+from bdbnet.files import replaced
+from bdbnet.loading.transforms import resize, scale_and_shift
 from bdbnet.results import versions, write_atomically
 from bdbnet.retrieval import reid_metrics
 
@@ -187,30 +188,37 @@ def export_embedder(
     if place.suffix != suffix:
         raise ConfigError(f"output={output}: a file of format={settings.format} ends in {suffix}")
     report_file = place.with_name(place.name + ".json")
-    there = [path for path in (place, place.with_suffix(".bin"), report_file) if path.exists()]
-    if settings.format != "openvino":
-        there = [path for path in there if path.suffix != ".bin"]
+    suffixes = [suffix, ".bin"] if settings.format == "openvino" else [suffix]
+    there = [path for path in (*map(place.with_suffix, suffixes), report_file) if path.exists()]
     if there and not overwrite:
         raise FileExistsError(f"{there[0]} is there already. Give another output=, or overwrite=true to replace it.")
     device = embedder.device
     embedder.network.to("cpu")
     try:
         with tempfile.TemporaryDirectory(prefix="bdbnet-export-") as folder:
-            steps = _Steps(progress)
-            steps.say(f"writing {settings.format}, {settings.precision}")
+            if progress:
+                print(f"writing {settings.format}, {settings.precision} ...")
             made = _write(embedder, Path(folder) / f"model{suffix}", settings)
-            steps.say("comparing it with PyTorch on rendered figures")
+            if progress:
+                print("comparing it with PyTorch on rendered figures ...")
             report = _report(embedder, made, settings)
             place.parent.mkdir(parents=True, exist_ok=True)
-            files = [made] + ([made.with_suffix(".bin")] if settings.format == "openvino" else [])
-            for file in files:
-                _copy(file, place.with_suffix(file.suffix))
+            for part in suffixes:
+                _copy(made.with_suffix(part), place.with_suffix(part))
             text = json.dumps(report, indent=2) + "\n"
             write_atomically(report_file, text.encode())
     finally:
         embedder.network.to(device)
     written: dict[str, Any] = json.loads(text)
     return written
+
+
+def in_float32(embedder: "Embedder") -> "Embedder":
+    """The embedder in the arithmetic of an exported file."""
+    from bdbnet.evaluation.embedder import Embedder
+
+    settings = replace(embedder.settings, precision="32-true")
+    return Embedder(embedder.network, embedder.preprocessing, settings, distance=embedder.distance_name)
 
 
 def load_exported(path: str | Path, format: str) -> Run:
@@ -348,8 +356,8 @@ def _report(embedder: "Embedder", path: Path, settings: ExportSettings) -> dict[
         manifest = load_manifest("synthetic_reid", folder, **_FIGURES)
         pixels = [read_image(file) for file in manifest.paths]
     if settings.source_size is not None:
-        pixels = [_fitted(image, settings.source_size) for image in pixels]
-    ours = _reference(embedder, pixels)
+        pixels = [resize(image, settings.source_size) for image in pixels]
+    ours = in_float32(embedder).embed(pixels, batch_size=16, progress=False)
     batch = _inputs(embedder, pixels, settings)
     try:
         found = np.concatenate([run(batch[first : first + 16]) for first in range(0, len(batch), 16)])
@@ -378,7 +386,7 @@ def _report(embedder: "Embedder", path: Path, settings: ExportSettings) -> dict[
         "bytes": {"file": size, "pytorch": sum(tensor.numel() * tensor.element_size() for tensor in state)},
         "milliseconds": _timed(embedder, run, batch),
         "threads": torch.get_num_threads(),
-        "versions": versions() | _further_versions(),
+        "versions": versions("onnx", "onnxruntime", "openvino"),
     }
 
 
@@ -431,18 +439,10 @@ def _ranked_alike(
     return bool((nearest - in_their_order <= tie * nearest).all())
 
 
-def _reference(embedder: "Embedder", pixels: list[np.ndarray]) -> np.ndarray:
-    prepared = torch.from_numpy(np.stack([embedder.preprocessing.prepare(image) for image in pixels]))
-    network = ExportedNetwork(embedder, pixels=True).eval()
-    with torch.inference_mode():
-        found = [network(prepared[first : first + 16]).numpy() for first in range(0, len(prepared), 16)]
-    return np.concatenate(found)
-
-
 def _inputs(embedder: "Embedder", pixels: list[np.ndarray], settings: ExportSettings) -> np.ndarray:
     """What the file is given for images of any size."""
     if settings.source_size is not None:
-        return np.stack([_fitted(image, settings.source_size) for image in pixels])
+        return np.stack([resize(image, settings.source_size) for image in pixels])
     prepared = np.stack([embedder.preprocessing.prepare(image) for image in pixels])
     if settings.input == "pixels":
         return prepared
@@ -450,17 +450,11 @@ def _inputs(embedder: "Embedder", pixels: list[np.ndarray], settings: ExportSett
     return np.ascontiguousarray(embedder.preprocessing.normalize(images).numpy())
 
 
-def _fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    from bdbnet.loading.transforms import resize
-
-    return resize(image, size)
-
-
 def _timed(embedder: "Embedder", run: Run, batch: np.ndarray) -> dict[str, dict[str, float]]:
     """Milliseconds for each image of a batch, PyTorch and the file by turns; the median of some rounds."""
     network = ExportedNetwork(embedder, pixels=batch.dtype == np.uint8).eval()
     size = embedder.preprocessing.image_size
-    own = batch if batch.dtype != np.uint8 else np.stack([_fitted(image, size) for image in batch[: max(_BATCHES)]])
+    own = batch if batch.dtype != np.uint8 else np.stack([resize(image, size) for image in batch[: max(_BATCHES)]])
 
     def in_pytorch(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -480,60 +474,31 @@ def _timed(embedder: "Embedder", run: Run, batch: np.ndarray) -> dict[str, dict[
     return found
 
 
-def _further_versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in ("onnx", "onnxruntime", "openvino"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
 def _copy(made: Path, place: Path) -> None:
     """Put a whole file in its place, or leave what was there."""
-    from bdbnet.files import replaced
-
     with replaced(place) as file, made.open("rb") as content:
         shutil.copyfileobj(content, file)
 
 
 def _package(name: str, extra: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ExportError(f"the package {name} is not installed: pip install 'bdbnet[{extra}]'") from error
 
 
-class _Steps:
-    def __init__(self, shown: bool) -> None:
-        self._shown = shown
-
-    def say(self, text: str) -> None:
-        if self._shown:
-            print(f"{text} ...", flush=True)
-
-
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without what exporters print and log: an error says what is wrong."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "root")
-    levels = {name: logging.getLogger(None if name == "root" else name).level for name in names}
-    before = os.environ.get("TORCH_ONNX_VERBOSE")
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
+    loggers = [logging.getLogger(name) for name in ("", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            for name, level in levels.items():
-                logging.getLogger(None if name == "root" else name).setLevel(level)
-            if before is not None:
-                os.environ["TORCH_ONNX_VERBOSE"] = before
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bdbnet.reporting.page import html_row, html_table, page
 from bdbnet.reporting.pictures import box_of, picture
-from bdbnet.reporting.wording import distance
+from bdbnet.wording import distance
 
 
 def search_page(

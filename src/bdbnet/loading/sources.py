@@ -18,8 +18,8 @@ from bdbnet.datasets.columns import OTHER_NAMES, choose_columns, remark
 from bdbnet.datasets.images import image_suffixes, unread_images
 from bdbnet.datasets.layout import missing_files
 from bdbnet.datasets.manifest import expanded
-from bdbnet.datasets.numbering import number_cameras, number_names
-from bdbnet.datasets.open_metric_learning import drop_empty, fill_boxes, is_empty, with_whole_images
+from bdbnet.datasets.numbering import number_cameras, number_sequences
+from bdbnet.datasets.open_metric_learning import drop_empty, fill_boxes, with_whole_images
 from bdbnet.datasets.paths import plain_paths
 from bdbnet.loading.from_config import read_manifest, settle_protocol
 from bdbnet.regular_files import special_kind
@@ -193,9 +193,9 @@ def _from_table(file: Path, base: Path, source: str) -> Images:
 
 
 def _cameras(written: list[object], *, sequence: bool) -> tuple[list[object], str]:
-    """Cameras as numbers, and what a user should know; an image of no `sequence` is one of camera 0."""
+    """Cameras as numbers, and what a user should know."""
     if sequence and not all(isinstance(value, int | float) for value in written):
-        return number_names(["" if is_empty(value) else str(value) for value in written]).numbers, ""
+        return number_sequences(written), ""
     numbered = number_cameras(written)
     return numbered.numbers, numbered.remark
 

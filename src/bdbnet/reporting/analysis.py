@@ -7,8 +7,8 @@ from typing import Any
 from bdbnet.reporting.page import note_paragraphs
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.table import Grid, as_html, as_text
-from bdbnet.reporting.wording import distance, percent
 from bdbnet.results import Metric, in_percent, metric_heads, metric_of
+from bdbnet.wording import distance, percent
 
 _NONE = "-"
 _WORST = "Worst queries"

@@ -14,8 +14,8 @@ from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.datasets.images import Box, ImageError, read_image
 from bdbnet.figures import read_thumbnail
 from bdbnet.reporting.run_folder import RunFolder, choose_queries, file_below
-from bdbnet.reporting.wording import distance, percent
 from bdbnet.results import metric_names, metric_of
+from bdbnet.wording import distance, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,8 @@ from bdbnet.reporting.heading import date_of, headline, run_title
 from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page, settings_of_page
 from bdbnet.reporting.pictures import Images, curves, ranking_lists, worst_queries
 from bdbnet.reporting.run_folder import ReportError, RunFolder, image_root, read_run
-from bdbnet.reporting.wording import BEST_CHECKPOINT, duration, further_lines, protocol_line
 from bdbnet.results import ANALYSIS, REPORT, Result, in_percent, metric_names, metric_of, write_atomically
+from bdbnet.wording import BEST_CHECKPOINT, duration, further_lines, protocol_line
 
 
 def write_report(

@@ -8,8 +8,8 @@ from typing import Any
 from bdbnet.reporting.run_folder import ReportError
 from bdbnet.reporting.settings import key_of, settings_of, shown, sort_key, varying_settings
 from bdbnet.reporting.table import Spread, spread
-from bdbnet.reporting.wording import numbers, preprocessing_text
 from bdbnet.results import HISTORY, LAST, RESULT, Result, ResultError, metric_names, read_result
+from bdbnet.wording import numbers, preprocessing_text
 
 #: Hydra's file in the folder of a sweep, and its folder in that of each job.
 MULTIRUN, JOB = "multirun.yaml", ".hydra"

@@ -12,8 +12,8 @@ from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.settings import ABSENT, heads_of, is_numeric, shown, sort_key
 from bdbnet.reporting.sweep import Configuration, Sweep, SweepTable, read_sweep, seeds_of
 from bdbnet.reporting.table import Grid, as_csv, as_html, as_latex, as_markdown, as_text, scaled, spread_text
-from bdbnet.reporting.wording import duration, protocol_line
 from bdbnet.results import REPORT, Metric, headline_metrics, in_percent, metric_heads, metric_of, write_atomically
+from bdbnet.wording import duration, protocol_line
 
 #: One plot has at most this many lines, so that they can be distinguished.
 _MOST_LINES = 8

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from bdbnet.reporting.wording import BEST_CHECKPOINT, extras, further_lines
 from bdbnet.results import Result, metric_heads, metric_names, metric_of
+from bdbnet.wording import BEST_CHECKPOINT, extras, further_lines
 
 _TASKS = {
     "reid": "re-ID protocol, single query",

@@ -14,13 +14,13 @@ from bdbnet.overwriting import refuse_other_settings
 from bdbnet.reporting.page import note_paragraphs, page
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.table import Grid, Spread, as_csv, as_html, as_latex, as_markdown, scaled, spread_text
-from bdbnet.reporting.wording import duration
 from bdbnet.reproduction.cells import State
 from bdbnet.reproduction.masks import drop_masks
 from bdbnet.reproduction.measured import Entry, Measured
 from bdbnet.reproduction.spec import Axis
 from bdbnet.reproduction.statistics import statistics_grid
 from bdbnet.results import Metric, Result, metric_heads, metric_of, versions, write_atomically
+from bdbnet.wording import duration
 
 _HEADS = [
     "table", "budget", "row", "x", "dataset", "measured_on", "metric", "paper", "ours", "std", "seeds", "difference",
