@@ -52,7 +52,7 @@ def test_drop_layers_take_scope_and_rescaling() -> None:
 def test_models(name: str, branches: list[str]) -> None:
     with torch.device("meta"):
         network = instantiate(OmegaConf.load(CONF / "model" / f"{name}.yaml"), num_classes=5, backbone="osnet_x0_25")
-    assert [*network.branches] == branches
+    assert [*network.branch_names] == branches
 
 
 @pytest.mark.parametrize(("name", "parts"), [("pcb", (2048,) * 6), ("pcb_rpp", (2048,) * 6), ("mgn", (256,) * 8)])

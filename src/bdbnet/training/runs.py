@@ -230,7 +230,7 @@ def _announce(
         print(f"no cameras: evaluated by the {config.dataset.protocol} protocol ({evaluated})")
     weights = config.backbone.get("weights") or "none"
     start = (
-        f"{', '.join(loaded)} from {weights}"
+        f"{', '.join(part.removesuffix('_') for part in loaded)} from {weights}"
         if loaded
         else {"none": "random weights"}.get(weights, f"{weights} weights")
     )
