@@ -19,6 +19,7 @@ from bdbnet.evaluation.network import PARTS, build_network
 from bdbnet.evaluation.saved import check_weights, is_saved, read_saved
 from bdbnet.loading import Preprocessing
 from bdbnet.models import (
+    Architecture,
     CheckpointError,
     EmbeddingNetwork,
     load_network,
@@ -78,8 +79,8 @@ def load(
         source: one of
 
             - a checkpoint of `bdbnet.train` (`last.ckpt`), which says everything about itself;
-            - a file of bare weights: torchreid's OSNet of any width, a `BDBNetwork` on a ResNet or an OSNet (recognised by
-              their keys), or another one together with `model` and `backbone`;
+            - a file of bare weights: a model of the released BDB code, a `BDBNetwork` on a ResNet or an OSNet (recognised
+              by their keys), or another one together with `model` and `backbone`;
             - a folder that `Embedder.save` wrote;
             - `"timm:NAME"` or `"torchvision:NAME"`: a pretrained network as it is, its features pooled: the zero-shot
               baseline.
@@ -260,7 +261,7 @@ def _margin(wanted: Wanted) -> float | None:
 
 
 def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
-    size = None
+    architecture = None
     if wanted.model is not None and wanted.backbone is not None:
         model, backbone = _group("model", wanted.model), _group("backbone", wanted.backbone)
         ours_only = not wanted.typed
@@ -269,24 +270,39 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
             other = "backbone" if wanted.backbone is None else "model"
             raise ConfigError(f"{source}: give {other}= too, for example model=baseline backbone=osnet_x0_25")
         architecture = recognise(read_state_dict(path), source)
-        model, backbone, size = architecture
+        model, backbone = architecture.model, architecture.backbone
         ours_only = True
-    size = wanted.image_size or size or wanted.fallback_size
+    preprocessing = _preprocessing_of(architecture, source, wanted)
+    parts = {"model": model, "backbone": {**backbone, "weights": "none"}, "dropping": {"_target_": IDENTITY}}
+    config = OmegaConf.create(parts) if wanted.typed else from_file(parts, source)
+    network = _built(config, path, source, ours_only=ours_only)
+    format = architecture and architecture.format
+    return Embedder(
+        network,
+        preprocessing,
+        wanted.settings,
+        distance=wanted.distance or (format.distance if format else "euclidean"),
+        origin=Origin(source, _parts(config, but="dropping")),
+    )
+
+
+def _preprocessing_of(architecture: Architecture | None, source: str, wanted: Wanted) -> Preprocessing:
+    """What the caller wants, else what the authors of the program that wrote the file do, else the dataset's size."""
+    format = architecture and architecture.format
+    theirs = {} if format is None else dict(format.preprocessing)
+    size = wanted.image_size or theirs.pop("image_size", None) or (architecture and architecture.image_size)
+    size = size or wanted.fallback_size
     if size is None:
         raise ConfigError(
             f"image_size= is missing: {source} is a file of bare weights, which do not say for which images they are. Give "
             "image_size=[height,width] in pixels, such as image_size=[256,128]"
         )
-    parts = {"model": model, "backbone": {**backbone, "weights": "none"}, "dropping": {"_target_": IDENTITY}}
-    config = OmegaConf.create(parts) if wanted.typed else from_file(parts, source)
-    network = _built(config, path, source, ours_only=ours_only)
-    return Embedder(
-        network,
-        _preprocessing(size, bool(wanted.pad_to_square), _margin(wanted)),
-        wanted.settings,
-        distance=wanted.distance or "euclidean",
-        origin=Origin(source, _parts(config, but="dropping")),
-    )
+    theirs.pop("image_size", None)
+    padded = theirs.pop("pad_to_square", False) if wanted.pad_to_square is None else wanted.pad_to_square
+    if format is not None and wanted.image_size is None:
+        for said in format.uncertain:
+            warnings.warn(f"{source}: {said}", stacklevel=2)
+    return replace(_preprocessing(size, bool(padded), _margin(wanted)), **theirs)
 
 
 def _from_folder(folder: Path, source: str, wanted: Wanted) -> Embedder:

@@ -12,12 +12,14 @@ from bdbnet.models.backbones import (
 )
 from bdbnet.models.bdb import BDBNetwork
 from bdbnet.models.drop_layers import BatchDropBlock, BatchDropout, DropBlock, Dropout, SpatialDropout
+from bdbnet.models.formats import Format, known_format
 from bdbnet.models.heads import BranchOutput, FeatureDroppingBranch, GlobalBranch
 from bdbnet.models.mgn import MGNNetwork
 from bdbnet.models.network import EmbeddingNetwork
 from bdbnet.models.pcb import PCBNetwork
 from bdbnet.models.pretrained import PooledNetwork, TimmNetwork, timm_network, torchvision_network
 from bdbnet.models.recognition import Architecture, recognise
+from bdbnet.models.released import load_released_bdb
 from bdbnet.models.weights import CheckpointError, initialize_from, load_network, read_checkpoint, read_state_dict
 from bdbnet.renamed import TARGETS, former_attribute
 
@@ -33,6 +35,7 @@ __all__ = [
     "Dropout",
     "EmbeddingNetwork",
     "FeatureDroppingBranch",
+    "Format",
     "GlobalBranch",
     "ImageSizeError",
     "MGNNetwork",
@@ -45,7 +48,9 @@ __all__ = [
     "TimmNetwork",
     "TorchvisionBackbone",
     "initialize_from",
+    "known_format",
     "load_network",
+    "load_released_bdb",
     "read_checkpoint",
     "read_state_dict",
     "recognise",

@@ -30,6 +30,7 @@ import torchvision.models
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from bdbnet.models.formats import known_format
 from bdbnet.regular_files import require_regular
 from bdbnet.renamed import todays_module
 
@@ -459,10 +460,15 @@ def _kind(value: Any) -> str:
 
 
 def _network_keys(state: dict[str, Tensor], backbone: object = None, source: str = "") -> dict[str, Tensor]:
-    """Keys of torchreid's OSNet or torchvision's models as the keys that `BDBNetwork` uses; its own stay.
+    """Keys of other programs (see `known_format`) and of torchvision's models as the keys that `BDBNetwork` uses; its own stay.
 
     A `backbone` of another library translates that library's keys itself; `source` is what its messages call the file.
     """
+    # As starting weights, files in torchvision's layout give the backbone alone.
+    if backbone is None or "conv1.weight" not in state:
+        found = known_format(state)
+        if found is not None:
+            return found.translate(state)
     if any(key.startswith("backbone.") for key in state):
         return state
     if isinstance(backbone, _OfAnotherLibrary):
