@@ -91,5 +91,103 @@ class TestReleasedBDB:
         load_network(network, tmp_path / "model.pth.tar", classifiers="drop")
 
 
+BICUBIC = {"interpolation": "bicubic"}
+FILES = {
+    "osnet_x0_25": (
+        lambda: theirs.torchreid_osnet("plain"), theirs.osnet_embedding, bdbnet.Preprocessing((256, 128)), "euclidean",
+    ),
+    "osnet_ibn_x1_0": (
+        lambda: theirs.torchreid_osnet("ibn", 1.0), theirs.osnet_embedding, bdbnet.Preprocessing((256, 128)), "euclidean",
+    ),
+    **{f"osnet_ain_x{width}": (
+        lambda width=width: theirs.torchreid_osnet("ain", width), theirs.osnet_embedding, bdbnet.Preprocessing((256, 128)),
+        "euclidean",
+    ) for width in (1.0, 0.75, 0.5, 0.25)},
+    "torchreid_resnet50": (
+        lambda: theirs.torchreid_resnet("resnet50", False), theirs.torchreid_resnet_embedding,
+        bdbnet.Preprocessing((256, 128)), "euclidean",
+    ),
+    "torchreid_resnet18_fc512": (
+        lambda: theirs.torchreid_resnet("resnet18", True), theirs.torchreid_resnet_embedding,
+        bdbnet.Preprocessing((256, 128)), "euclidean",
+    ),
+    "fast_reid_bot_R18": (
+        lambda: theirs.fast_reid_state("resnet18"), theirs.fast_reid_embedding,
+        bdbnet.Preprocessing((256, 128), **BICUBIC), "cosine",
+    ),
+    "fast_reid_sbs_R50": (
+        lambda: theirs.fast_reid_state("resnet50", attends=True), theirs.fast_reid_embedding,
+        bdbnet.Preprocessing((384, 128), **BICUBIC), "cosine",
+    ),
+    "fast_reid_agw_R18-ibn": (
+        lambda: theirs.fast_reid_state("resnet18", attends=True, ibn=True, inner=3), theirs.fast_reid_embedding,
+        bdbnet.Preprocessing((256, 128), **BICUBIC), "cosine",
+    ),
+    "fast_reid_reduced": (
+        lambda: theirs.fast_reid_state("resnet18", reduced=96), theirs.fast_reid_embedding,
+        bdbnet.Preprocessing((256, 128), **BICUBIC), "cosine",
+    ),
+    "oml_vit": (
+        lambda: theirs.vit_state(), theirs.vit_embedding, bdbnet.Preprocessing((224, 224), **BICUBIC), "euclidean",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_embeddings_are_those_of_the_program_that_wrote_the_file(tmp_path, name):
+    make, embedding, preprocessing, distance = FILES[name]
+    state, path = make(), tmp_path / f"{name}.pth"
+    torch.save(
+        {"model": state, "optimizer": {}, "iteration": 3} if name.startswith("fast") else {"state_dict": state}, path
+    )
+    embedder = bdbnet.load(path, device="cpu")
+    assert embedder.preprocessing == preprocessing
+    assert embedder.distance_name == distance
+    small = IMAGES if preprocessing.image_size != (224, 224) else torch.nn.functional.interpolate(IMAGES, (224, 224))
+    with torch.no_grad():
+        expected = embedding(doubled(state), small)
+        found = bdbnet.load(path, device="cpu").network.double().embed(small)
+    assert found.shape == expected.shape
+    assert float((found - expected).norm()) <= 1e-8 * float(expected.norm())
+    assert keeps(embedder, tmp_path / "model")
+
+
+def test_extractors_of_open_metric_learning_lose_the_prefixes_of_lightning(tmp_path):
+    state = theirs.fill(theirs.resnet_shapes("resnet18"))
+    content = {
+        "state_dict": {f"model.model.{key}": tensor for key, tensor in state.items()},
+        "pytorch-lightning_version": "2",
+    }
+    torch.save(content, tmp_path / "resnet.ckpt")
+    with pytest.warns(UserWarning, match=r"a ResNet without head: taken for .* 224 x 224 pixels; set image_size="):
+        embedder = bdbnet.load(tmp_path / "resnet.ckpt", device="cpu")
+    assert embedder.preprocessing == bdbnet.Preprocessing((224, 224))
+    with torch.no_grad():
+        expected = theirs.resnet_map(doubled(state), IMAGES, last_stride=2).mean((2, 3))
+    assert agrees(embedder.network, expected)
+
+
+def test_what_tells_sbs_from_agw_is_said_where_nothing_tells_it(tmp_path):
+    torch.save({"model": theirs.fast_reid_state("resnet18", attends=True)}, tmp_path / "model_final.pth")
+    with pytest.warns(UserWarning, match=r"SBS and AGW have the same keys: .*image_size=\[256,128\]"):
+        assert bdbnet.load(tmp_path / "model_final.pth", device="cpu").preprocessing.image_size == (384, 128)
+
+
+def test_the_mean_and_deviation_of_a_file_are_used(tmp_path):
+    state = theirs.fast_reid_state("resnet18")
+    state["pixel_mean"], state["pixel_std"] = torch.full((1, 3, 1, 1), 127.5), torch.full((1, 3, 1, 1), 51.0)
+    torch.save({"model": state}, tmp_path / "model.pth")
+    preprocessing = bdbnet.load(tmp_path / "model.pth", device="cpu").preprocessing
+    assert (preprocessing.mean, preprocessing.std) == ((0.5,) * 3, (0.2,) * 3)
+
+
+def test_parts_that_no_network_here_has_are_refused(tmp_path):
+    state = theirs.fast_reid_state("resnet18")
+    state["backbone.layer1.0.se.fc.0.weight"] = torch.zeros(4, 64)
+    torch.save({"model": state}, tmp_path / "se.pth")
+    with pytest.raises(CheckpointError, match=r"se\.pth: .* not recognised.*only its ResNets with a batch-norm neck"):
+        bdbnet.load(tmp_path / "se.pth", device="cpu")
+
+
 def test_no_other_format_is_seen_in_ours():
     assert known_format(BDBNetwork(5, "resnet18").state_dict()) is None

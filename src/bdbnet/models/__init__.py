@@ -4,10 +4,12 @@ from typing import Any
 
 from bdbnet.models.backbones import (
     Backbone,
+    FastReIDBackbone,
     ImageSizeError,
     OSNetBackbone,
     ResNetBackbone,
     TimmBackbone,
+    TimmEncoder,
     TorchvisionBackbone,
 )
 from bdbnet.models.bdb import BDBNetwork
@@ -34,6 +36,7 @@ __all__ = [
     "DropBlock",
     "Dropout",
     "EmbeddingNetwork",
+    "FastReIDBackbone",
     "FeatureDroppingBranch",
     "Format",
     "GlobalBranch",
@@ -45,6 +48,7 @@ __all__ = [
     "ResNetBackbone",
     "SpatialDropout",
     "TimmBackbone",
+    "TimmEncoder",
     "TimmNetwork",
     "TorchvisionBackbone",
     "initialize_from",

@@ -1,7 +1,9 @@
 """Weights of other programs: which program wrote a file, as its keys and shapes show, and our names for its keys."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +36,10 @@ _RELEASED = {
 #: Training classes of the released models for retrieval -> data set, and whether test images are padded to a square.
 _RETRIEVAL = {100: ("cub200", True), 98: ("cars196", False), 3997: ("inshop", True), 11318: ("sop", True)}
 _PERSONS = (751, 702, 767)  # Market-1501, DukeMTMC-reID, CUHK03 (new protocol)
+_POOLED = {"_target_": "bdbnet.models.PooledNetwork"}
+# torchreid's osnet_ain lists its streams, and names the layer between stages on its own.
+_AIN_STREAM = re.compile(r"(backbone\.conv[234]\.\d)\.conv2\.([0-3])\.layers\.(\d)\.(.*)")
+_AIN_TRANSITION = re.compile(r"backbone\.pool([23])\.0\.")
 _VITS = {192: "tiny", 384: "small", 768: "base"}
 
 
@@ -81,6 +87,14 @@ def known_format(state: Mapping[str, Tensor], name: str = "") -> Format | None:
     """
     if "global_reduction.0.weight" in state and "res_part2.conv1.weight" in state:
         return _released_bdb(state)
+    if "conv1.conv.weight" in state and "fc.0.weight" in state:
+        return _torchreid_osnet(state)
+    if any(f"heads.{neck}.running_var" in state for neck in ("bottleneck.0", "bottleneck.1", "bnneck")):
+        return _fast_reid(state, Path(name).name.lower())
+    if {"cls_token", "patch_embed.proj.weight", "norm.weight", "blocks.11.mlp.fc2.weight"} <= {*state}:
+        return _dino_vit(state)
+    if resnet_name(state) is not None and "fc.weight" not in state and "fc.2.weight" not in state:
+        return _torchreid_resnet(state) if "classifier.weight" in state else _bare_resnet(state)
     return None
 
 
@@ -132,6 +146,191 @@ def _released_bdb(state: Mapping[str, Tensor]) -> Format | None:
         assumed=assumed,
         uncertain=uncertain,
     )
+
+
+def _torchreid_osnet(state: Mapping[str, Tensor]) -> Format | None:
+    width = rows(state, "conv1.conv.weight") / 64
+    ain = any(key.startswith("conv2.0.conv2.0.layers.") for key in state)
+    variant = "ain" if ain else "ibn" if "conv2.0.IN.weight" in state else "plain"
+    if width not in _WIDTHS or not (ain or "conv2.0.conv2a.conv1.weight" in state):
+        return None
+    roots = {"fc": "branches.global_.reduction", "classifier": "branches.global_.classifier"}
+    keys = {}
+    for key in state:
+        root, _, rest = key.partition(".")
+        keys[key] = f"{roots.get(root, f'backbone.{root}')}.{rest}"
+        if ain:
+            keys[key] = _AIN_TRANSITION.sub(r"backbone.conv\1.2.0.", _AIN_STREAM.sub(_stream, keys[key]))
+    backbone: dict[str, Any] = {"_target_": "bdbnet.models.OSNetBackbone", "width": width, "weights": "none"}
+    return Format(
+        program="torchreid",
+        keys=keys,
+        left_out={},
+        model=bdb_model({"global": rows(state, "fc.0.weight")}),
+        backbone=backbone | ({} if variant == "plain" else {"variant": variant}),
+        preprocessing={"image_size": (256, 128)},
+        assumed=("images are resized to 256 x 128 pixels, as torchreid's models are trained",),
+    )
+
+
+def _stream(found: re.Match[str]) -> str:
+    """A layer of one of the four streams, whose first has a single one."""
+    block, stream, layer, rest = found.groups()
+    return f"{block}.conv2{'abcd'[int(stream)]}." + (rest if stream == "0" else f"{layer}.{rest}")
+
+
+def _torchreid_resnet(state: Mapping[str, Tensor]) -> Format:
+    reduced = "fc.0.weight" in state  # resnet50_fc512
+    roots = {"fc": "branches.global_.reduction", "classifier": "branches.global_.classifier"} if reduced else {}
+    left_out = {} if reduced else {key: _CLASSIFIER for key in state if key.startswith("classifier.")}
+    keys = {}
+    for key in state:
+        root, _, rest = key.partition(".")
+        if key not in left_out:
+            keys[key] = f"{roots.get(root, f'backbone.{root}')}.{rest}"
+    stride = 1 if reduced else 2
+    return Format(
+        program="torchreid",
+        keys=keys,
+        left_out=left_out,
+        model=bdb_model({"global": rows(state, "fc.0.weight")}) if reduced else dict(_POOLED),
+        backbone=_torchvision_backbone(state, stride),
+        preprocessing={"image_size": (256, 128)},
+        assumed=(
+            "images are resized to 256 x 128 pixels, as torchreid's models are trained",
+            f"the last stage has stride {stride}, as torchreid's {'resnet50_fc512' if reduced else 'ResNets'} have",
+        ),
+    )
+
+
+def _bare_resnet(state: Mapping[str, Tensor]) -> Format:
+    said = (
+        "a ResNet without head: taken for an extractor of open-metric-learning, its features averaged, for images of 224 x 224 "
+        "pixels; set image_size= for another size"
+    )
+    return Format(
+        program="open-metric-learning",
+        keys={key: f"backbone.{key}" for key in state},
+        left_out={},
+        model=dict(_POOLED),
+        backbone=_torchvision_backbone(state, 2),
+        preprocessing={"image_size": (224, 224)},
+        assumed=(said, "the last stage has stride 2, as torchvision's ResNets have"),
+        uncertain=(said,),
+    )
+
+
+def _torchvision_backbone(state: Mapping[str, Tensor], stride: int) -> dict[str, Any]:
+    name = resnet_name(state)
+    return {"_target_": "bdbnet.models.ResNetBackbone", "name": name, "weights": "none", "last_stride": stride}
+
+
+def _dino_vit(state: Mapping[str, Tensor]) -> Format | None:
+    width, patch = rows(state, "norm.weight"), state["patch_embed.proj.weight"].shape[-1]
+    squares = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else 0
+    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    if any(key.startswith("head.") for key in state) or any(".ls1." in key for key in state) or depth != 12:
+        return None  # a classifier, so timm's own with a preprocessing that its card says; DINOv2; another depth
+    if width not in _VITS or patch not in (8, 16) or squares != (224 // patch) ** 2:
+        return None
+    said = (
+        "images are resized to 224 x 224 pixels, without the authors' crop of the middle; embeddings are not normalised"
+    )
+    return Format(
+        program="open-metric-learning (ViT of DINO)",
+        keys={key: f"backbone.model.{key}" for key in state},
+        left_out={},
+        model={**_POOLED, "pooling": "none"},
+        backbone={
+            "_target_": "bdbnet.models.TimmEncoder",
+            "name": f"vit_{_VITS[width]}_patch{patch}_224",
+            "weights": "none",
+        },
+        preprocessing={"image_size": (224, 224), "interpolation": "bicubic"},
+        assumed=(said,),
+    )
+
+
+def _fast_reid(state: Mapping[str, Tensor], name: str) -> Format | None:
+    backbone = {key.removeprefix("backbone."): tensor for key, tensor in state.items() if key.startswith("backbone.")}
+    resnet = resnet_name(backbone)
+    known = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.", "NL_")
+    if resnet is None or any(not key.startswith(known) or ".se." in key for key in backbone):
+        return None
+    first = state.get("heads.bottleneck.0.weight")
+    has_reduction = "heads.bottleneck.1.weight" in state and first is not None and first.ndim == 4
+    necks = {f"heads.{'bottleneck.1' if has_reduction else 'bottleneck.0'}.": "neck.", "heads.bnneck.": "neck."}
+    heads = {"heads.bottleneck.0.weight": "reduction.weight"} if has_reduction else {}
+    keys, left_out = {}, {}
+    for key in state:
+        neck = next((theirs for theirs in necks if key.startswith(theirs)), None)
+        if key.startswith("backbone."):
+            keys[key] = key
+        elif key in heads or neck is not None:
+            keys[key] = heads[key] if neck is None else necks[neck] + key.removeprefix(neck)
+        elif key == "heads.pool_layer.p":
+            keys[key] = "pooling.p"
+        else:
+            said = "is in the preprocessing" if key in ("pixel_mean", "pixel_std") else _CLASSIFIER
+            left_out[key] = said if key.startswith(("pixel", "heads.")) else _COUNTED
+    gem = "heads.pool_layer.p" in state
+    blocks = [len({key.split(".")[1] for key in backbone if key.startswith(f"NL_{stage}.")}) for stage in (1, 2, 3, 4)]
+    recipe, preprocessing, assumed, uncertain = _fast_reid_preprocessing(state, name, gem and any(blocks))
+    model = {**_POOLED, "pooling": "gem" if gem else "avg", "neck": True}
+    inner = next((tensor.shape[0] for key, tensor in backbone.items() if key.endswith(".theta.weight")), 1)
+    return Format(
+        program=f"fast-reid ({recipe})",
+        keys=keys,
+        left_out=left_out,
+        model=model | ({"embedding_dim": rows(state, "heads.bottleneck.0.weight")} if has_reduction else {}),
+        backbone={
+            "_target_": "bdbnet.models.FastReIDBackbone",
+            "name": resnet,
+            "weights": "none",
+            "last_stride": 1,
+            "ibn": "layer1.0.bn1.IN.weight" in backbone,
+            "non_local": blocks,
+            "non_local_channels": inner,
+        },
+        preprocessing=preprocessing,
+        distance="cosine",
+        assumed=assumed,
+        uncertain=uncertain,
+    )
+
+
+def _fast_reid_preprocessing(
+    state: Mapping[str, Tensor], name: str, attends: bool
+) -> tuple[str, dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """The recipe, how it prepares images, what was assumed, and what of it is uncertain.
+
+    Args:
+        attends: whether it pools by GeM and has non-local blocks, which SBS and AGW share.
+    """
+    agw = "agw" in name
+    recipe = "BoT" if not attends else "AGW" if agw else "SBS"
+    preprocessing: dict[str, Any] = {
+        "image_size": (384, 128) if recipe == "SBS" else (256, 128),
+        "interpolation": "bicubic",
+    }
+    for theirs, ours in (("pixel_mean", "mean"), ("pixel_std", "std")):
+        values = state.get(theirs)
+        if values is not None and values.numel() == 3 and (ours == "mean" or bool((values > 0).all())):
+            preprocessing[ours] = tuple(round(float(value) / 255, 6) for value in values.flatten())
+    size = " x ".join(map(str, preprocessing["image_size"]))
+    said = f"images are resized to {size} pixels (bicubic), as {recipe}'s are"
+    doubt = (
+        (
+            "SBS and AGW have the same keys: taken for SBS, with images of 384 x 128 pixels; AGW's have 256 x 128: "
+            "image_size=[256,128]",
+        )
+        if recipe == "SBS" and "sbs" not in name
+        else ()
+    )
+    more = (
+        "the last stage has stride 1; the stem pools without padding; pooling has no other settings than the file shows"
+    )
+    return recipe, preprocessing, (said, more, *doubt), doubt
 
 
 def _released_preprocessing(classes: int) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:

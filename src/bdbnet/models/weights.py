@@ -37,8 +37,8 @@ from bdbnet.renamed import todays_module
 _CLASSIFIER, _COUNTER = ".classifier.", ".drop.step"
 #: What to do with a file of fast-reid.
 FAST_REID_HEADS = (
-    "heads.* are the heads of fast-reid, which no network here has: the file can't be evaluated, but its backbone can start a "
-    "training, such as backbone=resnet50 backbone.weights=<file>"
+    "heads.* are the heads of fast-reid; only its ResNets with a batch-norm neck (BoT, SBS, AGW) are recognised, without "
+    "model= and backbone=. The backbone of this file can start a training, such as backbone=resnet50 backbone.weights=<file>"
 )
 _SHOWN = 4  # keys that an error message lists of each kind
 _ENTRIES = 8  # entries of a file that an error message lists
