@@ -1,5 +1,7 @@
 """Files of other programs load, and their embeddings are those that plain functions compute from the same weights."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -179,6 +181,54 @@ def test_the_mean_and_deviation_of_a_file_are_used(tmp_path):
     torch.save({"model": state}, tmp_path / "model.pth")
     preprocessing = bdbnet.load(tmp_path / "model.pth", device="cpu").preprocessing
     assert (preprocessing.mean, preprocessing.std) == ((0.5,) * 3, (0.2,) * 3)
+
+
+class TestTimm:
+    @pytest.fixture
+    def state(self) -> theirs.State:
+        pytest.importorskip("timm")
+        return theirs.vit_state() | theirs.fill({"head.weight": (7, 192), "head.bias": (7,)})
+
+    @pytest.mark.parametrize("where", ["folder", "file", "named"])
+    def test_a_card_beside_the_file_or_the_user_says_the_model(self, tmp_path, state, where):
+        file = tmp_path / "pytorch_model.bin"
+        torch.save(state, file)
+        if where != "named":
+            card = {"input_size": [3, 224, 224], "mean": [0.4] * 3, "std": [0.3] * 3, "interpolation": "bilinear"}
+            content = {"architecture": "vit_tiny_patch16_224", "global_pool": "token", "pretrained_cfg": card}
+            (tmp_path / "config.json").write_text(json.dumps(content))
+        model = "timm:vit_tiny_patch16_224" if where == "named" else None
+        embedder = bdbnet.load(tmp_path if where == "folder" else file, model=model, device="cpu")
+        mean, std = ((0.5,) * 3, (0.5,) * 3) if where == "named" else ((0.4,) * 3, (0.3,) * 3)
+        interpolation = "bicubic" if where == "named" else "bilinear"
+        expected = bdbnet.Preprocessing((224, 224), mean=mean, std=std, interpolation=interpolation)
+        assert embedder.preprocessing == expected
+        assert embedder.distance_name == "cosine"
+        if where == "folder":
+            assert keeps(embedder, tmp_path / "model")
+        images = torch.nn.functional.interpolate(IMAGES, (224, 224))
+        with torch.no_grad():
+            vector = theirs.vit_embedding(doubled(state), images)
+            found = embedder.network.double().embed(images)
+        assert float((found - vector).norm()) <= 1e-8 * float(vector.norm())
+
+    def test_what_is_wrong_is_said(self, tmp_path, state):
+        file, card = tmp_path / "pytorch_model.bin", tmp_path / "config.json"
+        torch.save(state, file)
+        with pytest.raises(CheckpointError, match=r"not recognised.*model=timm:NAME, or its config\.json beside"):
+            bdbnet.load(file, device="cpu")
+        for content, message in (
+            ("{", r"config\.json is damaged .*download it again"),
+            ('{"architecture": "vit_of_dreams"}', "has no model 'vit_of_dreams'; choose, e.g.,"),
+            ('{"architecture": "resnet18"}', "does not match the architecture"),
+            (
+                '{"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 3}}',
+                "model_args sets depth, which is not supported",
+            ),
+        ):
+            card.write_text(content)
+            with pytest.raises(CheckpointError, match=message):
+                bdbnet.load(file, device="cpu")
 
 
 def test_parts_that_no_network_here_has_are_refused(tmp_path):

@@ -26,7 +26,9 @@ from bdbnet.models import (
     read_checkpoint,
     read_state_dict,
     recognise,
+    timm_format,
     timm_network,
+    timm_weights_in,
     torchvision_network,
 )
 from bdbnet.renamed import with_todays_names
@@ -79,8 +81,10 @@ def load(
         source: one of
 
             - a checkpoint of `bdbnet.train` (`last.ckpt`), which says everything about itself;
-            - a file of bare weights: a model of the released BDB code, a `BDBNetwork` on a ResNet or an OSNet (recognised
-              by their keys), or another one together with `model` and `backbone`;
+            - a file of bare weights that is recognised by its keys: a model of the released BDB code, torchreid's ResNets and
+              OSNets, fast-reid's BoT, SBS and AGW, extractors of open-metric-learning, a `BDBNetwork` on a ResNet or an OSNet;
+              timm's, with its `config.json` beside it or with `model="timm:NAME"`; or another one together with `model` and
+              `backbone`;
             - a folder that `Embedder.save` wrote;
             - `"timm:NAME"` or `"torchvision:NAME"`: a pretrained network as it is, its features pooled: the zero-shot
               baseline.
@@ -138,12 +142,15 @@ def _opened(source: str, wanted: Wanted) -> Embedder:
     if scheme in SCHEMES and name:
         return _pretrained(source, scheme, name, wanted)
     path = Path(source).expanduser()
+    if path.is_dir() and is_saved(path):
+        return _from_folder(path, source, wanted)
     if path.is_dir():
-        if not is_saved(path):
+        weights = timm_weights_in(path)
+        if weights is None:
             raise CheckpointError(
                 f"{source}: a folder without bdbnet.json, so none that Embedder.save wrote. Give a file in it, such as last.ckpt"
             )
-        return _from_folder(path, source, wanted)
+        path = weights
     require_source(source)
     content = read_checkpoint(path)
     saved = content.get("bdbnet") if isinstance(content, dict) else None
@@ -266,10 +273,11 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
         model, backbone = _group("model", wanted.model), _group("backbone", wanted.backbone)
         ours_only = not wanted.typed
     else:
-        if wanted.model is not None or wanted.backbone is not None:
+        timm = str(wanted.model).removeprefix("timm:") if str(wanted.model).startswith("timm:") else None
+        if (timm is None and wanted.model is not None) or wanted.backbone is not None:
             other = "backbone" if wanted.backbone is None else "model"
             raise ConfigError(f"{source}: give {other}= too, for example model=baseline backbone=osnet_x0_25")
-        architecture = recognise(read_state_dict(path), source)
+        architecture = _recognised(path, source, timm)
         model, backbone = architecture.model, architecture.backbone
         ours_only = True
     preprocessing = _preprocessing_of(architecture, source, wanted)
@@ -284,6 +292,18 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
         distance=wanted.distance or (format.distance if format else "euclidean"),
         origin=Origin(source, _parts(config, but="dropping")),
     )
+
+
+def _recognised(path: Path, source: str, timm: str | None) -> Architecture:
+    """The architecture of a file: timm's model of this name, or the one that a card beside it or its keys say."""
+    state = read_state_dict(path)
+    try:
+        found = timm_format(path, state, timm)
+    except ValueError as error:
+        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{source}: {error}") from error
+    if found is None:
+        return recognise(state, source)
+    return Architecture(found.model, found.backbone, found.preprocessing["image_size"], found)
 
 
 def _preprocessing_of(architecture: Architecture | None, source: str, wanted: Wanted) -> Preprocessing:

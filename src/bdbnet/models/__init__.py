@@ -22,6 +22,7 @@ from bdbnet.models.pcb import PCBNetwork
 from bdbnet.models.pretrained import PooledNetwork, TimmNetwork, timm_network, torchvision_network
 from bdbnet.models.recognition import Architecture, recognise
 from bdbnet.models.released import load_released_bdb
+from bdbnet.models.timm_files import timm_format, timm_weights_in
 from bdbnet.models.weights import CheckpointError, initialize_from, load_network, read_checkpoint, read_state_dict
 from bdbnet.renamed import TARGETS, former_attribute
 
@@ -58,7 +59,9 @@ __all__ = [
     "read_checkpoint",
     "read_state_dict",
     "recognise",
+    "timm_format",
     "timm_network",
+    "timm_weights_in",
     "torchvision_network",
 ]
 

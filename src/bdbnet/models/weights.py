@@ -229,7 +229,9 @@ def load_network(network: nn.Module, path: str | Path, *, classifiers: Literal["
     """
     if classifiers not in ("keep", "drop"):
         raise ValueError(f"classifiers must be 'keep' or 'drop', got {classifiers!r}")
-    state, own = _network_keys(read_state_dict(path)), network.state_dict()
+    backbone = getattr(network, "backbone", None)
+    other = backbone if isinstance(backbone, _OfAnotherLibrary) else None
+    state, own = _network_keys(read_state_dict(path), other, str(path)), network.state_dict()
     # The drop layer's counter is not a weight: the network's drop layer may differ from the file's, or be absent.
     exempt = {key for key in {*state} ^ {*own} if key.endswith(_COUNTER)}
     if classifiers == "drop":

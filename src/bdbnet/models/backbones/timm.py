@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -242,7 +242,8 @@ class TimmEncoder(nn.Module):
     Args:
         name: a name of `timm.list_models()`.
         weights: "none", or a file: timm's own of the name (its classifier is left out), or one of a network on this backbone.
-        image_size: height and width of the images it will see; transformers adapt to it where timm can.
+        image_size: height and width of the images that it was trained with, where these are not timm's of the name;
+            transformers take other sizes where timm supports it.
         global_pool: how the head pools, where it is not timm's default of the name: "avg", "token", ...
 
     Raises:
@@ -263,14 +264,13 @@ class TimmEncoder(nn.Module):
 
         self.name = name
         options: dict[str, Any] = {"num_classes": 0} | ({} if global_pool is None else {"global_pool": global_pool})
-        sizes = ({"img_size": tuple(image_size)}, {}) if image_size is not None else ({},)
-        for size in sizes:
-            try:
-                self.model = timm.create_model(name, **options, **size)
-                break
-            except TypeError as error:  # an architecture without this option, which takes any size
-                if not size:
-                    raise ValueError(f"timm {timm.__version__} can't build {name} with {options} ({error})") from error
+        if image_size is not None:
+            options["img_size"] = tuple(image_size)
+        create = functools.partial(timm.create_model, name, **options)
+        try:
+            self.model, _ = _create(create, is_fixed=cast(Any, timm).get_pretrained_cfg(name).fixed_input_size)
+        except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+            raise ValueError(f"timm {timm.__version__} can't build {name} with {options} ({error})") from error
         known: Any = self.model
         self.out_channels = int(getattr(known, "head_hidden_size", None) or known.num_features)
         if weights not in (None, "none"):
@@ -282,7 +282,9 @@ class TimmEncoder(nn.Module):
 
     def own_keys(self, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
         """The tensors of timm's own file under the keys of this backbone, without the classifier; `source` is not used."""
-        names = getattr(self.model, "default_cfg", {}).get("classifier") or ()
+        import timm
+
+        names: Any = cast(Any, timm.get_pretrained_cfg(self.name)).classifier or ()
         heads = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
         return {f"model.{key}": tensor for key, tensor in state.items() if not key.startswith(heads)}
 
