@@ -144,19 +144,25 @@ def _opened(source: str, wanted: Wanted) -> Embedder:
     path = Path(source).expanduser()
     if path.is_dir() and is_saved(path):
         return _from_folder(path, source, wanted)
-    if path.is_dir():
-        weights = timm_weights_in(path)
-        if weights is None:
-            raise CheckpointError(
-                f"{source}: a folder without bdbnet.json, so none that Embedder.save wrote. Give a file in it, such as last.ckpt"
-            )
-        path = weights
+    if path.is_dir() and timm_weights_in(path) is None:
+        raise CheckpointError(
+            f"{source}: a folder without bdbnet.json, so none that Embedder.save wrote. Give a file in it, such as last.ckpt"
+        )
     require_source(source)
+    path = weights_of(source) or path
     content = read_checkpoint(path)
     saved = content.get("bdbnet") if isinstance(content, dict) else None
     if saved is not None:
         return _from_checkpoint(path, source, saved, wanted)
     return _from_weights(path, source, wanted)
+
+
+def weights_of(source: str) -> Path | None:
+    """The file that holds a source's weights; None for a pretrained network that is known by its name."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return read_saved(path)[1] if is_saved(path) else timm_weights_in(path)
+    return path if path.exists() else None
 
 
 def require_source(source: str) -> None:
@@ -273,11 +279,10 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
         model, backbone = _group("model", wanted.model), _group("backbone", wanted.backbone)
         ours_only = not wanted.typed
     else:
-        timm = str(wanted.model).removeprefix("timm:") if str(wanted.model).startswith("timm:") else None
-        if (timm is None and wanted.model is not None) or wanted.backbone is not None:
+        if (wanted.model is not None and _timm_name(wanted) is None) or wanted.backbone is not None:
             other = "backbone" if wanted.backbone is None else "model"
             raise ConfigError(f"{source}: give {other}= too, for example model=baseline backbone=osnet_x0_25")
-        architecture = _recognised(path, source, timm)
+        architecture = recognised(path, source, wanted)
         model, backbone = architecture.model, architecture.backbone
         ours_only = True
     preprocessing = _preprocessing_of(architecture, source, wanted)
@@ -294,11 +299,21 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
     )
 
 
-def _recognised(path: Path, source: str, timm: str | None) -> Architecture:
-    """The architecture of a file: timm's model of this name, or the one that a card beside it or its keys say."""
+def _timm_name(wanted: Wanted) -> str | None:
+    """NAME, where the user typed `model=timm:NAME`."""
+    scheme, _, name = str(wanted.model).partition(":")
+    return name if scheme == "timm" and name else None
+
+
+def recognised(path: Path, source: str, wanted: Wanted) -> Architecture:
+    """The architecture of a file of weights: timm's model that the user or a card beside it names, or as its keys say.
+
+    Raises:
+        CheckpointError: none is recognised.
+    """
     state = read_state_dict(path)
     try:
-        found = timm_format(path, state, timm)
+        found = timm_format(path, state, _timm_name(wanted))
     except ValueError as error:
         raise error if isinstance(error, CheckpointError) else CheckpointError(f"{source}: {error}") from error
     if found is None:
