@@ -54,8 +54,8 @@ def recognise(state: Mapping[str, Tensor], source: str) -> Architecture:
     listed = "; ".join(keys[:_SHOWN]) + (f"; ... ({len(keys)} keys)" if len(keys) > _SHOWN else "")
     advice = (
         "Say what they belong to with model= and backbone=, for example model=baseline backbone=resnet50 (the groups of conf/model "
-        "and conf/backbone); for a model of timm put its config.json beside the file, or give its name: bdbnet.load(file, model='timm:NAME') or "
-        "python -m bdbnet.convert timm=NAME"
+        "and conf/backbone); for a model of timm put its config.json beside the file, or give its name: bdbnet.load(file, "
+        "model='timm:NAME') or python -m bdbnet.convert timm=NAME"
     )
     if any(key.startswith("heads.") for key in state):
         advice = FAST_REID_HEADS
