@@ -1,8 +1,17 @@
 """``python -m bdbnet.convert``: write the network in a file of another program, or in a checkpoint, into a folder of ours."""
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, command
+
+
+def _zoo_help() -> str:
+    from bdbnet.models.zoo import zoo_help
+
+    return zoo_help()
+
+
+OmegaConf.register_new_resolver("zoo_help", _zoo_help, replace=True)
 
 
 @command("convert")

@@ -31,6 +31,7 @@ from bdbnet.models import (
     timm_weights_in,
     torchvision_network,
 )
+from bdbnet.models.zoo import ENTRIES, zoo_path
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import RunSettings
 from bdbnet.settings import is_whole
@@ -86,6 +87,8 @@ def load(
               timm's, with its `config.json` beside it or with `model="timm:NAME"`; or another one together with `model` and
               `backbone`;
             - a folder that `Embedder.save` wrote;
+            - the name of a network of the zoo, see `bdbnet.zoo`: `"bdb_osnet_x0_25_synthetic"` travels with bdbnet, others are
+              downloaded once into the folder that BDBNET_CACHE names, `~/.cache/bdbnet` by default;
             - `"timm:NAME"` or `"torchvision:NAME"`: a pretrained network as it is, its features pooled: the zero-shot
               baseline.
         model, backbone: for weights that do not say what they belong to: names of choices in `conf/model` and
@@ -141,7 +144,7 @@ def _opened(source: str, wanted: Wanted) -> Embedder:
     scheme, _, name = source.partition(":")
     if scheme in SCHEMES and name:
         return _pretrained(source, scheme, name, wanted)
-    path = Path(source).expanduser()
+    path = _place(source)
     if path.is_dir() and is_saved(path):
         return _from_folder(path, source, wanted)
     if path.is_dir() and timm_weights_in(path) is None:
@@ -159,25 +162,32 @@ def _opened(source: str, wanted: Wanted) -> Embedder:
 
 def weights_of(source: str) -> Path | None:
     """The file that holds a source's weights; None for a pretrained network that is known by its name."""
-    path = Path(source).expanduser()
+    path = _place(source)
     if path.is_dir():
         return read_saved(path)[1] if is_saved(path) else timm_weights_in(path)
     return path if path.exists() else None
 
 
+def _place(source: str) -> Path:
+    """The file or folder of a source; a network of the zoo is downloaded if it is not here yet."""
+    path = Path(source).expanduser()
+    return zoo_path(source) if source in ENTRIES and not path.exists() else path
+
+
 def require_source(source: str) -> None:
     """Raise CheckpointError where a source is neither a file or folder nor the name of a pretrained network."""
     scheme, _, name = source.partition(":")
-    if not (scheme in SCHEMES and name) and not Path(source).expanduser().exists():
+    if not (scheme in SCHEMES and name) and source not in ENTRIES and not Path(source).expanduser().exists():
         raise CheckpointError(
             f"{source}: no such file of weights. A source is a checkpoint, a file of weights, a folder that Embedder.save wrote, "
-            f"or timm:NAME or torchvision:NAME for a pretrained network{_similar(source)}"
+            f"timm:NAME or torchvision:NAME for a pretrained network, or a network of the zoo ({', '.join(ENTRIES)})"
+            f"{_similar(source)}"
         )
 
 
 def training_of(source: str) -> dict[str, Any] | None:
     """The configuration of a network's training, as a checkpoint or a saved folder says; None where the source does not."""
-    path = Path(source).expanduser()
+    path = _place(source)
     if path.is_dir() and is_saved(path):
         trained = read_saved(path)[0]["trained_with"]
         return None if trained is None else with_todays_names(trained)
@@ -224,6 +234,8 @@ def from_file(parts: Mapping[str, Any], source: str) -> DictConfig:
 
 def _similar(source: str) -> str:
     folder = Path(source).expanduser().parent
+    if known := difflib.get_close_matches(source, ENTRIES, n=1, cutoff=0.8):
+        return f". Did you mean {known[0]}?"
     names = [file.name for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
     close = difflib.get_close_matches(Path(source).name, names, n=1)
     return f". Did you mean {folder / close[0]}?" if close else ""

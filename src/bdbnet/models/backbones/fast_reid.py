@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,12 @@ class IBN(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.half = channels // 2
-        self.IN = nn.InstanceNorm2d(self.half, affine=True)
-        self.BN = nn.BatchNorm2d(channels - self.half)
+        self.first = channels // 2
+        self.IN = nn.InstanceNorm2d(self.first, affine=True)
+        self.BN = nn.BatchNorm2d(channels - self.first)
 
     def forward(self, features: Tensor) -> Tensor:
-        return torch.cat([self.IN(features[:, : self.half]), self.BN(features[:, self.half :])], dim=1)
+        return torch.cat([self.IN(features[:, : self.first]), self.BN(features[:, self.first :])], dim=1)
 
 
 class NonLocal(nn.Module):
@@ -39,7 +39,7 @@ class NonLocal(nn.Module):
         self.theta = nn.Conv2d(channels, inner, 1)
         self.phi = nn.Conv2d(channels, inner, 1)
         self.W = nn.Sequential(nn.Conv2d(inner, channels, 1), nn.BatchNorm2d(channels))
-        nn.init.zeros_(self.W[1].weight)  # at the start nothing is added
+        nn.init.zeros_(cast(Tensor, self.W[1].weight))  # at the start nothing is added
 
     def forward(self, features: Tensor) -> Tensor:
         g, theta, phi = (
