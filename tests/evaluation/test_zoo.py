@@ -1,11 +1,13 @@
 """The zoo: downloaded once, resumed, checked before it is read, and used from the cache without a network."""
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import numpy as np
 import pytest
 import torch
 
@@ -157,3 +159,31 @@ def test_the_zoo_is_listed():
     assert table.loc[NAME, "published"] == "rank1 61.4, mAP 29.5"
     assert all(name in zoo_help() for name in ENTRIES)
     assert all(len(entry.sha256) == 64 and entry.terms for entry in ENTRIES.values())
+
+
+BUNDLED = "bdb_osnet_x0_25_synthetic"
+
+
+def test_a_network_travels_with_bdbnet(cache):
+    embedder = bdbnet.load(BUNDLED, device="cpu")
+    assert isinstance(embedder.network, bdbnet.models.BDBNetwork)
+    assert embedder.network.branch_names == ("global", "dropping")
+    assert {tensor.dtype for tensor in embedder.network.parameters()} == {torch.float32}
+    assert embedder.origin.trained_with["dataset"]["name"] == "synthetic_reid"
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 20, 3), dtype=np.uint8)
+    embeddings = embedder.embed(list(pixels))
+    assert embeddings.shape == (3, 768)
+    assert np.isfinite(embeddings).all()
+    assert not cache.exists()
+    folder = zoo_path(BUNDLED)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    assert embedder.fingerprint == json.loads((folder / "bdbnet.json").read_text())["fingerprint"]
+    assert not [path for path in folder.iterdir() if b"/tmp" in path.read_bytes()]
+
+
+def test_a_damaged_copy_is_not_read(monkeypatch):
+    monkeypatch.setitem(ENTRIES, BUNDLED, replace(ENTRIES[BUNDLED], sha256="0" * 64))
+    with pytest.raises(
+        CheckpointError, match=rf"altered, so it was not read; install bdbnet again, its copy of {BUNDLED}"
+    ):
+        bdbnet.load(BUNDLED, device="cpu")

@@ -55,6 +55,15 @@ class Entry:
 
 _TORCHREID = "torchreid's model zoo, https://kaiyangzhou.github.io/deep-person-reid/MODEL_ZOO"
 ENTRIES: dict[str, Entry] = {
+    "bdb_osnet_x0_25_synthetic": Entry(
+        file="model.safetensors",
+        sha256="a9ab391a513ce0e6e074b3fa8eae35bbea954a70709531c9a0f4b7a9c451a696",
+        size=581_296,
+        trained_on="synthetic_reid",
+        terms="of bdbnet (MIT); trained on rendered figures alone, so for demonstrations and tests, not for finding people",
+        image_size=(64, 32),
+        bundled=True,
+    ),
     "osnet_x0_25_market1501": Entry(
         file="osnet_x0_25_market1501.pth",
         sha256="c0ff09177a21417a19bc73bbf5af4eb5d2b097c2074ed35e67819ee6cd93612c",
