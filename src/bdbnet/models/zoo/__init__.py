@@ -34,7 +34,8 @@ class Entry:
         obtain: where else to get it.
         trained_on: data set.
         terms: of the weights, and of the data that they were trained on.
-        published: metric -> value, percent, on the test set of `trained_on`; who says so is in `terms` or `obtain`.
+        published: metric -> value, percent, on the test set of `trained_on`; who says so is in `terms` or `obtain`,
+            of a network of bdbnet's own in experiments/zoo.
         image_size: height and width of the images, pixels.
         distance: by which embeddings are compared.
         bundled: whether it travels with bdbnet.
@@ -62,6 +63,7 @@ ENTRIES: dict[str, Entry] = {
         trained_on="synthetic_reid",
         terms="of bdbnet (MIT); trained on rendered figures alone, so for demonstrations and tests, not for finding people",
         image_size=(64, 32),
+        published={"rank1": 52.4, "mAP": 38.9},
         bundled=True,
     ),
     "osnet_x0_25_market1501": Entry(
