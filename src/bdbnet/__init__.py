@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings
     from bdbnet.evaluation.load import load
     from bdbnet.loading import Preprocessing
+    from bdbnet.models.zoo import zoo
     from bdbnet.retrieval import (
         ReIDMetrics,
         RetrievalRecall,
@@ -33,6 +34,7 @@ _HOMES = {
     "bdbnet.evaluation.embedder": ("Embedder", "EmbeddingSettings"),
     "bdbnet.evaluation.load": ("load",),
     "bdbnet.loading": ("Preprocessing",),
+    "bdbnet.models.zoo": ("zoo",),
     "bdbnet.retrieval": (
         "ReIDMetrics",
         "RetrievalRecall",
@@ -56,6 +58,7 @@ __all__ = [
     "recall_at_k",
     "reid_metrics",
     "retrieval_metrics",
+    "zoo",
 ]
 
 

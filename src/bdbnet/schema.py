@@ -261,6 +261,16 @@ TABLES: dict[str, Table] = {
         **_below("evaluation", _EMBEDDING),
         **_below("loading", _READING),
     },
+    "convert": _NETWORK | {
+        "checkpoint": PATH | NULL,
+        "output": PATH | NULL,
+        "image_size": SIZE | whole(1) | NULL,
+        "pad_to_square": BOOLEAN | NULL,
+        "timm": TEXT | NULL,
+        "half": BOOLEAN,
+        "overwrite": BOOLEAN,
+        "plugins": ANYTHING,
+    },
     "search": {key: kind for key, kind in (_PLACES | _NETWORK).items() if key != "data_root"} | {
         "index": PATH | NULL,
         "images": PATH | NULL,

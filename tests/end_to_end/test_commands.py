@@ -152,6 +152,10 @@ def test_a_wheel_installed_elsewhere_trains(workplace, tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     assert (site / "bdbnet" / "conf" / "train.yaml").is_file()
     assert (site / "bdbnet" / "py.typed").is_file()
+    assert {path.name for path in (site / "bdbnet" / "models" / "zoo").rglob("*")} >= {
+        "model.safetensors",
+        "bdbnet.json",
+    }
     done = run("train", *TINY, "trainer.max_epochs=1", f"data_root={workplace / 'data'}", folder=tmp_path, source=site)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs" / "train" / "tiny"

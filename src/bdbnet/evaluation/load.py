@@ -20,15 +20,19 @@ from bdbnet.evaluation.network import PARTS, build_network
 from bdbnet.evaluation.saved import check_weights, is_saved, read_saved
 from bdbnet.loading import Preprocessing
 from bdbnet.models import (
+    Architecture,
     CheckpointError,
     EmbeddingNetwork,
     load_network,
     read_checkpoint,
     read_state_dict,
     recognise,
+    timm_format,
     timm_network,
+    timm_weights_in,
     torchvision_network,
 )
+from bdbnet.models.zoo import ENTRIES, zoo_path
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import ResultError, RunSettings, read_result
 from bdbnet.settings import is_whole
@@ -79,9 +83,13 @@ def load(
         source: one of
 
             - a checkpoint of `bdbnet.train` (`last.ckpt`), which says everything about itself;
-            - a file of bare weights: torchreid's OSNet of any width, a `BDBNetwork` on a ResNet or an OSNet (recognised by
-              their keys), or another one together with `model` and `backbone`;
+            - a file of bare weights that is recognised by its keys: a model of the released BDB code, torchreid's ResNets and
+              OSNets, fast-reid's BoT, SBS and AGW, extractors of open-metric-learning, a `BDBNetwork` on a ResNet or an OSNet;
+              timm's, with its `config.json` beside it or with `model="timm:NAME"`; or another one together with `model` and
+              `backbone`;
             - a folder that `Embedder.save` wrote, or `"hub:USER/NAME"` for one on a model hub;
+            - the name of a network of the zoo, see `bdbnet.zoo`: `"bdb_osnet_x0_25_synthetic"` travels with bdbnet, others are
+              downloaded once into the folder that BDBNET_CACHE names, `~/.cache/bdbnet` by default;
             - `"timm:NAME"` or `"torchvision:NAME"`: a pretrained network as it is, its features pooled: the zero-shot
               baseline.
         model, backbone: for weights that do not say what they belong to: names of choices in `conf/model` and
@@ -137,16 +145,15 @@ def _opened(source: str, wanted: Wanted) -> Embedder:
     scheme, _, name = source.partition(":")
     if scheme in SCHEMES and name:
         return _pretrained(source, scheme, name, wanted)
-    if scheme == hub.SCHEME and name:
-        return _from_folder(hub.downloaded(source), source, wanted)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not is_saved(path):
-            raise CheckpointError(
-                f"{source}: a folder without bdbnet.json, so none that Embedder.save wrote. Give a file in it, such as last.ckpt"
-            )
+    path = _place(source)
+    if path.is_dir() and is_saved(path):
         return _from_folder(path, source, wanted)
+    if path.is_dir() and timm_weights_in(path) is None:
+        raise CheckpointError(
+            f"{source}: a folder without bdbnet.json, so none that Embedder.save wrote. Give a file in it, such as last.ckpt"
+        )
     require_source(source)
+    path = weights_of(source) or path
     content = read_checkpoint(path)
     saved = content.get("bdbnet") if isinstance(content, dict) else None
     if saved is not None:
@@ -154,21 +161,43 @@ def _opened(source: str, wanted: Wanted) -> Embedder:
     return _from_weights(path, source, wanted)
 
 
+def weights_of(source: str) -> Path | None:
+    """The file that holds a source's weights; None for a pretrained network that is known by its name."""
+    path = _place(source)
+    if path.is_dir():
+        return read_saved(path)[1] if is_saved(path) else timm_weights_in(path)
+    return path if path.exists() else None
+
+
+def _place(source: str) -> Path:
+    """The file or folder of a source; a network of the zoo or of a hub is downloaded if it is not here yet."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if source.startswith(f"{hub.SCHEME}:"):
+        return hub.downloaded(source)
+    return zoo_path(source) if source in ENTRIES else path
+
+
+def _is_named(source: str) -> bool:
+    """Whether a source is by its form the name of a network rather than a path."""
+    scheme, _, name = source.partition(":")
+    return source in ENTRIES or (scheme in (*SCHEMES, hub.SCHEME) and bool(name))
+
+
 def require_source(source: str) -> None:
     """Raise CheckpointError where a source is neither a file or folder nor the name of a pretrained network."""
-    scheme, _, name = source.partition(":")
-    if not (scheme in (*SCHEMES, hub.SCHEME) and name) and not Path(source).expanduser().exists():
+    if not _is_named(source) and not Path(source).expanduser().exists():
         raise CheckpointError(
             f"{source}: no such file of weights. A source is a checkpoint, a file of weights, a folder that Embedder.save wrote, "
-            f"hub:USER/NAME for one on a hub, or timm:NAME or torchvision:NAME for a pretrained network{_similar(source)}"
+            f"hub:USER/NAME for one on a hub, timm:NAME or torchvision:NAME for a pretrained network, or a network of the zoo "
+            f"({', '.join(ENTRIES)}){_similar(source)}"
         )
 
 
 def training_of(source: str) -> dict[str, Any] | None:
     """The configuration of a network's training, as a checkpoint or a saved folder says; None where the source does not."""
-    path = Path(source).expanduser()
-    if source.startswith(f"{hub.SCHEME}:"):
-        path = hub.downloaded(source)
+    path = _place(source)
     if path.is_dir() and is_saved(path):
         trained = read_saved(path)[0]["trained_with"]
         return None if trained is None else with_todays_names(trained)
@@ -215,6 +244,8 @@ def from_file(parts: Mapping[str, Any], source: str) -> DictConfig:
 
 def _similar(source: str) -> str:
     folder = Path(source).expanduser().parent
+    if known := difflib.get_close_matches(source, ENTRIES, n=1, cutoff=0.8):
+        return f". Did you mean {known[0]}?"
     names = [file.name for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
     close = difflib.get_close_matches(Path(source).name, names, n=1)
     return f". Did you mean {folder / close[0]}?" if close else ""
@@ -280,33 +311,70 @@ def _margin(wanted: Wanted) -> float | None:
 
 
 def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
-    size = None
+    architecture = None
     if wanted.model is not None and wanted.backbone is not None:
         model, backbone = _group("model", wanted.model), _group("backbone", wanted.backbone)
         ours_only = not wanted.typed
     else:
-        if wanted.model is not None or wanted.backbone is not None:
+        if (wanted.model is not None and _timm_name(wanted) is None) or wanted.backbone is not None:
             other = "backbone" if wanted.backbone is None else "model"
             raise ConfigError(f"{source}: give {other}= too, for example model=baseline backbone=osnet_x0_25")
-        architecture = recognise(read_state_dict(path), source)
-        model, backbone, size = architecture
+        architecture = recognised(path, source, wanted)
+        model, backbone = architecture.model, architecture.backbone
         ours_only = True
-    size = wanted.image_size or size or wanted.fallback_size
+    preprocessing = _preprocessing_of(architecture, source, wanted)
+    parts = {"model": model, "backbone": {**backbone, "weights": "none"}, "dropping": {"_target_": IDENTITY}}
+    config = OmegaConf.create(parts) if wanted.typed else from_file(parts, source)
+    network = _built(config, path, source, ours_only=ours_only)
+    format = architecture and architecture.format
+    return Embedder(
+        network,
+        preprocessing,
+        wanted.settings,
+        distance=wanted.distance or (format.distance if format else "euclidean"),
+        origin=Origin(source, _parts(config, but="dropping")),
+    )
+
+
+def _timm_name(wanted: Wanted) -> str | None:
+    """NAME, where the user typed `model=timm:NAME`."""
+    scheme, _, name = str(wanted.model).partition(":")
+    return name if scheme == "timm" and name else None
+
+
+def recognised(path: Path, source: str, wanted: Wanted) -> Architecture:
+    """The architecture of a file of weights: timm's model that the user or a card beside it names, or as its keys say.
+
+    Raises:
+        CheckpointError: none is recognised.
+    """
+    state = read_state_dict(path)
+    try:
+        found = timm_format(path, state, _timm_name(wanted))
+    except ValueError as error:
+        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{source}: {error}") from error
+    if found is None:
+        return recognise(state, source)
+    return Architecture(found.model, found.backbone, found.preprocessing["image_size"], found)
+
+
+def _preprocessing_of(architecture: Architecture | None, source: str, wanted: Wanted) -> Preprocessing:
+    """What the caller wants, else what the authors of the program that wrote the file do, else the dataset's size."""
+    format = architecture and architecture.format
+    theirs = {} if format is None else dict(format.preprocessing)
+    size = wanted.image_size or theirs.pop("image_size", None) or (architecture and architecture.image_size)
+    size = size or wanted.fallback_size
     if size is None:
         raise ConfigError(
             f"image_size= is missing: {source} is a file of bare weights, which do not say for which images they are. Give "
             "image_size=[height,width] in pixels, such as image_size=[256,128]"
         )
-    parts = {"model": model, "backbone": {**backbone, "weights": "none"}, "dropping": {"_target_": IDENTITY}}
-    config = OmegaConf.create(parts) if wanted.typed else from_file(parts, source)
-    network = _built(config, path, source, ours_only=ours_only)
-    return Embedder(
-        network,
-        _preprocessing(size, bool(wanted.pad_to_square), _margin(wanted)),
-        wanted.settings,
-        distance=wanted.distance or "euclidean",
-        origin=Origin(source, _parts(config, but="dropping")),
-    )
+    theirs.pop("image_size", None)
+    padded = theirs.pop("pad_to_square", False) if wanted.pad_to_square is None else wanted.pad_to_square
+    if format is not None and wanted.image_size is None:
+        for said in format.uncertain:
+            warnings.warn(f"{source}: {said}", stacklevel=2)
+    return replace(_preprocessing(size, bool(padded), _margin(wanted)), **theirs)
 
 
 def _from_folder(folder: Path, source: str, wanted: Wanted) -> Embedder:

@@ -12,6 +12,7 @@ from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings
 from bdbnet.evaluation.load import Group, Wanted, knows_its_network, open_embedder, settings_of
 from bdbnet.gallery.store import EmbeddingStore, ModelStamp, StoreError, check_same_model
 from bdbnet.loading import Preprocessing
+from bdbnet.models.zoo import ENTRIES
 
 
 def build_embedder(config: DictConfig, *, local_rank: int = 0) -> Embedder:
@@ -82,7 +83,7 @@ def checkpoint_of(gallery: EmbeddingStore, typed: str | None = None) -> str:
     """
     stamp = gallery.model
     source = stamp.checkpoint if typed is None else typed
-    if ":" in source and not Path(source).is_absolute():  # the name of a pretrained network
+    if source in ENTRIES or (":" in source and not Path(source).is_absolute()):  # the name of a pretrained network
         return source
     if typed is None and stamp.place:
         source = os.path.normpath(Path(os.path.realpath(gallery.folder)) / stamp.place)

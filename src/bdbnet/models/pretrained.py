@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import torch
 import torchvision.models
 from torch import Tensor, nn
 
@@ -12,25 +13,66 @@ from bdbnet.models.heads import BranchOutput
 from bdbnet.models.network import EmbeddingNetwork
 from bdbnet.models.weights import CheckpointError
 
+POOLINGS = ("avg", "gem", "none")
+
+
+class GeM(nn.Module):
+    """Generalised mean over a feature map (N, C, H, W), with a learnt power p: (mean of x^p)^(1/p), x at least 1e-6.
+
+    Radenovic et al., "Fine-Tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.full((1,), 3.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.clamp(min=1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
+
 
 class PooledNetwork(EmbeddingNetwork):
-    """A network whose embedding (N, C) is the average over its feature map; it has nothing to train.
+    """A network whose embedding (N, D) is its pooled feature map, after a linear reduction and a batch-norm neck where it has
+    them. It has no classifiers: it holds the networks of other programs, and pretrained ones as they are.
 
     Args:
         backbone: images (N, 3, H, W) to features (N, C, h, w), with `out_channels`.
+        num_classes: not used.
+        pooling: "avg"; "gem"; "none" for a backbone that gives (N, C) itself.
+        embedding_dim: numbers that a linear layer without bias reduces C to; None: there is none.
+        neck: whether batch normalisation comes last (Luo et al., "Bag of Tricks", CVPR workshops 2019).
+
+    Raises:
+        ValueError: unknown pooling.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int = 0,
+        pooling: str = "avg",
+        embedding_dim: int | None = None,
+        neck: bool = False,
+    ) -> None:
         super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
         self.backbone = backbone
-        self.branch_dims = (int(cast(Any, backbone).out_channels),)
+        channels = int(cast(Any, backbone).out_channels)
+        length = channels if embedding_dim is None else embedding_dim
+        self.pooling = GeM() if pooling == "gem" else nn.Identity()
+        self.averages = pooling == "avg"
+        self.reduction = nn.Identity() if embedding_dim is None else nn.Linear(channels, length, bias=False)
+        self.neck = nn.BatchNorm1d(length) if neck else nn.Identity()
+        self.branch_dims = (length,)
 
     def forward(self, images: Tensor) -> dict[str, BranchOutput]:
         return {"pooled": BranchOutput(self.embed(images), None)}
 
     def embed(self, images: Tensor) -> Tensor:
         features: Tensor = self.backbone(images)
-        return features.mean((2, 3))
+        pooled = features.mean((2, 3)) if self.averages else self.pooling(features)
+        embedding: Tensor = self.neck(self.reduction(pooled))
+        return embedding
 
 
 class TimmNetwork(EmbeddingNetwork):

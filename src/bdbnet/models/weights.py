@@ -30,14 +30,15 @@ import torchvision.models
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from bdbnet.models.formats import known_format
 from bdbnet.regular_files import require_regular
 from bdbnet.renamed import todays_module
 
 _CLASSIFIER, _COUNTER = ".classifier.", ".drop.step"
 #: What to do with a file of fast-reid.
 FAST_REID_HEADS = (
-    "heads.* are the heads of fast-reid, which no network here has: the file can't be evaluated, but its backbone can start a "
-    "training, such as backbone=resnet50 backbone.weights=<file>"
+    "heads.* are the heads of fast-reid; only its ResNets with a batch-norm neck (BoT, SBS, AGW) are recognised, without "
+    "model= and backbone=. The backbone of this file can start a training, such as backbone=resnet50 backbone.weights=<file>"
 )
 _SHOWN = 4  # keys that an error message lists of each kind
 _ENTRIES = 8  # entries of a file that an error message lists
@@ -228,7 +229,9 @@ def load_network(network: nn.Module, path: str | Path, *, classifiers: Literal["
     """
     if classifiers not in ("keep", "drop"):
         raise ValueError(f"classifiers must be 'keep' or 'drop', got {classifiers!r}")
-    state, own = _network_keys(read_state_dict(path)), network.state_dict()
+    backbone = getattr(network, "backbone", None)
+    other = backbone if isinstance(backbone, _OfAnotherLibrary) else None
+    state, own = _network_keys(read_state_dict(path), other, str(path)), network.state_dict()
     # The drop layer's counter is not a weight: the network's drop layer may differ from the file's, or be absent.
     exempt = {key for key in {*state} ^ {*own} if key.endswith(_COUNTER)}
     if classifiers == "drop":
@@ -459,10 +462,15 @@ def _kind(value: Any) -> str:
 
 
 def _network_keys(state: dict[str, Tensor], backbone: object = None, source: str = "") -> dict[str, Tensor]:
-    """Keys of torchreid's OSNet or torchvision's models as the keys that `BDBNetwork` uses; its own stay.
+    """Keys of other programs (see `known_format`) and of torchvision's models as the keys that `BDBNetwork` uses; its own stay.
 
     A `backbone` of another library translates that library's keys itself; `source` is what its messages call the file.
     """
+    # As starting weights, files in torchvision's layout give the backbone alone.
+    if backbone is None or "conv1.weight" not in state:
+        found = known_format(state)
+        if found is not None:
+            return found.translate(state)
     if any(key.startswith("backbone.") for key in state):
         return state
     if isinstance(backbone, _OfAnotherLibrary):

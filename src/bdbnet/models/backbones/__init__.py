@@ -1,9 +1,19 @@
 """Backbones: networks from images to a feature map."""
 
 from bdbnet.models.backbones.base import Backbone, ImageSizeError
+from bdbnet.models.backbones.fast_reid import FastReIDBackbone
 from bdbnet.models.backbones.osnet import OSNetBackbone
 from bdbnet.models.backbones.resnet import ResNetBackbone
-from bdbnet.models.backbones.timm import TimmBackbone
+from bdbnet.models.backbones.timm import TimmBackbone, TimmEncoder
 from bdbnet.models.backbones.torchvision import TorchvisionBackbone
 
-__all__ = ["Backbone", "ImageSizeError", "OSNetBackbone", "ResNetBackbone", "TimmBackbone", "TorchvisionBackbone"]
+__all__ = [
+    "Backbone",
+    "FastReIDBackbone",
+    "ImageSizeError",
+    "OSNetBackbone",
+    "ResNetBackbone",
+    "TimmBackbone",
+    "TimmEncoder",
+    "TorchvisionBackbone",
+]

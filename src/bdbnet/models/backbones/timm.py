@@ -4,9 +4,9 @@ import contextlib
 import difflib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -232,6 +232,61 @@ class TimmBackbone(nn.Module):
         return ValueError(
             f"timm's head of {self.name} sees no feature map ({why}): use backbone.map=last_stage, or choose another model"
         )
+
+
+class TimmEncoder(nn.Module):
+    """A model of timm without its classifier: images (N, 3, H, W) to what its own head pools, (N, out_channels).
+
+    Transformers give their class token where their pretrained head looks at it. Needs `pip install "bdbnet[timm]"`.
+
+    Args:
+        name: a name of `timm.list_models()`.
+        weights: "none", or a file: timm's own of the name (its classifier is left out), or one of a network on this backbone.
+        image_size: height and width of the images that it was trained with, where these are not timm's of the name;
+            transformers take other sizes where timm supports it.
+        global_pool: how the head pools, where it is not timm's default of the name: "avg", "token", ...
+
+    Raises:
+        ValueError: timm is not installed, does not know the name, or can't build it so.
+        CheckpointError: the file can't be read safely or holds another architecture.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: str | Path | None = "none",
+        image_size: Sequence[int] | None = None,
+        global_pool: str | None = None,
+    ) -> None:
+        super().__init__()
+        TimmBackbone.check_name(name)
+        import timm
+
+        self.name = name
+        options: dict[str, Any] = {"num_classes": 0} | ({} if global_pool is None else {"global_pool": global_pool})
+        if image_size is not None:
+            options["img_size"] = tuple(image_size)
+        create = functools.partial(timm.create_model, name, **options)
+        try:
+            self.model, _ = _create(create, is_fixed=cast(Any, timm).get_pretrained_cfg(name).fixed_input_size)
+        except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+            raise ValueError(f"timm {timm.__version__} can't build {name} with {options} ({error})") from error
+        known: Any = self.model
+        self.out_channels = int(getattr(known, "head_hidden_size", None) or known.num_features)
+        if weights not in (None, "none"):
+            load_backbone(self, str(weights))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.model(images)
+        return features
+
+    def own_keys(self, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+        """The tensors of timm's own file under the keys of this backbone, without the classifier; `source` is not used."""
+        import timm
+
+        names: Any = cast(Any, timm.get_pretrained_cfg(self.name)).classifier or ()
+        heads = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+        return {f"model.{key}": tensor for key, tensor in state.items() if not key.startswith(heads)}
 
 
 def _create(create: Callable[..., Any], *, is_fixed: bool) -> tuple[Any, bool]:

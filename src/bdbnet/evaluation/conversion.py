@@ -1,0 +1,182 @@
+"""From a file of another program to a folder that `bdbnet.load` reads, with an account of what became of every key."""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bdbnet.checked import read_json
+from bdbnet.config import ConfigError
+from bdbnet.evaluation.embedder import Embedder
+from bdbnet.evaluation.load import Wanted, open_embedder, recognised, weights_of
+from bdbnet.evaluation.saved import RECORD, WEIGHTS, is_saved
+from bdbnet.files import write_atomically
+from bdbnet.models import CheckpointError, read_checkpoint, read_state_dict
+from bdbnet.models.weights import digest_of
+
+_SHOWN = 12  # groups of keys that are listed
+_TRAINING = "state of the training, which no embedding needs"
+#: Parts of our names that only training uses -> why they are left out.
+_OF_TRAINING = {
+    ".classifier.": "classifier of the training identities, which no embedding needs",
+    ".drop.": "counter of the drop layer, which no embedding needs",
+}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a file.
+
+    Attributes:
+        program: who wrote it.
+        mapped: (group of keys in the file, group of ours) -> number of keys.
+        left_out: (group of keys or entry of the file, why) -> number of keys.
+        assumed: what the file does not say, as sentences.
+    """
+
+    program: str
+    mapped: Mapping[tuple[str, str], int]
+    left_out: Mapping[tuple[str, str], int]
+    assumed: tuple[str, ...]
+
+
+def convert(
+    source: str, output: str | Path, wanted: Wanted, *, half: bool = False, overwrite: bool = False
+) -> Embedder:
+    """Write the embedder of any source that `bdbnet.load` reads into a folder.
+
+    Args:
+        half: keep the weights as float16, half the size; they are computed with in float32, rounded.
+        overwrite: replace a network that the folder holds; other files in it stay.
+
+    Raises:
+        ConfigError: the output holds something and `overwrite` is not set.
+        CheckpointError: see `bdbnet.load`.
+    """
+    folder = Path(output).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output={output}: a file; give a folder, new or empty")
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if there and not overwrite:
+        what = "a saved network" if is_saved(folder) else ", ".join(there[:3])
+        raise ConfigError(f"output={output}: the folder holds {what}; give another one, or replace with overwrite=true")
+    embedder = open_embedder(source, wanted, device="cpu")
+    if half:
+        for tensor in embedder.network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
+        made = embedder.save(Path(place) / folder.name)
+        if half:
+            _halve(made)
+        folder.mkdir(exist_ok=True)
+        (folder / RECORD).unlink(missing_ok=True)
+        # The record comes last: until it is there, the folder is no saved network.
+        for path in sorted(made.iterdir(), key=lambda path: path.name == RECORD):
+            path.replace(folder / path.name)
+    return embedder
+
+
+def account(source: str, wanted: Wanted) -> Conversion:
+    """What of a source goes where.  Raises CheckpointError."""
+    path = weights_of(source)
+    if path is None:
+        raise CheckpointError(f"{source}: a pretrained network as it is needs no folder; load it by its name")
+    content, state = read_checkpoint(path), read_state_dict(path)
+    typed = wanted.model is not None and wanted.backbone is not None
+    ours = isinstance(content, dict) and "bdbnet" in content
+    format = None if ours or typed or is_saved(path.parent) else recognised(path, source, wanted).format
+    program = "bdbnet" if format is None else format.program
+    mapped: Counter[tuple[str, str]] = Counter()
+    left_out: Counter[tuple[str, str]] = Counter()
+    for theirs, our in (dict(zip(state, state)) if format is None else format.keys).items():
+        why = next((why for part, why in _OF_TRAINING.items() if part in f".{our}"), None)
+        if why is None:
+            mapped[_groups(theirs, our)] += 1
+        else:
+            left_out[_groups(theirs, our)[0] if format else _head(theirs), why] += 1
+    for key, why in ({} if format is None else format.left_out).items():
+        left_out[_head(key), why] += 1
+    for name in _beside(content):
+        left_out[name, _TRAINING] += 1
+    return Conversion(program, mapped, left_out, () if format is None else format.assumed)
+
+
+def account_text(found: Conversion) -> str:
+    """An account for people."""
+    total = sum(found.mapped.values())
+    lines = [f"written by {found.program}", f"mapped {total} keys:"]
+    lines += _listed((f"{theirs} -> {ours}", count) for (theirs, ours), count in found.mapped.items())
+    lines.append("left out:" if found.left_out else "left out: nothing")
+    lines += _listed((f"{group}: {why}", count) for (group, why), count in found.left_out.items())
+    if found.assumed:
+        lines += ["assumed:", *(f"  {said}" for said in found.assumed)]
+    return "\n".join(lines)
+
+
+def preprocessing_text(embedder: Embedder) -> str:
+    """How images are prepared and embeddings compared, for people."""
+    preprocessing = embedder.preprocessing
+    size = " x ".join(map(str, preprocessing.image_size))
+    padded = "padded to a square, then " if preprocessing.pad_to_square else ""
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
+    return (
+        f"preprocessing: {padded}resized to {size} ({preprocessing.interpolation}), {preprocessing.channel_order.upper()}, "
+        f"mean {mean}, deviation {std}\nembedding: {embedder.dimensions:,} numbers, compared by {embedder.distance_name} distance"
+    )
+
+
+def _listed(rows: Iterable[tuple[str, int]]) -> list[str]:
+    rows = list(rows)
+    more = [f"  ... and {len(rows) - _SHOWN} more groups"] if len(rows) > _SHOWN else []
+    return [f"  {count:4}  {text}" for text, count in rows[:_SHOWN]] + more
+
+
+def _groups(theirs: str, ours: str) -> tuple[str, str]:
+    """The beginnings by which two names of a key differ.
+
+    >>> _groups("backbone.4.0.bn1.weight", "backbone.layer1.0.bn1.weight"), _groups("conv1.weight", "backbone.conv1.weight")
+    (('backbone.4.*', 'backbone.layer1.*'), ('*', 'backbone.*'))
+    >>> _groups("backbone.conv1.weight", "backbone.conv1.weight")
+    ('backbone.*', 'backbone.*')
+    """
+    if theirs == ours:
+        return _head(theirs), _head(theirs)
+    left, right = theirs.split("."), ours.split(".")
+    while left and right and left[-1] == right[-1]:
+        left.pop()
+        right.pop()
+    return ".".join([*left, "*"]), ".".join([*right, "*"])
+
+
+def _head(key: str) -> str:
+    """The group of a key: its first part, of branches and heads the first two."""
+    parts = key.split(".")
+    depth = 2 if parts[0] in ("branches", "heads", "copies", "network") and len(parts) > 2 else 1
+    return ".".join([*parts[:depth], "*"]) if len(parts) > depth else key
+
+
+def _beside(content: Any) -> list[str]:
+    """Entries of a checkpoint beside the weights."""
+    if not isinstance(content, dict) or all(isinstance(value, Tensor) for value in content.values()):
+        return []
+    weights = ("state_dict", "model", "model_state_dict", "bdbnet")
+    return [str(name) for name in content if name not in weights]
+
+
+def _halve(folder: Path) -> None:
+    """Rewrite the weights of a saved network as float16, and their digest in its record."""
+    state = safetensors.torch.load_file(folder / WEIGHTS)
+    state = {key: tensor.half() if tensor.dtype == torch.float32 else tensor for key, tensor in state.items()}
+    write_atomically(folder / WEIGHTS, safetensors.torch.save(state, {"format": "pt"}))
+    record = read_json(folder / RECORD)
+    content = json.dumps(record | {"digest": digest_of(state)}, indent=2) + "\n"
+    write_atomically(folder / RECORD, content.encode())

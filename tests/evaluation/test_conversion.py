@@ -1,0 +1,128 @@
+"""The command that writes other programs' networks into our folder, and its account of every key."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import bdbnet
+import other_programs as theirs
+from bdbnet.convert import main
+from bdbnet.evaluation.conversion import account
+from bdbnet.evaluation.load import Wanted
+
+CROP = np.random.default_rng(0).integers(0, 256, (40, 20, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """``run("checkpoint=...")``: exit status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["convert", *arguments])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0), *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def released(tmp_path):
+    path = tmp_path / "market.pth.tar"
+    torch.save({"state_dict": theirs.released_state("resnet18"), "epoch": 400}, path)
+    return path
+
+
+def test_a_file_of_another_program_becomes_a_folder_of_ours(run, tmp_path, released):
+    status, said, errors = run("checkpoint=market.pth.tar", "output=model")
+    assert (status, errors) == (0, "")
+    for line in (
+        "written by the released code of the Batch DropBlock Network",
+        "backbone.4.* -> backbone.layer1.*",
+        "res_part2.* -> branches.dropping.bottleneck.*",
+        "global_softmax.*: classifier of the training identities",
+        "epoch: state of the training",
+        "751 training identities are of a data set of persons",
+        "resized to 384 x 128 (bilinear), RGB, mean 0.485, 0.456, 0.406",
+        "embedding: 1,536 numbers, compared by euclidean distance",
+    ):
+        assert line in said
+    folder, file = bdbnet.load(tmp_path / "model", device="cpu"), bdbnet.load(released, device="cpu")
+    assert np.array_equal(folder.embed([CROP]), file.embed([CROP]))
+    assert folder.fingerprint == file.fingerprint
+
+
+def test_every_key_is_accounted_for(released):
+    found = account(str(released), Wanted())
+    kept, dropped = sum(found.mapped.values()), sum(found.left_out.values())
+    assert kept + dropped == len(theirs.released_state("resnet18")) + 1  # and the epoch
+
+
+def test_an_output_that_holds_something_is_left_alone_unless_the_user_says_so(run, tmp_path, released):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.tex").write_text("years of work")
+    status, _, errors = run("checkpoint=market.pth.tar", "output=model")
+    assert status == 1
+    assert "output=model: the folder holds thesis.tex; give another one, or replace with overwrite=true" in errors
+    assert run("checkpoint=market.pth.tar", "output=model", "overwrite=true", "image_size=[64,32]")[0] == 0
+    assert (tmp_path / "model" / "thesis.tex").read_text() == "years of work"
+    status, _, errors = run("checkpoint=market.pth.tar", "output=model")
+    assert status == 1
+    assert "holds a saved network" in errors
+    assert bdbnet.load(tmp_path / "model", device="cpu").preprocessing.image_size == (64, 32)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["market.pth.tar", "model"]
+
+
+def test_half_the_size_computes_in_full_precision(run, tmp_path, released):
+    assert run("checkpoint=market.pth.tar", "output=half", "half=true", "image_size=[64,32]")[0] == 0
+    weights = tmp_path / "half" / "model.safetensors"
+    assert safetensors.torch.load_file(weights)["backbone.conv1.weight"].dtype == torch.float16
+    embedder, full = (bdbnet.load(path, image_size=(64, 32), device="cpu") for path in (weights.parent, released))
+    assert {tensor.dtype for tensor in embedder.network.parameters()} == {torch.float32}
+    assert embedder.fingerprint == json.loads((tmp_path / "half" / "bdbnet.json").read_text())["fingerprint"]
+    np.testing.assert_allclose(embedder.embed([CROP]), full.embed([CROP]), rtol=0.05, atol=0.02)
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 0x10
+    weights.write_bytes(content)
+    with pytest.raises(bdbnet.models.CheckpointError, match="damaged or edited"):
+        bdbnet.load(tmp_path / "half")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["output=model"], "checkpoint= is missing: give a file of weights"),
+        (["checkpoint=market.pth.tar"], "output= is missing: give the folder to write"),
+        (["checkpoint=missing.pth", "output=model"], "missing.pth: no such file of weights"),
+        (
+            ["checkpoint=foreign.pth", "output=model"],
+            "foreign.pth: the architecture of these weights is not recognised",
+        ),
+        (
+            ["checkpoint=market.pth.tar", "output=foreign.pth"],
+            "output=foreign.pth: a file; give a folder, new or empty",
+        ),
+        (["checkpoint=timm:resnet18", "output=model"], "timm:resnet18: a pretrained network as it is needs no folder"),
+    ],
+)
+def test_what_can_not_be_converted_is_said(run, tmp_path, released, arguments, message):
+    torch.save({"stem.weight": torch.zeros(3, 4)}, tmp_path / "foreign.pth")
+    status, _, errors = run(*arguments)
+    assert (status, message in errors) == (1, True), errors
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_of_ours_is_converted_again(run, tmp_path, released):
+    assert run("checkpoint=market.pth.tar", "output=model", "image_size=[64,32]")[0] == 0
+    status, said, _ = run("checkpoint=model", "output=again")
+    assert status == 0
+    assert "written by bdbnet" in said
+    assert "branches.global_.*" in said
+    assert bdbnet.load("again").fingerprint == bdbnet.load("model").fingerprint

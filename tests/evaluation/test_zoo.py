@@ -1,0 +1,189 @@
+"""The zoo: downloaded once, resumed, checked before it is read, and used from the cache without a network."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import torch
+
+import bdbnet
+import other_programs as theirs
+from bdbnet.models import CheckpointError
+from bdbnet.models.zoo import ENTRIES, zoo_help, zoo_path
+
+NAME = "osnet_x0_25_msmt17"
+
+
+class Server:
+    """Serves one file; `ranges` and `breaks_after` are how well it does."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.ranges, self.breaks_after = content, True, -1
+        self.asked: list[str | None] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                wanted = self.headers.get("Range")
+                server.asked.append(wanted)
+                first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
+                body = server.content[first:]
+                self.send_response(206 if first else 200)
+                if first:
+                    self.send_header("Content-Range", f"bytes {first}-{len(server.content) - 1}/{len(server.content)}")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body if server.breaks_after < 0 else body[: server.breaks_after])
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/osnet.pth"
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def stop(self) -> None:
+        if self.thread.is_alive():
+            self.http.shutdown()
+            self.thread.join()
+            self.http.server_close()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BDBNET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch, cache) -> Iterator[Server]:
+    """A server of a small OSNet, which the zoo knows under `NAME`."""
+    torch.save(theirs.torchreid_osnet("plain"), tmp_path / "osnet.pth")
+    content = (tmp_path / "osnet.pth").read_bytes()
+    served = Server(content)
+    entry = replace(
+        ENTRIES[NAME], url=served.url, sha256=hashlib.sha256(content).hexdigest(), size=len(content), file="osnet.pth"
+    )
+    monkeypatch.setitem(ENTRIES, NAME, entry)
+    yield served
+    served.stop()
+
+
+def test_it_is_downloaded_once_and_then_needs_no_network(server, cache, tmp_path):
+    first = bdbnet.load(NAME, device="cpu")
+    assert first.fingerprint == bdbnet.load(tmp_path / "osnet.pth", device="cpu").fingerprint
+    server.stop()
+    assert bdbnet.load(NAME, device="cpu").fingerprint == first.fingerprint
+    assert server.asked == [None]
+    assert {path.name for path in cache.iterdir()} - {"osnet.pth"} <= {".lock", ".bdbnet.lock"}
+
+
+def test_a_download_that_broke_off_resumes(server, cache):
+    server.breaks_after = 1000
+    with pytest.raises(CheckpointError, match=rf"{NAME}: .*1,000 of [\d,]+ bytes.* are kept.*the next call resumes"):
+        zoo_path(NAME)
+    assert (cache / "osnet.pth.part").stat().st_size == 1000
+    assert not (cache / "osnet.pth").exists()
+    server.breaks_after = -1
+    assert zoo_path(NAME).read_bytes() == server.content
+    assert server.asked == [None, "bytes=1000-"]
+    assert not (cache / "osnet.pth.part").exists()
+
+
+def test_a_server_without_ranges_sends_all_of_it_again(server, cache):
+    cache.mkdir()
+    (cache / "osnet.pth.part").write_bytes(server.content[:500])
+    server.ranges = False
+    assert zoo_path(NAME).read_bytes() == server.content
+    assert server.asked == ["bytes=500-"]
+
+
+def test_an_altered_file_is_removed_unread(server, cache):
+    server.content = server.content[:-5] + b"EVIL!"
+    with pytest.raises(CheckpointError, match=r"is not the file of the zoo \(SHA-256 .*it was removed unread"):
+        bdbnet.load(NAME, device="cpu")
+    assert not [path for path in cache.iterdir() if path.name.startswith("osnet")]
+
+
+def test_a_file_that_is_larger_than_it_should_be_is_not_received_to_its_end(server, cache):
+    server.content += b"x" * 1_000_000
+    with pytest.raises(CheckpointError, match="is not the file of the zoo"):
+        zoo_path(NAME)
+
+
+def test_a_file_in_the_cache_that_is_damaged_is_downloaded_again(server, cache):
+    zoo_path(NAME).write_bytes(b"half")
+    assert zoo_path(NAME).read_bytes() == server.content
+    (cache / "osnet.pth.part").write_bytes(server.content + b"more")
+    (cache / "osnet.pth").unlink()
+    assert zoo_path(NAME).read_bytes() == server.content
+
+
+def test_without_a_network_it_is_said_where_the_file_belongs(server, cache):
+    server.stop()
+    with pytest.raises(
+        CheckpointError, match=rf"could not be downloaded from {server.url} .*put it here: .*osnet\.pth"
+    ):
+        bdbnet.load(NAME, device="cpu")
+    cache.mkdir(exist_ok=True)
+    (cache / "osnet.pth").write_bytes(server.content)
+    assert bdbnet.load(NAME, device="cpu").dimensions == 512
+
+
+def test_a_file_without_an_address_is_put_there_by_the_user_and_checked(cache, shared_data):
+    with pytest.raises(CheckpointError, match=r"no address is known .* put it here: .*SHA-256 c0ff0917.*BDBNET_CACHE"):
+        bdbnet.load("osnet_x0_25_market1501", device="cpu")
+    cache.mkdir()
+    content = (shared_data / "weights" / "osnet_x0_25_market1501.pth").read_bytes()
+    (cache / "osnet_x0_25_market1501.pth").write_bytes(content[:-9])
+    with pytest.raises(CheckpointError, match=r"2,462,774 bytes .* half downloaded or altered, so it was not read"):
+        bdbnet.load("osnet_x0_25_market1501", device="cpu")
+    (cache / "osnet_x0_25_market1501.pth").write_bytes(content)
+    assert bdbnet.load("osnet_x0_25_market1501", device="cpu").preprocessing.image_size == (256, 128)
+
+
+def test_a_name_nobody_knows_lists_the_zoo(cache):
+    with pytest.raises(CheckpointError, match=r"a network of the zoo \(.*Did you mean osnet_x0_25_msmt17\?"):
+        bdbnet.load("osnet_x0_25_msmt", device="cpu")
+
+
+def test_the_zoo_is_listed():
+    table = bdbnet.zoo()
+    assert [*table.index] == [*ENTRIES]
+    assert table.loc[NAME, "published"] == "rank1 61.4, mAP 29.5"
+    assert all(name in zoo_help() for name in ENTRIES)
+    assert all(len(entry.sha256) == 64 and entry.terms for entry in ENTRIES.values())
+
+
+BUNDLED = "bdb_osnet_x0_25_synthetic"
+
+
+def test_a_network_travels_with_bdbnet(cache):
+    embedder = bdbnet.load(BUNDLED, device="cpu")
+    assert isinstance(embedder.network, bdbnet.models.BDBNetwork)
+    assert embedder.network.branch_names == ("global", "dropping")
+    assert {tensor.dtype for tensor in embedder.network.parameters()} == {torch.float32}
+    assert embedder.origin.trained_with["dataset"]["name"] == "synthetic_reid"
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 20, 3), dtype=np.uint8)
+    embeddings = embedder.embed(list(pixels))
+    assert embeddings.shape == (3, 768)
+    assert np.isfinite(embeddings).all()
+    assert not cache.exists()
+    folder = zoo_path(BUNDLED)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    assert embedder.fingerprint == json.loads((folder / "bdbnet.json").read_text())["fingerprint"]
+    assert not [path for path in folder.iterdir() if b"/tmp" in path.read_bytes()]
+
+
+def test_a_damaged_copy_is_not_read(monkeypatch):
+    monkeypatch.setitem(ENTRIES, BUNDLED, replace(ENTRIES[BUNDLED], sha256="0" * 64))
+    with pytest.raises(
+        CheckpointError, match=rf"altered, so it was not read; install bdbnet again, its copy of {BUNDLED}"
+    ):
+        bdbnet.load(BUNDLED, device="cpu")
