@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
 
 import safetensors.torch
 
 from bdbnet.checked import Holds, Plain, checked, read_json
+from bdbnet.evaluation.calibration import Calibration
 from bdbnet.loading import Preprocessing
 from bdbnet.models import CheckpointError, read_checkpoint
 from bdbnet.models.weights import digest_of
@@ -47,6 +48,7 @@ class _Record(TypedDict):
     settings: _Settings
     distance: Literal["euclidean", "cosine"]
     threshold: float | None
+    calibration: NotRequired[Mapping[str, Any] | None]
     trained_with: Annotated[RunSettings, Holds(Plain)] | None
     metrics: Mapping[str, float] | None
     protocol: Mapping[str, Any] | None
@@ -91,6 +93,7 @@ def save_embedder(embedder: "Embedder", folder: str | Path) -> Path:
         "settings": asdict(embedder.settings),
         "distance": embedder.distance_name,
         "threshold": embedder.threshold,
+        "calibration": None if embedder.calibration is None else embedder.calibration.record(),
         "trained_with": embedder.origin.trained_with,
         "metrics": embedder.origin.metrics,
         "protocol": embedder.origin.protocol,
@@ -113,6 +116,8 @@ def read_saved(folder: Path) -> tuple[dict[str, Any], Path]:
         if found != SCHEMA:
             raise CheckpointError(f"{folder / RECORD}: schema {found}, this version reads schema {SCHEMA}")
         record: dict[str, Any] = {**checked(content, _Record)}
+        calibration = record.get("calibration")
+        record["calibration"] = None if calibration is None else Calibration.from_json(calibration)
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:
@@ -131,6 +136,17 @@ def check_weights(record: Mapping[str, Any], weights: Path) -> None:
         )
 
 
+def _threshold(embedder: "Embedder") -> str:
+    calibration = embedder.calibration
+    if calibration is None or embedder.threshold != calibration.threshold:
+        return "not calibrated" if embedder.threshold is None else str(embedder.threshold)
+    low, high = calibration.reached.interval
+    return (
+        f"{calibration.threshold:.4g}, chosen for a false match rate of {calibration.fmr:g} on {calibration.chosen_on.data}; on "
+        f"{calibration.held_out.identities} other identities {calibration.reached.value:.2g} ({low:.2g} to {high:.2g})"
+    )
+
+
 def _card(embedder: "Embedder") -> str:
     """What the network is, for people."""
     trained = embedder.origin.trained_with or {}
@@ -145,7 +161,7 @@ def _card(embedder: "Embedder") -> str:
         f"- trained on: {dataset}",
         f"- input: RGB images, resized to {size} pixels",
         f"- distance: {embedder.distance_name}",
-        f"- threshold for the same identity: {embedder.threshold if embedder.threshold is not None else 'not calibrated'}",
+        f"- threshold for the same identity: {_threshold(embedder)}",
         f"- fingerprint: `{embedder.fingerprint}`",
         "",
         "```python",
