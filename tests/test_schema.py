@@ -15,7 +15,12 @@ from bdbnet.loading.datamodule import CACHES, ON_ERROR
 from bdbnet.retrieval import DISTANCES, POOLINGS
 from bdbnet.schema import ELSEWHERE, FILLED_IN, TABLES, UNUSED
 
-NEEDED = {"prepare": ["dataset=market1501"], "embed": ["dataset=market1501"], "evaluate": ["dataset=market1501"]}
+NEEDED = {
+    "prepare": ["dataset=market1501"],
+    "embed": ["dataset=market1501"],
+    "calibrate": ["dataset=market1501"],
+    "evaluate": ["dataset=market1501"],
+}
 
 #: Rows of keys that the chosen groups do not have, but others.
 OF_OTHER_CHOICES = {

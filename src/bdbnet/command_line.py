@@ -20,6 +20,7 @@ PATH_KEYS = frozenset(
         "backbone.weights",
         "checkpoint",
         "ckpt_path",
+        "features",
         "images",
         "index",
         "index_folder",

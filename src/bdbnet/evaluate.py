@@ -1,4 +1,4 @@
-"""``python -m bdbnet.evaluate``: evaluate a checkpoint on the dataset it was trained for, or on another."""
+"""``python -m bdbnet.evaluate``: evaluate a checkpoint on the dataset it was trained for, or on another, or anyone's embeddings."""
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -8,8 +8,12 @@ from bdbnet.config import ConfigError, command, shown_path
 
 @command("evaluate")
 def main(config: DictConfig) -> float:
-    if config.checkpoint is None:
-        raise ConfigError("checkpoint= is missing: give a network, for example outputs/train/<run>/last.ckpt")
+    if config.checkpoint is None and config.features is None:
+        raise ConfigError(
+            "checkpoint= is missing: give a network, for example outputs/train/<run>/last.ckpt, or embeddings as features=FILE"
+        )
+    if config.queries is not None and config.features is None:
+        raise ConfigError("queries= goes with features=, the gallery's embeddings: give both, or leave it out")
     from pytorch_lightning.utilities import rank_zero_only
 
     from bdbnet.evaluation.evaluate import evaluate
@@ -20,8 +24,16 @@ def main(config: DictConfig) -> float:
     from bdbnet.results import ANALYSIS, PER_QUERY
 
     folder = shown_path(HydraConfig.get().runtime.output_dir)
-    result = evaluate(config, folder)
     say = rank_zero_only(print)
+    if config.features is not None:
+        from bdbnet.evaluation.evaluate_features import evaluate_features
+        from bdbnet.gallery.stored_features import read_stored
+
+        result, notes = evaluate_features(config, folder, read_folder=read_stored)
+        for note in notes:
+            say(f"note: {note}")
+    else:
+        result = evaluate(config, folder)
     say(metrics_table(result))
     say(f"result: {folder / 'result.json'}\nranking lists: {folder / 'topk.parquet'}")
     if config.analysis and (analysis := read_analysis(folder / ANALYSIS)) is not None:

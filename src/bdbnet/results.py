@@ -25,6 +25,8 @@ TOP_K = "topk.parquet"
 LABEL_NAMES = "label_names.json"
 REPORT = "report.html"
 ANALYSIS = "analysis.json"
+CALIBRATION = "calibration.json"
+CALIBRATION_FIGURE = "calibration.svg"
 PER_QUERY = "per_query.parquet"
 CAMERA_PAIRS = "camera_pairs.csv"
 LAST = "last.ckpt"
@@ -230,7 +232,7 @@ class Protocol:
     Attributes:
         task: ``reid`` (single query, cameras), ``reid_multi_query``, ``reid_single_shot`` or ``retrieval`` (Recall@K).
         dataset: key of the dataset evaluated on.
-        image_size: height and width of the network's input, pixels.
+        image_size: height and width of the network's input, pixels; None where the preprocessing is unknown.
         precision: arithmetic of the embedding, ``32-true`` or ``bf16-mixed``.
         normalize: scaling of the embedding before distances: ``none``, ``joint`` or ``per_branch``.
         ap_at: rank at which average precision is cut, None for the full list.
@@ -245,12 +247,13 @@ class Protocol:
         query_expansion: k and alpha of query expansion, and gallery where the gallery is expanded too; None where there is none.
         single_shot: random galleries with one image per identity, over which Rank-k is averaged; None: the whole gallery.
         preprocessing: what a network of another program needs otherwise than one of bdbnet (mean, standard deviation, order of
-            the channels, interpolation); None where it needs nothing else.
+            the channels, interpolation); None where it needs nothing else; ``unknown`` where embeddings were read from a file: what
+            ``image_size``, ``precision``, ``pad_to_square``, ``decode_margin``, ``flip`` and ``scales`` say means nothing then.
     """
 
     task: str
     dataset: str
-    image_size: Size
+    image_size: Size | None
     precision: str = "32-true"
     normalize: str = "none"
     ap_at: Positive | None = None
@@ -263,7 +266,12 @@ class Protocol:
     scales: tuple[float, ...] = ()
     query_expansion: Mapping[str, float | bool] | None = None
     single_shot: Positive | None = None
-    preprocessing: Mapping[str, str | float | bool | list[float] | None] | None = None
+    preprocessing: Mapping[str, str | float | bool | list[float] | None] | Literal["unknown"] | None = None
+
+    @property
+    def from_features(self) -> bool:
+        """Whether embeddings were read from a file, so that nobody knows how they were made."""
+        return self.preprocessing == "unknown"
 
     def record(self) -> dict[str, Any]:
         """The protocol as it stands in files."""

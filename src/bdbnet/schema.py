@@ -230,6 +230,8 @@ TABLES: dict[str, Table] = {
     },
     "evaluate": _PLACES | _DATASET | _NETWORK | {
         "checkpoint": PATH | NULL,
+        "features": PATH | NULL,
+        "queries": PATH | NULL,
         "image_size": SIZE | whole(1) | NULL,
         "analysis": BOOLEAN,
         "overwrite": BOOLEAN,
@@ -270,6 +272,23 @@ TABLES: dict[str, Table] = {
         "half": BOOLEAN,
         "overwrite": BOOLEAN,
         "plugins": ANYTHING,
+    },
+    "calibrate": _PLACES | _DATASET | _NETWORK | {
+        "checkpoint": PATH | NULL,
+        "split": choice("test", "train"),
+        "held_out": choice("half", "test", "train"),
+        "fmr": number(above=0),
+        "prior": number(above=0),
+        "distance": choice("euclidean", "cosine") | NULL,
+        "embeddings": PATHS | NULL,
+        "output": PATH,
+        "overwrite": BOOLEAN,
+        "seed": SEED,
+        "accelerator": TEXT,
+        "image_size": SIZE | whole(1) | NULL,
+        "pad_to_square": BOOLEAN | NULL,
+        **_below("evaluation", _EMBEDDING),
+        **_below("loading", _READING),
     },
     "search": {key: kind for key, kind in (_PLACES | _NETWORK).items() if key != "data_root"} | {
         "index": PATH | NULL,
@@ -369,9 +388,16 @@ _OF_TRAINING = ("dataset.drop_ratio", "dataset.erasing", "dataset.pad_train")
 UNUSED: Mapping[str, Collection[str]] = {
     "evaluate": (*_OF_TRAINING, "evaluation.before_training", "evaluation.every_n_epochs"),
     "embed": (*_OF_TRAINING, "dataset.recall_at"),
+    "calibrate": (*_OF_TRAINING, "dataset.recall_at"),
     "prepare": (*_OF_TRAINING, "dataset.recall_at", "dataset.image_size", "dataset.resize", "dataset.test_size",
                 "dataset.pad_test"),
 }  # fmt: skip
+
+#: Keys of `evaluate` that have an effect with a network alone, and not with ``features=``.
+OF_NETWORK = (
+    "checkpoint", "image_size", "model", "backbone", "loading", "trainer", "evaluation.precision", "evaluation.flip",
+    "evaluation.scales",
+)  # fmt: skip
 
 #: Groups of one choice: group -> key and the values with which its keys have an effect.
 _WITH = {
@@ -424,6 +450,8 @@ def check(config: DictConfig, command: str, typed: Collection[str] = ()) -> list
     for key in typed:
         if key in UNUSED.get(command, ()):
             raise ConfigError(f"{key}: bdbnet.{command} does not use it; leave it out")
+        if command == "evaluate" and config.get("features") is not None and key.startswith(OF_NETWORK):
+            raise ConfigError(f"{key} is a setting of a network: with features= there is none, so leave it out")
         owner, values = _WITH.get(key.partition(".")[0], ("", ()))
         if command == "search" and owner and config.get(owner) not in values:
             raise ConfigError(f"{key} has an effect with {owner}={' or '.join(values)} alone, not with {config[owner]}")

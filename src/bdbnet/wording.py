@@ -7,6 +7,9 @@ from bdbnet.results import Protocol, Result, metric_names, metric_of
 #: Of every number that belongs to the best checkpoint.
 BEST_CHECKPOINT = "selected on the test set; optimistically biased"
 
+#: Of embeddings that were read from a file.
+UNKNOWN_PREPROCESSING = "embeddings read from a file, their preprocessing is unknown"
+
 
 def protocol_line(protocol: Protocol) -> str:
     """How the numbers were measured, in words.
@@ -22,15 +25,13 @@ raw embeddings; no flip; no re-ranking'
         "retrieval": "Image retrieval, Recall@K,",
     }
     scaling = {"none": "raw", "joint": "L2-normalised", "per_branch": "branch by branch L2-normalised"}
-    height, width = protocol.image_size
     distances = {"euclidean": "Euclidean distance", "cosine": "cosine distance"}
     parts = [
         f"{tasks.get(protocol.task, protocol.task)} on {protocol.dataset}",
-        f"images of {height} x {width} pixels" + (", padded to a square first" if protocol.pad_to_square else ""),
-        f"precision {protocol.precision}",
+        *([] if protocol.from_features else [f"images of {size_text(protocol)}", f"precision {protocol.precision}"]),
         f"{distances.get(protocol.measure, protocol.measure)} between "
         f"{scaling.get(protocol.normalize, protocol.normalize)} embeddings",
-        *([] if protocol.flip else ["no flip"]),
+        *([] if protocol.flip or protocol.from_features else ["no flip"]),
         *([] if protocol.rerank else ["no re-ranking"]),
         *extras(protocol),
     ]
@@ -39,6 +40,14 @@ raw embeddings; no flip; no re-ranking'
             "JPEGs decoded in full" if protocol.decode_margin is None else f"decode margin {protocol.decode_margin:g}"
         )
     return "; ".join(parts)
+
+
+def size_text(protocol: Protocol) -> str:
+    """Size of the network's input in words; "" where it is unknown."""
+    if protocol.image_size is None:
+        return ""
+    height, width = protocol.image_size
+    return f"{height} x {width} pixels" + (", padded to a square first" if protocol.pad_to_square else "")
 
 
 def extras(protocol: Protocol) -> list[str]:
@@ -56,7 +65,9 @@ def extras(protocol: Protocol) -> list[str]:
         f"re-ranked ({numbers(rerank)})": rerank,
         f"mean over {protocol.single_shot} random galleries": protocol.single_shot,
         f"average precision cut at rank {protocol.ap_at}": protocol.ap_at,
-        f"images prepared as the network needs them ({preprocessing_text(protocol)})": protocol.preprocessing,
+        UNKNOWN_PREPROCESSING: protocol.from_features,
+        f"images prepared as the network needs them ({preprocessing_text(protocol)})": protocol.preprocessing
+        and not protocol.from_features,
     }
     return [words for words, given in parts.items() if given]
 
@@ -86,7 +97,9 @@ def preprocessing_text(protocol: Protocol) -> str:
     >>> preprocessing_text(Protocol("reid", "market1501", (256, 128), preprocessing={"channel_order": "bgr", "mean": [0.5] * 3}))
     'channel order bgr, mean 0.5 0.5 0.5'
     """
-    found = (protocol.preprocessing or {}).items()
+    if protocol.preprocessing is None or isinstance(protocol.preprocessing, str):
+        return protocol.preprocessing or ""
+    found = protocol.preprocessing.items()
     return ", ".join(
         f"{name.replace('_', ' ')} {' '.join(f'{v:g}' for v in value) if isinstance(value, list) else value}"
         for name, value in found

@@ -136,7 +136,8 @@ def test_without_a_network_it_is_said_where_the_file_belongs(server, cache):
     assert bdbnet.load(NAME, device="cpu").dimensions == 512
 
 
-def test_a_file_without_an_address_is_put_there_by_the_user_and_checked(cache, shared_data):
+def test_a_file_without_an_address_is_put_there_by_the_user_and_checked(cache, shared_data, monkeypatch):
+    monkeypatch.setitem(ENTRIES, "osnet_x0_25_market1501", replace(ENTRIES["osnet_x0_25_market1501"], url=None))
     with pytest.raises(CheckpointError, match=r"no address is known .* put it here: .*SHA-256 c0ff0917.*BDBNET_CACHE"):
         bdbnet.load("osnet_x0_25_market1501", device="cpu")
     cache.mkdir()

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from bdbnet.config import ConfigError
 from bdbnet.datasets import Manifest
 from bdbnet.datasets.checking import usable_cores
+from bdbnet.evaluation.calibration import Calibration
 from bdbnet.evaluation.inputs import ImageFiles, InputError, as_pixels, boxes_in, only_image
 from bdbnet.evaluation.saved import save_embedder
 from bdbnet.loading import Preprocessing, default_workers
@@ -114,7 +115,8 @@ class Embedder:
         preprocessing: of every image.
         settings: scaling and views.
         distance: by which its embeddings are meant to be compared, `euclidean` or `cosine`.
-        threshold: pairs nearer than this show the same identity; None: not known.
+        threshold: pairs nearer than this show the same identity; None: that of the calibration, or not known.
+        calibration: what the threshold is worth, and for which distance and settings; `python -m bdbnet.calibrate` makes one.
         origin: where the network comes from.
         channels_last: memory format of the images; faster on CPUs, no slower elsewhere.
     """
@@ -127,6 +129,7 @@ class Embedder:
         *,
         distance: str = "euclidean",
         threshold: float | None = None,
+        calibration: Calibration | None = None,
         origin: Origin | None = None,
         channels_last: bool = True,
     ) -> None:
@@ -136,7 +139,8 @@ class Embedder:
         self.preprocessing = preprocessing
         self.settings = settings or EmbeddingSettings()
         self.distance_name = distance
-        self.threshold = threshold
+        self.threshold = calibration.threshold if threshold is None and calibration is not None else threshold
+        self.calibration = calibration
         self.origin = origin or Origin()
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
@@ -332,15 +336,46 @@ class Embedder:
         """Whether embeddings show the same identity: bool (N, M), true where `distance(a, b)` is below the threshold.
 
         Raises:
-            EmbeddingError: no threshold is known and none is given.
+            EmbeddingError: no threshold is known and none is given, or the embedder's own was calibrated for another distance or
+                other settings than it has now.
         """
         limit = self.threshold if threshold is None else threshold
         if limit is None:
             raise EmbeddingError(
-                "no threshold is known for this embedder: give same(a, b, threshold=...), for example one that "
-                "python -m bdbnet.evaluate ... analysis=true prints for the false positive rate that you accept"
+                "no threshold is known for this embedder: python -m bdbnet.calibrate finds one for the false match rate that you "
+                "accept, or give same(a, b, threshold=...)"
             )
+        if threshold is None and self.calibration is not None and limit == self.calibration.threshold:
+            self._fitting(self.calibration)
         return self.distance(a, b) < limit
+
+    def same_probability(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Probability (N, M) that embeddings show the same identity, by the calibration's curve; for its `prior`, as a rule 0.5.
+
+        Raises:
+            EmbeddingError: the embedder is not calibrated, or was for another distance or other settings than it has now.
+        """
+        if self.calibration is None:
+            raise EmbeddingError("this embedder is not calibrated: python -m bdbnet.calibrate makes a calibrated one")
+        return self._fitting(self.calibration).probability(self.distance(a, b))
+
+    @property
+    def made_for(self) -> dict[str, Any]:
+        """What a threshold of its distances holds for: a distance, and every setting of preprocessing and scaling."""
+        return {
+            "distance": self.distance_name, "image_size": list(self.preprocessing.image_size),
+            "pad_to_square": self.preprocessing.pad_to_square, "decode_margin": self.preprocessing.decode_margin,
+            **asdict(self.settings), "scales": list(self.settings.scales), **self.preprocessing.unusual(),
+        }  # fmt: skip
+
+    def _fitting(self, calibration: Calibration) -> Calibration:
+        """Raise EmbeddingError where a calibration is for something else than this embedder is now."""
+        if apart := calibration.differences(self.made_for):
+            raise EmbeddingError(
+                f"the threshold {calibration.threshold:.4g} was calibrated for {'; '.join(apart)}: calibrate again with "
+                "python -m bdbnet.calibrate, or give same(a, b, threshold=...)"
+            )
+        return calibration
 
     # Keeping
 

@@ -54,20 +54,13 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     if config.get("dataset") is None:
         config = _with_own_dataset(config)
     overwrite = bool(config.get("overwrite"))
-    earlier = None if overwrite else _earlier_result(folder)
+    earlier = None if overwrite else earlier_result(folder)
     if earlier is not None:
-        then, now = settings_that_count(earlier.config), settings_that_count(plain(config))
-        then = {key: value for key, value in then.items() if not key.startswith("trained_with.")}
-        for settings in (then, now):  # the images are divided among them, and nothing else
-            settings.pop("trainer.devices", None)
-        refuse_other_settings(folder, {"kind": earlier.kind, **then}, {"kind": "evaluate", **now})
+        refuse_other_data(folder, earlier, config)
     seed_everything(config.seed)
     manifest = build_manifest(config)
     if earlier is not None:
-        then, now = (
-            {"fingerprint of the data": data.get("fingerprint")} for data in (earlier.data, describe(manifest))
-        )
-        refuse_other_settings(folder, then, now)
+        refuse_other_data(folder, earlier, config, manifest)
     embedder = open_embedder(config.checkpoint, _wanted(config), device="cpu")
     size = embedder.preprocessing.image_size
     data = build_data(config, manifest, test_size=list(size), channels_last=True)
@@ -92,24 +85,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         images_per_second={"evaluate": round(len(data.test_table) / module.evaluation_seconds, 2)},
     )
     if trainer.is_global_zero:
-        try:
-            removed = clear_analysis(folder)
-            if removed and not config.analysis:
-                print(
-                    f"removed from {folder}: the earlier analysis ({', '.join(removed)}); analysis=true makes one anew"
-                )
-            if overwrite:
-                for name in (TOP_K, REPORT):
-                    (folder / name).unlink(missing_ok=True)
-            write_outcome(result, test, folder, top_k)
-            if config.analysis:
-                analyse(test, folder, result)
-        except WriteError:  # what was measured is not lost with it
-            values = [
-                f"{metric_of(name).title} {metric_of(name).text(value)}" for name, value in result.metrics.items()
-            ]
-            print(f"measured, but not written: {', '.join(values)}")
-            raise
+        write_evaluation(result, test, folder, config)
     return result
 
 
@@ -155,7 +131,44 @@ def write_outcome(result: Result, test: TestSet, folder: Path, top_k: int) -> No
     write_ranking_lists(found, test.table, folder)
 
 
-def _earlier_result(folder: Path) -> Result | None:
+def write_evaluation(result: Result, test: TestSet, folder: Path, config: DictConfig) -> None:
+    """Write the files of an evaluation, with the analysis where `config.analysis` asks for one.  For rank 0 alone.
+
+    Raises:
+        WriteError: what was measured is printed first.
+    """
+    try:
+        removed = clear_analysis(folder)
+        if removed and not config.analysis:
+            print(f"removed from {folder}: the earlier analysis ({', '.join(removed)}); analysis=true makes one anew")
+        if config.get("overwrite"):
+            for name in (TOP_K, REPORT):
+                (folder / name).unlink(missing_ok=True)
+        write_outcome(result, test, folder, config.evaluation.top_k)
+        if config.analysis:
+            analyse(test, folder, result)
+    except WriteError:  # what was measured is not lost with it
+        values = [f"{metric_of(name).title} {metric_of(name).text(value)}" for name, value in result.metrics.items()]
+        print(f"measured, but not written: {', '.join(values)}")
+        raise
+
+
+def refuse_other_data(folder: Path, earlier: Result, config: DictConfig, manifest: Manifest | None = None) -> None:
+    """Raise ConfigError where the result in a folder is of other settings, or with a manifest, of other data."""
+    if manifest is not None:
+        then, now = (
+            {"fingerprint of the data": data.get("fingerprint")} for data in (earlier.data, describe(manifest))
+        )
+        refuse_other_settings(folder, then, now)
+        return
+    then, now = settings_that_count(earlier.config), settings_that_count(plain(config))
+    then = {key: value for key, value in then.items() if not key.startswith("trained_with.")}
+    for settings in (then, now):  # the images are divided among them, and nothing else
+        settings.pop("trainer.devices", None)
+    refuse_other_settings(folder, {"kind": earlier.kind, **then}, {"kind": "evaluate", **now})
+
+
+def earlier_result(folder: Path) -> Result | None:
     """The result that a folder holds.  Raises ConfigError where it can't be read: nobody knows what it is of."""
     if not (folder / RESULT).is_file():
         return None

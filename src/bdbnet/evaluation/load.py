@@ -401,6 +401,7 @@ def _from_folder(folder: Path, source: str, wanted: Wanted) -> Embedder:
         wanted.settings or saved,
         distance=wanted.distance or record["distance"],
         threshold=record["threshold"],
+        calibration=record["calibration"],
         origin=Origin(source, record["network"], record["trained_with"], record["metrics"], record["protocol"]),
     )
 

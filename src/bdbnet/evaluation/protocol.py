@@ -82,7 +82,6 @@ def main_metric(config: DictConfig) -> str:
 
 def build_protocol(config: DictConfig, data: ReIDDataModule) -> Protocol:
     """What has to be equal before two numbers may be compared."""
-    expanded, reranked = query_expansion(config), reranking(config)
     return Protocol(
         task=config.dataset.protocol,
         dataset=data.manifest.name,
@@ -96,13 +95,20 @@ def build_protocol(config: DictConfig, data: ReIDDataModule) -> Protocol:
         measure=config.evaluation.distance,
         flip=bool(config.evaluation.flip),
         scales=tuple(config.evaluation.scales or ()),
-        query_expansion=None if expanded is None else _expansion_record(expanded),
-        rerank=None if reranked is None else {"k1": reranked.k1, "k2": reranked.k2, "lambda": reranked.lambda_value},
+        query_expansion=expansion_record(query_expansion(config)),
+        rerank=rerank_record(reranking(config)),
         single_shot=single_shot(config),
     )
 
 
-def _expansion_record(settings: QueryExpansion) -> dict[str, float]:
+def rerank_record(settings: KReciprocal | None) -> dict[str, float] | None:
+    """Settings of re-ranking as results hold them."""
+    return None if settings is None else {"k1": settings.k1, "k2": settings.k2, "lambda": settings.lambda_value}
+
+
+def expansion_record(settings: QueryExpansion | None) -> dict[str, float] | None:
     """Settings of query expansion as results hold them; `gallery` is there where it is true."""
+    if settings is None:
+        return None
     record = asdict(settings)
     return record if settings.gallery else {name: value for name, value in record.items() if name != "gallery"}

@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
 
 import safetensors.torch
 
 from bdbnet.checked import Holds, Plain, checked, read_json
+from bdbnet.evaluation.calibration import Calibration
 from bdbnet.evaluation.card import model_card
 from bdbnet.loading import Preprocessing
 from bdbnet.models import CheckpointError, read_checkpoint
@@ -48,6 +49,7 @@ class _Record(TypedDict):
     settings: _Settings
     distance: Literal["euclidean", "cosine"]
     threshold: float | None
+    calibration: NotRequired[Mapping[str, Any]]
     trained_with: Annotated[RunSettings, Holds(Plain)] | None
     metrics: Mapping[str, float] | None
     protocol: Mapping[str, Any] | None
@@ -97,8 +99,9 @@ def save_embedder(embedder: "Embedder", folder: str | Path) -> Path:
         "protocol": embedder.origin.protocol,
         "versions": versions(),
     }
-    threshold = "not calibrated" if embedder.threshold is None else str(embedder.threshold)
-    write_atomically(place / CARD, model_card(embedder, threshold).encode())
+    if embedder.calibration is not None:  # versions that know no calibration read folders without one
+        record["calibration"] = embedder.calibration.record()
+    write_atomically(place / CARD, model_card(embedder, _threshold(embedder)).encode())
     write_atomically(place / RECORD, (json.dumps(record, indent=2, default=str) + "\n").encode())
     return place
 
@@ -115,6 +118,8 @@ def read_saved(folder: Path) -> tuple[dict[str, Any], Path]:
         if found != SCHEMA:
             raise CheckpointError(f"{folder / RECORD}: schema {found}, this version reads schema {SCHEMA}")
         record: dict[str, Any] = {**checked(content, _Record)}
+        calibration = record.get("calibration")
+        record["calibration"] = None if calibration is None else Calibration.from_json(calibration)
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:
@@ -131,3 +136,14 @@ def check_weights(record: Mapping[str, Any], weights: Path) -> None:
         raise CheckpointError(
             f"{weights}: damaged or edited: not the weights that were saved there. Copy the folder again"
         )
+
+
+def _threshold(embedder: "Embedder") -> str:
+    calibration = embedder.calibration
+    if calibration is None or embedder.threshold != calibration.threshold:
+        return "not calibrated" if embedder.threshold is None else str(embedder.threshold)
+    low, high = calibration.reached.interval
+    return (
+        f"{calibration.threshold:.4g}, chosen for a false match rate of {calibration.fmr:g} on {calibration.chosen_on.data}; on "
+        f"{calibration.held_out.identities} other identities {calibration.reached.value:.2g} ({low:.2g} to {high:.2g})"
+    )

@@ -60,6 +60,7 @@ def stamp_of(embedder: Embedder, folder: Path | None = None) -> ModelStamp:
         scales=settings.scales,
         preprocessing=preprocessing.unusual(),
         place=place,
+        calibration=embedder.calibration,
     )
 
 

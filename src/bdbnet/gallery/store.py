@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from bdbnet.checked import Column, Holds, Plain, Positive, Range, Size, UnfitError, checked, read_json, read_parquet
 from bdbnet.datasets import BOX_COLUMNS
+from bdbnet.evaluation.calibration import Calibration
 from bdbnet.files import replaced
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import versions, write_atomically
@@ -64,6 +65,7 @@ class ModelStamp:
         flip: embeddings of an image and its mirror image are averaged.
         scales: sizes of the input, relative to `image_size`, whose embeddings are averaged.
         preprocessing: other attributes of `Preprocessing`, where they are not those that `bdbnet` trains with.
+        calibration: of the distances between these embeddings, see `Calibration`; None where none was made.
         place: of the checkpoint, relative to the folder of the embeddings, so that both may be moved together.
     """
 
@@ -80,6 +82,7 @@ class ModelStamp:
     scales: tuple[float, ...] = (1.0,)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     place: str = field(default="", compare=False)
+    calibration: Calibration | None = field(default=None, compare=False)
 
     @property
     def shown(self) -> str:
@@ -116,7 +119,9 @@ def check_same_model(a: ModelStamp, b: ModelStamp) -> None:
     """Raise StoreError, which names what differs, unless embeddings of the two may be compared."""
     if a.fingerprint == b.fingerprint:
         return
-    names = [entry.name for entry in fields(ModelStamp) if entry.name not in ("fingerprint", "checkpoint", "place")]
+    names = [
+        entry.name for entry in fields(ModelStamp) if entry.compare and entry.name not in ("fingerprint", "checkpoint")
+    ]
     different = [name for name in names if getattr(a, name) != getattr(b, name)]
     what = "; ".join(f"{name} {getattr(a, name)} and {getattr(b, name)}" for name in different)
     raise StoreError(

@@ -90,12 +90,17 @@ def themed_picture(draw: "Callable[[Theme], Figure]", title: str, words: str) ->
 
 
 def _svg(figure: "Figure") -> str:
+    return _data_uri("image/svg+xml", svg(figure))
+
+
+def svg(figure: "Figure") -> bytes:
+    """A figure as an SVG file, the same bytes every time."""
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "bdbnet", "svg.fonttype": "path"}):  # the same bytes every time
+    with matplotlib.rc_context({"svg.hashsalt": "bdbnet", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return _data_uri("image/svg+xml", buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _data_uri(mime: str, content: bytes) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from bdbnet import plugins
 from bdbnet.checked import Column, UnfitError, checked, read_json, read_parquet
 from bdbnet.datasets import BOX_COLUMNS, DatasetError, load_manifest
+from bdbnet.evaluation.feature_sets import FEATURES
 from bdbnet.reporting.analysis_record import read_record
 from bdbnet.results import ANALYSIS, HISTORY, LABEL_NAMES, RESULT, TOP_K, Result, read_result
 
@@ -173,6 +174,8 @@ def image_root(run: RunFolder) -> tuple[Path | None, str]:
     the run's. None where it cannot be found now; the remark says why.
     """
     result, dataset = run.result, run.result.config.get("dataset")
+    if isinstance(dataset, Mapping) and dataset.get("name") == FEATURES:
+        return _image_root_of_features(dataset, run)
     if (
         not isinstance(dataset, Mapping)
         or not dataset.get("name")
@@ -205,6 +208,14 @@ def image_root(run: RunFolder) -> tuple[Path | None, str]:
     if manifest.fingerprint != result.data.get("fingerprint", manifest.fingerprint):
         return manifest.root, f"The dataset at {manifest.root} has changed since this run: pictures may be wrong ones."
     return manifest.root, ""
+
+
+def _image_root_of_features(dataset: Mapping[str, Any], run: RunFolder) -> tuple[Path | None, str]:
+    """The same of embeddings from a file that says the paths of its images, where it does."""
+    if dataset.get("root") is None:
+        return None, "The images are not shown: the file of embeddings does not say where they are (dataset.root=)."
+    root = Path(_found(str(dataset["root"]), run.path))
+    return (root, "") if root.is_dir() else (None, f"The images are not shown: {root} is not there.")
 
 
 def file_below(root: Path, path: object) -> Path | None:

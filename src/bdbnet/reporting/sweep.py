@@ -175,14 +175,14 @@ def _tell_data_apart(tables: Sequence[SweepTable]) -> None:
 def _conditions(result: Result) -> dict[str, Any]:
     """The protocol, data and version that all numbers of one table share."""
     protocol = asdict(result.protocol)
-    height, width = protocol.pop("image_size")
+    size = protocol.pop("image_size")
     protocol["preprocessing"] = preprocessing_text(result.protocol) or "usual"
     steps = {"query expansion": protocol.pop("query_expansion"), "re-ranking": protocol.pop("rerank")}
     return {
         "kind": result.kind,
         "dataset": protocol.pop("dataset"),
         "data": str(result.data.get("fingerprint", "unknown"))[:12],
-        "image size": f"{height} x {width}",
+        "image size": "unknown" if size is None else f"{size[0]} x {size[1]}",
         **{name.replace("_", " "): value for name, value in protocol.items()},
         **{name: numbers(settings) or "none" for name, settings in steps.items()},
         "bdbnet": result.versions.get("bdbnet", "unknown"),

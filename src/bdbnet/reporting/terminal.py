@@ -37,13 +37,14 @@ def metrics_table(result: Result) -> str:
     rows.insert(1, "-" * len(rows[0]))
     note = [] if result.best is None else [f"* {BEST_CHECKPOINT}"]
     protocol = result.protocol
-    height, width = protocol.image_size
-    size = f"{height} x {width}" + (" padded" if protocol.pad_to_square else "")
+    of_images = []
+    if protocol.image_size is not None:
+        size = "{} x {}".format(*protocol.image_size) + (" padded" if protocol.pad_to_square else "")
+        of_images = [size, protocol.precision]
     facts = [
         protocol.dataset,
         _TASKS.get(protocol.task, protocol.task),
-        size,
-        protocol.precision,
+        *of_images,
         f"normalize {protocol.normalize}",
         *extras(protocol),
     ]
