@@ -169,8 +169,8 @@ def test_another_network_columns_or_the_same_image_twice_are_refused(embedder, m
         updated(tmp_path / "store", embedder, tmp_path / "more.csv", sync=False)
     images = find_images(tmp_path / "one.csv")
     twice = images.manifest.with_rows(images.manifest.table.iloc[[0, 0]].reset_index(drop=True))
+    doubled = Images(twice, images.table.iloc[[0, 0]].reset_index(drop=True), images.source)
     with pytest.raises(StoreError, match=r"one\.csv: rows 1 and 2 are the same image, a\.png"):
-        doubled = Images(twice, images.table.iloc[[0, 0]].reset_index(drop=True), images.source)
         update_store(tmp_path / "store", embedder, doubled, sync=False, **OPTIONS)
     (tmp_path / "more.csv").write_text("path,label\nb.png,1\n")
     with pytest.raises(StoreError, match="none of its 1 images"):
