@@ -283,6 +283,19 @@ def read_parquet(path: Path, columns: Mapping[str, Column], optional: Iterable[s
         UnfitError: it is no Parquet file or damaged, or a column is missing, twice or of another kind; names column and row,
             the first row is 1.
     """
+    table = read_arrow(path, columns, optional)
+    try:
+        # What pandas noted in the file is of no use here, and may be damaged too.
+        frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UnfitError(f"not a readable Parquet file ({_first_line(error)})") from error
+    return frame
+
+
+def read_arrow(path: Path, columns: Mapping[str, Column], optional: Iterable[str] = ()) -> Any:
+    """`read_parquet` as a table of pyarrow."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -297,13 +310,11 @@ def read_parquet(path: Path, columns: Mapping[str, Column], optional: Iterable[s
         for name, column in columns.items():
             if name in names:
                 _check_column(name, table.column(name), column)
-        # What pandas noted in the file is of no use here, and may be damaged too.
-        frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     except (UnfitError, MemoryError):
         raise
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise UnfitError(f"not a readable Parquet file ({_first_line(error)})") from error
-    return frame
+    return table
 
 
 def _check_column(name: str, values: Any, column: Column) -> None:

@@ -2,10 +2,14 @@
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError, command, shown_path
+
+if TYPE_CHECKING:
+    from bdbnet.gallery.updating import Update
 
 
 @command("embed", again="Run the same command again; it resumes where it stopped.")
@@ -17,10 +21,13 @@ def main(config: DictConfig) -> None:
         raise ConfigError("set exactly one of images=FOLDER_OR_TABLE or dataset=NAME (with split=gallery, for example)")
     if (config.split is not None) and dataset is None:
         raise ConfigError("split= is a part of a dataset: leave it out with images=, or give dataset= instead")
+    if config.mode != "new" and config.overwrite:
+        raise ConfigError(f"overwrite=true deletes the gallery: leave it out with mode={config.mode}")
     from bdbnet.evaluation.trainer import keep_freed_memory, quiet_libraries
     from bdbnet.gallery.embedding import build_embedder
     from bdbnet.gallery.shards import embed_into, ranks_of_environment
-    from bdbnet.gallery.store import SKIPPED, EmbeddingStore
+    from bdbnet.gallery.store import META, SKIPPED, EmbeddingStore
+    from bdbnet.gallery.updating import update_store
     from bdbnet.loading.sources import dataset_images, find_images
 
     quiet_libraries()
@@ -32,34 +39,62 @@ def main(config: DictConfig) -> None:
         images = dataset_images(dataset, "gallery" if config.split is None else config.split)
     embedder = build_embedder(config, local_rank=ranks.local_rank)
     folder = shown_path(Path(config.output).expanduser().absolute())
-    outcome = embed_into(
-        folder,
-        embedder,
-        images,
-        shard_size=config.shard_size,
-        batch_size=config.loading.test_batch_size,
-        format=config.format,
-        skip_unreadable=config.on_error == "skip",
-        overwrite=config.overwrite,
-        num_workers=config.loading.num_workers,
-        ranks=ranks,
-    )
-    speed = f" in {outcome.seconds:.1f} s, {outcome.embedded / max(outcome.seconds, 1e-9):.0f} images/s"
-    if outcome.missing:
-        print(
-            f"process {ranks.rank} of {ranks.world_size}: embedded {outcome.embedded:,} images{speed}; {outcome.missing:,} shards "
-            f"of the other processes are still missing in {folder}, the last one to end puts all together"
-        )
-        return
-    store = EmbeddingStore.open(folder)
-    if outcome.embedded:
-        print(f"embedded {outcome.embedded:,} images{speed}")
+    options = {
+        "shard_size": config.shard_size,
+        "batch_size": config.loading.test_batch_size,
+        "skip_unreadable": config.on_error == "skip",
+        "num_workers": config.loading.num_workers,
+    }
+    if config.mode != "new" and (folder / META).exists():
+        if ranks.world_size > 1:
+            raise ConfigError(f"mode={config.mode}: one process extends a gallery; start it without torchrun or srun")
+        if config.mode == "sync" and config.images is not None:
+            _require_several(config.images)
+        update = update_store(folder, embedder, images, sync=config.mode == "sync", **options)
+        _say_update(update)
     else:
-        print(f"nothing to do: {folder} was complete")
+        outcome = embed_into(
+            folder, embedder, images, format=config.format, overwrite=config.overwrite, ranks=ranks, **options
+        )
+        speed = _speed(outcome.embedded, outcome.seconds)
+        if outcome.missing:
+            print(
+                f"process {ranks.rank} of {ranks.world_size}: embedded {outcome.embedded:,} images{speed}; {outcome.missing:,} "
+                f"shards of the other processes are still missing in {folder}, the last one to end puts all together"
+            )
+            return
+        if outcome.embedded:
+            print(f"embedded {outcome.embedded:,} images{speed}")
+        else:
+            print(f"nothing to do: {folder} was complete")
+    store = EmbeddingStore.open(folder)
     if store.skipped:
         print(f"left out {store.skipped:,} images that can't be read: {folder / SKIPPED}")
     print(f"{len(store):,} embeddings of {store.dimensions:,} numbers in {folder}")
     print(f"search them with: python -m bdbnet.search {shlex.quote(f'index={folder}')} images=<file, folder or table>")
+
+
+def _require_several(images: str) -> None:
+    """A gallery can't be made equal to one image: that would remove all others."""
+    path = Path(images).expanduser()
+    if path.is_file() and path.suffix.lower() not in (".csv", ".parquet", ".pq"):
+        raise ConfigError(
+            f"mode=sync removes all images but those named: images={images} is one image; mode=add adds it"
+        )
+
+
+def _say_update(update: "Update") -> None:
+    if update.embedded:
+        print(f"embedded {update.embedded:,} images{_speed(update.embedded, update.seconds)}")
+    if update.unknown:
+        print(
+            f"{update.unknown:,} of them were in the gallery, but not the size and time of their files: made by an earlier version"
+        )
+    print(f"added {update.added:,} images, replaced {update.replaced:,}, removed {update.removed:,}")
+
+
+def _speed(images: int, seconds: float) -> str:
+    return f" in {seconds:.1f} s, {images / max(seconds, 1e-9):.0f} images/s"
 
 
 if __name__ == "__main__":

@@ -253,6 +253,7 @@ TABLES: dict[str, Table] = {
         "split": choice("query", "gallery", "train", "test", "all") | NULL,
         "root": PATH | NULL,
         "output": PATH,
+        "mode": choice("new", "add", "sync"),
         "format": choice("safetensors", "parquet"),
         "shard_size": whole(1),
         "overwrite": BOOLEAN,

@@ -153,7 +153,7 @@ def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
     if config.queries is not None:
         store = EmbeddingStore.open(config.queries, verify=config.get("verify", True))
         check_same_model(gallery.model, store.model)
-        return Queries(store.embeddings, store.table, store.root)
+        return Queries(np.asarray(store.embeddings), store.table, store.root)
     images = find_images(config.images, root=config.root)
     checkpoint = checkpoint_of(gallery, config.checkpoint)
     embedder = embedder_of(
@@ -219,7 +219,7 @@ def quality_of(index: GalleryIndex, record: Path, queries: np.ndarray) -> IndexQ
     if len(queries) >= _ENOUGH_QUERIES:
         quality = measure_index(index, queries)
     else:
-        quality = replace(measure_index(index, index.embeddings), of="gallery images (each finds itself too)")
+        quality = replace(measure_index(index, index.sampled()), of="gallery images (each finds itself too)")
     content = {"settings": index.settings, "quality": asdict(quality)}
     write_atomically(record, (json.dumps(content, indent=2) + "\n").encode())
     return quality
@@ -279,7 +279,7 @@ def results_table(
     ):
         for column in COLUMNS:
             if column in table:
-                rows[f"{name}_{column}"] = table[column].to_numpy()[chosen]
+                rows[f"{name}_{column}"] = table[column].iloc[chosen].to_numpy()
     if {"query_label", "gallery_label"} <= {*rows}:
         rows["correct"] = rows["query_label"] == rows["gallery_label"]
     return rows

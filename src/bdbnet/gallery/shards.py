@@ -5,12 +5,13 @@ puts them together. They meet in the folder alone.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypedDict
 
@@ -25,18 +26,23 @@ from bdbnet.config import ConfigError
 from bdbnet.evaluation.embedder import Embedded, Embedder, EmbeddingError
 from bdbnet.files import locked
 from bdbnet.gallery.embedding import stamp_of
+from bdbnet.gallery.parts import PARTS
 from bdbnet.gallery.store import (
+    FILES,
     FORMATS,
+    LIVE_SCHEMA,
     META,
     PLAN,
     SCHEMA,
     SHARDS,
     SKIPPED,
+    STAGING,
     TABLE,
     VERIFIED,
     ModelStamp,
     StoreError,
     check_same_model,
+    read_meta,
     write_store,
 )
 from bdbnet.loading.sources import Images
@@ -120,6 +126,7 @@ def embed_into(
     num_workers: int | None = None,
     ranks: Ranks | None = None,
     progress: bool = True,
+    may_be_empty: bool = False,
 ) -> Outcome:
     """Embed `images` into `folder`, or resume that; nothing is done where it is complete.
 
@@ -129,6 +136,7 @@ def embed_into(
         skip_unreadable: leave images out that can't be read; `skipped.csv` lists them.
         overwrite: delete the embeddings that `folder` holds.
         ranks: this process among those that share the work; None: it is alone.
+        may_be_empty: no error if none of the images can be read.
 
     Raises:
         ConfigError: an unknown format or a size below 1.
@@ -145,7 +153,8 @@ def embed_into(
         raise ConfigError(
             "overwrite=true: several processes can't delete a folder together; delete it before they start"
         )
-    run = _Run(folder, stamp_of(embedder, folder), images, shard_size, batch_size, format)
+    facts = file_facts(images.manifest.paths)
+    run = _Run(folder, stamp_of(embedder, folder), images, shard_size, batch_size, format, facts, may_be_empty)
     with locked(folder):
         if overwrite:
             clear_folder(folder)
@@ -173,9 +182,10 @@ def embed_into(
 def clear_folder(folder: Path) -> None:
     """Remove the embeddings in `folder`, complete or not, and nothing else."""
     # meta.json first: from then on it is a store no more.
-    for name in (META, PLAN, TABLE, SKIPPED, VERIFIED, *(f"embeddings.{format}" for format in FORMATS)):
+    for name in (META, PLAN, TABLE, FILES, SKIPPED, VERIFIED, *(f"embeddings.{format}" for format in FORMATS)):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    for name in (SHARDS, PARTS, STAGING):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -188,6 +198,8 @@ class _Run:
     shard_size: int
     batch_size: int
     format: str
+    facts: Mapping[str, np.ndarray]
+    may_be_empty: bool = False
 
     @property
     def shards(self) -> int:
@@ -207,12 +219,17 @@ class _Run:
             "schema": SCHEMA,
             "source": self.images.source,
             "count": len(self.images),
-            "images": _fingerprint(self.images),
+            "images": _fingerprint(self.images, self.facts),
             "shard_size": self.shard_size,
             "format": self.format,
-            "model": asdict(self.stamp),
+            "model": self.stamp.record(),
         }
         path = self.folder / PLAN
+        if (self.folder / META).exists() and read_meta(self.folder)["schema"] == LIVE_SCHEMA:
+            raise StoreError(
+                f"{self.folder} holds a gallery that was extended or changed since it was made: mode=add adds images to it, "
+                "mode=sync brings it up to date, overwrite=true deletes it, output=<another folder> keeps it."
+            )
         if not path.exists():
             if (self.folder / META).exists():
                 raise StoreError(
@@ -251,7 +268,7 @@ class _Run:
             self._merge()
         # Also what a process left behind that was killed: nobody else writes while the lock is held.
         shutil.rmtree(self.folder / SHARDS, ignore_errors=True)
-        for name in (META, PLAN, TABLE, SKIPPED, *(f"embeddings.{format}" for format in FORMATS)):
+        for name in (META, PLAN, TABLE, FILES, SKIPPED, *(f"embeddings.{format}" for format in FORMATS)):
             for temporary in self.folder.glob(f".{name}.*"):
                 temporary.unlink(missing_ok=True)
         return 0
@@ -266,11 +283,16 @@ class _Run:
             rows.append(own)
             unreadable |= reasons
         table = self.images.table.iloc[np.concatenate(rows)].reset_index(drop=True)
-        if table.empty:
+        if table.empty and not self.may_be_empty:
             raise EmbeddingError(f"none of the {len(self.images)} images can be read; the first: {unreadable[0]}")
         if unreadable:
             listed = {"path": self.images.table["path"].iloc[[*unreadable]], "reason": [*unreadable.values()]}
             write_atomically(self.folder / SKIPPED, pd.DataFrame(listed).to_csv(index=False).encode())
+        kept = np.concatenate(rows)
+        files = pd.DataFrame({name: values[kept] for name, values in self.facts.items()})
+        buffer = io.BytesIO()
+        files.to_parquet(buffer, index=False)
+        write_atomically(self.folder / FILES, buffer.getvalue())
         write_store(
             self.folder,
             (self._embeddings(shard) for shard in range(self.shards)),
@@ -331,16 +353,24 @@ def _counted(bar: "tqdm[NoReturn]", part: Embedded) -> Embedded:
     return part
 
 
-def _fingerprint(images: Images) -> str:
+def _fingerprint(images: Images, facts: Mapping[str, np.ndarray]) -> str:
     """Identifies images by what the table says of them, and by size and time of change of their files."""
     digest = hashlib.sha256(images.manifest.fingerprint.encode())
     digest.update(" ".join(images.table.columns).encode())
     if "time" in images.table.columns:
         digest.update(images.table["time"].to_numpy().tobytes())
-    for path in images.manifest.paths:
+    for size, moment in zip(facts["size"].tolist(), facts["mtime_ns"].tolist()):
+        digest.update(b"absent\n" if size < 0 else f"{size} {moment}\n".encode())
+    return digest.hexdigest()
+
+
+def file_facts(paths: Sequence[str]) -> dict[str, np.ndarray]:
+    """`size` in bytes and `mtime_ns`, the time of change in nanoseconds since 1970, of files; -1 for one that is not there."""
+    facts = {name: np.full(len(paths), -1, np.int64) for name in ("size", "mtime_ns")}
+    for number, path in enumerate(paths):
         try:
             status = os.stat(path)  # noqa: PTH116  (a Path for each of 100,000 files takes as long as the call)
-            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
         except OSError:  # reading the image says what is wrong
-            digest.update(b"absent\n")
-    return digest.hexdigest()
+            continue
+        facts["size"][number], facts["mtime_ns"][number] = status.st_size, status.st_mtime_ns
+    return facts

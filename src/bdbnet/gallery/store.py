@@ -1,50 +1,69 @@
 """Embeddings of a set of images in a folder: the numbers, a row per image, and the stamp of the network they come from.
 
 A folder holds `meta.json`, written last, `manifest.parquet` with a row per image, and the embeddings as one tensor
-`embeddings` in `embeddings.safetensors`, or as a column `embedding` in `embeddings.parquet`.
+`embeddings` in `embeddings.safetensors`, or as a column `embedding` in `embeddings.parquet`. Once images were added, replaced
+or removed, `meta.json` lists the parts of which it consists, see `parts`; they are replaced together with it, so that a
+reader sees the state before or after.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from bdbnet.checked import Column, Holds, Plain, Positive, Range, Size, UnfitError, checked, read_json, read_parquet
-from bdbnet.datasets import BOX_COLUMNS
+from bdbnet.checked import Holds, Plain, Positive, Range, Size, UnfitError, checked, read_json, read_parquet
 from bdbnet.evaluation.calibration import Calibration
 from bdbnet.files import replaced
+from bdbnet.gallery.parts import (
+    AGAIN,
+    TABLE_COLUMNS,
+    OpenPart,
+    Part,
+    check_size,
+    checked_blocks,
+    combined,
+    digest_of,
+    joined_tables,
+    open_part,
+    read_embeddings,
+    write_parquet,
+    write_safetensors,
+)
+from bdbnet.gallery.parts import StoreError as StoreError
+from bdbnet.gallery.rows import Rows
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import versions, write_atomically
 
 SCHEMA = 1
+#: Of one to which images were added, or of which some were replaced or removed.
+LIVE_SCHEMA = 2
 
 # Files of a store.
 META = "meta.json"
 TABLE = "manifest.parquet"
 SKIPPED = "skipped.csv"
+# Size and time of change of each image file, by which `mode=sync` sees what has changed.
+FILES = "files.parquet"
 # That its content has been verified on this machine.
 VERIFIED = ".verified.json"
 # Of one that is being made: what it will hold, and the parts that are done.
 PLAN = "plan.json"
 SHARDS = "shards"
+# Where images are embedded that then join it.
+STAGING = ".adding"
 
 FORMATS = ("safetensors", "parquet")
 
-_ROWS = 8192  # embeddings that are hashed at a time
-
-
-class StoreError(ValueError):
-    """A folder of embeddings that can't be used; the message names it and says what to do."""
+_TRIES = 5  # to open a folder that other processes extend meanwhile
 
 
 @dataclass(frozen=True)
@@ -91,13 +110,20 @@ class ModelStamp:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "ModelStamp":
-        """The stamp that `asdict` and JSON made a record of.  Raises UnfitError, which names the key, for another record."""
+        """The stamp that `record` and JSON made a record of.  Raises UnfitError, which names the key, for another record."""
         stamp = checked(record, cls, "model")
         return replace(stamp, network=with_todays_names(stamp.network))
 
+    def record(self) -> dict[str, Any]:
+        """As it stands in files."""
+        said = asdict(self)
+        if self.calibration is None:  # versions that know no calibration read galleries without one
+            del said["calibration"]
+        return said
+
 
 class _Meta(TypedDict):
-    """What `meta.json` says."""
+    """What `meta.json` says of a gallery as it was made."""
 
     count: Annotated[int, Range(0)]
     skipped: Annotated[int, Range(0)]
@@ -109,10 +135,19 @@ class _Meta(TypedDict):
     files: Mapping[str, int]
 
 
-_TABLE_COLUMNS = {
-    "path": Column("text"), "label": Column("whole"), "camera": Column("whole"), "time": Column("number", empty=True),
-    **{name: Column("whole") for name in BOX_COLUMNS},
-}  # fmt: skip
+class _LiveMeta(TypedDict):
+    """What `meta.json` says of a gallery of parts."""
+
+    count: Annotated[int, Range(0)]
+    skipped: Annotated[int, Range(0)]
+    source: str
+    root: str
+    format: Literal["safetensors", "parquet"]
+    fingerprint: str
+    model: Mapping[str, Any]
+    parts: list[Part]
+    next_id: Annotated[int, Range(0)]
+    history: list[tuple[str, int]]
 
 
 def check_same_model(a: ModelStamp, b: ModelStamp) -> None:
@@ -137,7 +172,8 @@ class EmbeddingStore:
     Attributes:
         folder: where it is.
         embeddings: (N, D) float32, read-only; mapped from the file, so that only what is used is read, where its format
-            allows that (safetensors).
+            allows that (safetensors). Of a gallery that has grown they are `Rows`, used like an array; `np.asarray` makes
+            one of them, in memory.
         table: N rows with `path` (relative to `root`) and, where known, `label` int64, `camera` int64 (-1 for none),
             `time` float64 (seconds since 1970, NaN for none) and boxes `x1 y1 x2 y2` int64 (pixels).
         root: folder of the images when they were embedded.
@@ -145,16 +181,23 @@ class EmbeddingStore:
         fingerprint: SHA-256 of table and embeddings.
         source: what was embedded, as given.
         skipped: images left out because they could not be read; `skipped.csv` lists them.
+        ids: int64 (N,), ascending: of each row a number that no other row of this gallery ever has, so that an index can
+            tell which rows are new and which are gone; None: they are 0 to N - 1, as nothing was added yet.
+        history: fingerprint of every state of the gallery so far, with the first number that no row had yet, latest last.
+
+    The rows come in the order in which they were added; a replaced one counts as added then.
     """
 
     folder: Path
-    embeddings: np.ndarray
+    embeddings: np.ndarray | Rows
     table: pd.DataFrame
     root: Path
     model: ModelStamp
     fingerprint: str
     source: str = ""
     skipped: int = 0
+    ids: np.ndarray | None = None
+    history: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = True) -> "EmbeddingStore":
@@ -168,27 +211,43 @@ class EmbeddingStore:
             StoreError: there is none, it is not complete yet, damaged, or of another schema.
         """
         folder = Path(str(folder)).expanduser()
-        meta = _read_meta(folder)
+        for _ in range(_TRIES):
+            meta = read_meta(folder)
+            try:
+                return (
+                    cls._of_parts(folder, meta, verify)
+                    if meta["schema"] == LIVE_SCHEMA
+                    else cls._whole(folder, meta, verify)
+                )
+            except StoreError:
+                # Another process may have extended the store meanwhile, and taken away files of the state before.
+                if read_meta(folder) == meta:
+                    raise
+        raise StoreError(f"{folder} is extended again and again while it is being opened: try later")
+
+    @classmethod
+    def _whole(cls, folder: Path, meta: Mapping[str, Any], verify: bool) -> "EmbeddingStore":
+        """A store as it was made."""
         try:
             checked(meta, _Meta)
             model = ModelStamp.from_json(meta["model"])
         except UnfitError as error:
-            raise StoreError(f"{folder / META} is damaged: {error}. {_AGAIN}") from error
+            raise StoreError(f"{folder / META} is damaged: {error}. {AGAIN}") from error
         for name, size in meta["files"].items():
-            _check_size(folder, name, size)
+            check_size(folder, name, size)
         try:
             table = read_parquet(
-                folder / TABLE, _TABLE_COLUMNS, optional=[name for name in _TABLE_COLUMNS if name != "path"]
+                folder / TABLE, TABLE_COLUMNS, optional=[name for name in TABLE_COLUMNS if name != "path"]
             )
         except (UnfitError, OSError) as error:
-            raise StoreError(f"{folder / TABLE} is damaged: {error}. {_AGAIN}") from error
+            raise StoreError(f"{folder / TABLE} is damaged: {error}. {AGAIN}") from error
         try:
-            embeddings = _read_embeddings(folder / f"embeddings.{meta['format']}", model.dimensions)
+            embeddings = read_embeddings(folder / f"embeddings.{meta['format']}", model.dimensions)
             shape = (meta["count"], model.dimensions)
             if len(table) != meta["count"] or embeddings.shape != shape or embeddings.dtype != np.float32:
                 raise StoreError(
                     f"{folder} is damaged: {len(table)} rows and embeddings {embeddings.shape} {embeddings.dtype}, where "
-                    f"{META} says {shape} float32. {_AGAIN}"
+                    f"{META} says {shape} float32. {AGAIN}"
                 )
             if verify:
                 _verify(folder, meta, embeddings)
@@ -205,7 +264,78 @@ class EmbeddingStore:
         except StoreError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError, OSError, pa.ArrowException, SafetensorError) as error:
-            raise StoreError(f"{folder} is damaged ({type(error).__name__}: {error}). {_AGAIN}") from error
+            raise StoreError(f"{folder} is damaged ({type(error).__name__}: {error}). {AGAIN}") from error
+
+    @classmethod
+    def _of_parts(cls, folder: Path, meta: Mapping[str, Any], verify: bool) -> "EmbeddingStore":
+        """A store that has grown."""
+        live, model, parts = open_parts(folder, meta)
+        try:
+            if verify:
+                _verify_parts(folder, live, parts)
+            rows = [part.rows for part in parts]
+            chosen = list(zip(parts, rows, strict=True))
+            table = joined_tables([part.table if own is None else part.table.take(own) for part, own in chosen])
+            ids = np.concatenate([part.ids if own is None else part.ids[own] for part, own in chosen])
+            if len(table) != live["count"] or not (np.diff(ids) > 0).all():
+                raise StoreError(
+                    f"{folder} is damaged: {META} says {live['count']} images, its parts hold {len(table)}. {AGAIN}"
+                )
+            return cls(
+                folder,
+                Rows([part.embeddings for part in parts], rows, model.dimensions),
+                table.to_pandas(),
+                Path(live["root"]),
+                model,
+                live["fingerprint"],
+                live["source"],
+                live["skipped"],
+                ids,
+                tuple(live["history"]),
+            )
+        except StoreError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, OSError, pa.ArrowException) as error:
+            raise StoreError(f"{folder} is damaged ({type(error).__name__}: {error}). {AGAIN}") from error
+
+    def add(self, embeddings: np.ndarray, table: pd.DataFrame, *, model: ModelStamp | None = None) -> "EmbeddingStore":
+        """Append images to the gallery, and open it again; this object keeps seeing the state before.
+
+        Args:
+            embeddings: (n, D) float32.
+            table: n rows with the columns of `table`; cameras and times may be left out.
+            model: what made the embeddings; None: the caller vouches that it is the gallery's.
+
+        Raises:
+            StoreError: embeddings of another model or size, or with NaN; other columns; an image that is there already, or
+                is given twice.
+            LockedError: another process extends the gallery.
+        """
+        from bdbnet.gallery.live import add_rows
+
+        add_rows(self.folder, embeddings, table, model)
+        return EmbeddingStore.open(self.folder)
+
+    def replace(
+        self, embeddings: np.ndarray, table: pd.DataFrame, *, model: ModelStamp | None = None
+    ) -> "EmbeddingStore":
+        """Like `add`, but images whose path (and box) is in the gallery take the place of those."""
+        from bdbnet.gallery.live import add_rows
+
+        add_rows(self.folder, embeddings, table, model, replacing=True)
+        return EmbeddingStore.open(self.folder)
+
+    def remove(self, paths: Iterable[str]) -> "EmbeddingStore":
+        """Remove all rows of these paths from the gallery, and open it again; this object keeps seeing the state before.
+
+        Raises:
+            StoreError: a path that is not in the gallery, or none would be left.
+            LockedError: another process extends the gallery.
+        """
+        from bdbnet.gallery.live import remove_rows
+
+        remove_rows(self.folder, paths)
+        return EmbeddingStore.open(self.folder)
 
     @property
     def dimensions(self) -> int:
@@ -216,36 +346,84 @@ class EmbeddingStore:
         return len(self.table)
 
 
+def open_parts(folder: Path, meta: Mapping[str, Any]) -> tuple[Mapping[str, Any], ModelStamp, list[OpenPart]]:
+    """What `meta.json` says of a gallery of parts, and these.  Raises StoreError for what is damaged."""
+    try:
+        live = checked(meta, _LiveMeta)
+        model = ModelStamp.from_json(live["model"])
+    except UnfitError as error:
+        raise StoreError(f"{folder / META} is damaged: {error}. {AGAIN}") from error
+    if not live["parts"]:
+        raise StoreError(f"{folder / META} is damaged: parts is empty. {AGAIN}")
+    try:
+        return live, model, [open_part(folder, part, live["format"], model.dimensions) for part in live["parts"]]
+    except StoreError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, pa.ArrowException, SafetensorError) as error:
+        raise StoreError(f"{folder} is damaged ({type(error).__name__}: {error}). {AGAIN}") from error
+
+
 def _verify(folder: Path, meta: Mapping[str, Any], embeddings: np.ndarray) -> None:
     """Raise StoreError unless table and embeddings are those that were written; what was found is kept for the next time."""
     files = {name: _identity(folder / name) for name in meta["files"]}
     state = {"fingerprint": meta["fingerprint"], "files": files}
-    record = folder / VERIFIED
+    if _verified(folder) == state:
+        return
+    found = digest_of(folder / TABLE, embeddings)
+    if found != meta["fingerprint"]:
+        raise _other_content(folder, files, found, meta["fingerprint"])
+    _note_verified(folder, state)
+
+
+def _verify_parts(folder: Path, meta: Mapping[str, Any], parts: Sequence[OpenPart]) -> None:
+    """`_verify` of a gallery of parts: those that have been verified before are not read again."""
+    record = _verified(folder)
+    known = dict(record["parts"]) if isinstance(record.get("parts"), dict) else {}
+    if isinstance(record.get("fingerprint"), str):
+        known[record["fingerprint"]] = record.get("files")
+    seen = {}
+    for each in parts:
+        part = each.part
+        files = {name: _identity(folder / name) for name in (part.embeddings, part.table)}
+        if (
+            known.get(part.digest) != files
+            and (found := digest_of(folder / part.table, each.embeddings)) != part.digest
+        ):
+            raise _other_content(folder, files, found, part.digest)
+        seen[part.digest] = files
+    if (found := combined(parts)) != meta["fingerprint"]:
+        removed = [each.part.removed for each in parts if each.part.removed is not None]
+        raise _other_content(folder, removed or [META], found, meta["fingerprint"])
+    if record.get("parts") != seen:
+        _note_verified(folder, {"parts": seen})
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """What is noted to have been verified."""
     try:
-        if read_json(record) == state:
-            return
+        record = read_json(folder / VERIFIED)
     except (OSError, ValueError):
-        pass
-    digest = hashlib.sha256((folder / TABLE).read_bytes())
-    for first in range(0, len(embeddings), _ROWS):
-        digest.update(np.ascontiguousarray(embeddings[first : first + _ROWS]).data)
-    if digest.hexdigest() != meta["fingerprint"]:
-        raise StoreError(
-            f"{folder} is damaged or was changed: {' and '.join(files)} are not those that were written (fingerprint "
-            f"{digest.hexdigest()[:12]} instead of {str(meta['fingerprint'])[:12]}). Copy the folder again, or embed again: "
-            "python -m bdbnet.embed with overwrite=true. verify=false opens it all the same."
-        )
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _note_verified(folder: Path, state: Mapping[str, Any]) -> None:
     with suppress(OSError):  # a folder that can't be written to is verified every time
-        write_atomically(record, (json.dumps(state) + "\n").encode())
+        write_atomically(folder / VERIFIED, (json.dumps(state) + "\n").encode())
+
+
+def _other_content(folder: Path, files: Iterable[str], found: str, wanted: str) -> StoreError:
+    return StoreError(
+        f"{folder} is damaged or was changed: {' and '.join(files)} are not those that were written (fingerprint "
+        f"{found[:12]} instead of {wanted[:12]}). Copy the folder again, or embed again: "
+        "python -m bdbnet.embed with overwrite=true. verify=false opens it all the same."
+    )
 
 
 def _identity(file: Path) -> list[int]:
     """What tells that a file is the one that was verified. A copy has another inode and time of change, whatever it keeps."""
     status = file.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-_AGAIN = "Run python -m bdbnet.embed again with overwrite=true."
 
 
 def write_store(
@@ -273,9 +451,9 @@ def write_store(
     write_atomically(folder / TABLE, buffer.getvalue())
     digest = hashlib.sha256(buffer.getvalue())
     embeddings = folder / f"embeddings.{format}"
-    writer = _write_safetensors if format == "safetensors" else _write_parquet
+    writer = write_safetensors if format == "safetensors" else write_parquet
     with replaced(embeddings) as file:
-        writer(file, _checked(blocks, len(table), model.dimensions, digest), table["path"], model.dimensions)
+        writer(file, checked_blocks(blocks, len(table), model.dimensions, digest), table["path"], model.dimensions)
     meta = {
         "schema": SCHEMA,
         "count": len(table),
@@ -284,68 +462,15 @@ def write_store(
         "root": str(Path(root).absolute()),
         "format": format,
         "fingerprint": digest.hexdigest(),
-        "model": asdict(model),
+        "model": model.record(),
         "files": {file.name: file.stat().st_size for file in (embeddings, folder / TABLE)},
         "versions": versions(),
     }
     write_atomically(folder / META, (json.dumps(meta, indent=2, default=str) + "\n").encode())
 
 
-def _checked(
-    blocks: Iterable[np.ndarray], count: int, dimensions: int, digest: "hashlib._Hash"
-) -> Iterator[np.ndarray]:
-    """The blocks, whose content goes into `digest`."""
-    done = 0
-    for block in blocks:
-        if block.ndim != 2 or block.shape[1] != dimensions or block.dtype != np.float32:
-            raise ValueError(f"a block of embeddings is {block.shape} {block.dtype}, not (n, {dimensions}) float32")
-        block = np.ascontiguousarray(block)
-        done += len(block)
-        digest.update(block.data)
-        yield block
-    if done != count:
-        raise ValueError(f"{done} embeddings for a table of {count} rows")
-
-
-def _write_safetensors(file: BinaryIO, blocks: Iterator[np.ndarray], paths: pd.Series, dimensions: int) -> None:
-    # The library's writers want the whole tensor in memory; the format is a length, a header and the numbers.
-    shape = [len(paths), dimensions]
-    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * shape[0] * shape[1]]}
-    header = json.dumps({"embeddings": entry}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the numbers begin at a multiple of their size
-    file.write(len(header).to_bytes(8, "little") + header)
-    for block in blocks:
-        file.write(block.data)
-
-
-def _write_parquet(file: BinaryIO, blocks: Iterator[np.ndarray], paths: pd.Series, dimensions: int) -> None:
-    schema = pa.schema([("path", pa.string()), ("embedding", pa.list_(pa.float32(), dimensions))])
-    first = 0
-    # Floating-point numbers hardly get smaller by compression.
-    with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
-        for block in blocks:
-            lists = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), dimensions)
-            names = pa.array(paths.iloc[first : first + len(block)].tolist(), pa.string())
-            writer.write_table(pa.table([names, lists], schema=schema))
-            first += len(block)
-
-
-def _read_embeddings(file: Path, dimensions: int) -> np.ndarray:
-    if file.suffix == ".parquet":
-        lists = pq.read_table(file, columns=["embedding"])["embedding"].combine_chunks()
-        embeddings: np.ndarray = lists.flatten().to_numpy().reshape(-1, dimensions)
-        return embeddings
-    with safe_open(file, "np") as tensors:  # checks the header
-        part = tensors.get_slice("embeddings")
-        shape = part.get_shape()
-        if list(tensors.keys()) != ["embeddings"] or part.get_dtype() != "F32":
-            raise ValueError(f"it holds {', '.join(tensors.keys())} of {part.get_dtype()}, not embeddings of F32")
-    with file.open("rb") as content:
-        offset = 8 + int.from_bytes(content.read(8), "little")
-    return np.memmap(file, np.float32, "r", offset, tuple(shape))
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The content of `meta.json`.  Raises StoreError where there is no store of a schema that is known."""
     if not folder.is_dir():
         raise StoreError(f"{folder}: there is no such folder of embeddings; python -m bdbnet.embed makes one")
     try:
@@ -360,16 +485,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
             f"{folder} holds no embeddings ({META} is not there); python -m bdbnet.embed makes such a folder"
         ) from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{folder / META} is damaged ({error}). {_AGAIN}") from error
-    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+        raise StoreError(f"{folder / META} is damaged ({error}). {AGAIN}") from error
+    if not isinstance(meta, dict) or meta.get("schema") not in (SCHEMA, LIVE_SCHEMA):
         found = meta.get("schema") if isinstance(meta, dict) else None
-        raise StoreError(f"{folder}: schema {found}, this version reads schema {SCHEMA}. {_AGAIN}")
+        raise StoreError(f"{folder}: schema {found}, this version reads schema {SCHEMA} and {LIVE_SCHEMA}. {AGAIN}")
     return meta
-
-
-def _check_size(folder: Path, name: str, size: int) -> None:
-    file = folder / name
-    if not file.is_file():
-        raise StoreError(f"{folder} is damaged: {name} is not there. {_AGAIN}")
-    if file.stat().st_size != size:
-        raise StoreError(f"{folder} is damaged: {name} has {file.stat().st_size:,} bytes instead of {size:,}. {_AGAIN}")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from bdbnet.evaluation.features import Side
 from bdbnet.gallery.store import META, PLAN, EmbeddingStore
 
@@ -21,4 +23,4 @@ def read_stored(path: Path) -> Side | None:
     if known.get("cameras") is not None and (known["cameras"] < 0).any():
         del known["cameras"]
     known["paths"] = (str(store.root) + "/" + store.table["path"]).to_numpy(object)
-    return Side(store.embeddings, known, str(path), dict(_COLUMNS))
+    return Side(np.asarray(store.embeddings), known, str(path), dict(_COLUMNS))

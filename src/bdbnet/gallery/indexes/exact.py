@@ -10,12 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from bdbnet.retrieval.distances import DISTANCES, distance_blocks
+from bdbnet.gallery.rows import Rows, blocks_of
+from bdbnet.retrieval.distances import DISTANCES, distance_blocks, product
 from bdbnet.retrieval.knn import smallest
 from bdbnet.retrieval.matches import label_array
 from bdbnet.retrieval.matrices import Array, Prepared, as_matrix, distances_between, prepared
 
 _ROWS_PER_PASS = 8192  # rows that are widened or scaled at a time, so that a memory-mapped gallery stays on disk
+_LARGEST_AT_ONCE = 2**30  # bytes of a gallery that is compared as a whole; a larger one is read once for all queries
+_SPARE = 16  # images found beyond those wanted, whose exact distances then decide: those of a product are rounded
+_QUERIES_PER_PASS = 1024  # of which the distances to a block are held
+_SAMPLED = 1000
 
 
 class GalleryIndexError(ValueError):
@@ -55,7 +60,8 @@ class GalleryIndex(ABC):
     """Gallery embeddings that can be searched for the images nearest to a query.
 
     Args:
-        embeddings: (G, D) floating point, NumPy or torch; a memory-mapped matrix is never copied as a whole.
+        embeddings: (G, D) floating point, NumPy or torch, or the `Rows` of a gallery; a memory-mapped matrix is never copied
+            as a whole, and of `Rows` above 1 GiB only a block at a time is in memory.
         cameras: integers (G,), needed by `Filter.not_cameras`; -1 for an image without one.
         times: numbers (G,), needed by `Filter.after` and `before`; NaN for an image without one.
         distance: `euclidean` or `cosine`.
@@ -72,7 +78,7 @@ class GalleryIndex(ABC):
 
     def __init__(
         self,
-        embeddings: Array,
+        embeddings: Array | Rows,
         *,
         cameras: Array | None = None,
         times: Array | None = None,
@@ -83,7 +89,13 @@ class GalleryIndex(ABC):
             raise GalleryIndexError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
         self.distance, self._known_fingerprint = distance, fingerprint
         self.build_seconds: float | None = None
-        self.embeddings = _checked(embeddings, "gallery", distance)
+        self.embeddings: np.ndarray | Rows
+        if isinstance(embeddings, Rows) and embeddings.nbytes > _LARGEST_AT_ONCE:
+            _check_rows(embeddings, "gallery", distance)
+            self.embeddings = embeddings
+        else:
+            given = np.asarray(embeddings) if isinstance(embeddings, Rows) else embeddings
+            self.embeddings = _checked(given, "gallery", distance)
         count = len(self.embeddings)
         self.cameras = None if cameras is None else label_array(cameras, count, "gallery cameras")
         self.times = None if times is None else np.asarray(times, np.float64)
@@ -163,12 +175,23 @@ class GalleryIndex(ABC):
             distances[members, :there] = np.take_along_axis(away, order, 1)
         return indices, distances
 
+    def sampled(self) -> np.ndarray:
+        """Embeddings of at most 1,000 gallery images, evenly spread."""
+        return self.embeddings[np.unique(np.linspace(0, len(self) - 1, min(_SAMPLED, len(self))).astype(np.int64))]
+
     @cached_property
     def _prepared(self) -> Prepared:
-        return prepared(self.embeddings)
+        return prepared(np.asarray(self.embeddings))
+
+    @cached_property
+    def _offset(self) -> np.ndarray | None:
+        """What is taken from all embeddings so that rounding does no harm, see `matrices.centred`, judged by some of them."""
+        return prepared(self.sampled()).offset if self.distance == "euclidean" else None
 
     def _exactly(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> np.ndarray:
         """Indices (Q, k) of the nearest gallery images among `rows`, of which there are at least `k`."""
+        if self.embeddings.nbytes > _LARGEST_AT_ONCE:
+            return self._in_one_pass(queries, k, rows)
         found = np.empty((len(queries), k), np.int64)
         left_out = None if rows is None else ~rows
         for begin, block in distance_blocks(queries, self._prepared, distance=self.distance):
@@ -176,6 +199,43 @@ class GalleryIndex(ABC):
                 block[:, left_out] = np.inf
             found[begin : begin + len(block)] = smallest(block, k)
         return found
+
+    def _in_one_pass(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> np.ndarray:
+        """`_exactly` of a large gallery, which is read once, a block at a time, whatever the number of queries."""
+        most = min(k + _SPARE, len(self))
+        values = np.full((len(queries), most), np.inf, self.embeddings.dtype)
+        found = np.full((len(queries), most), -1, np.int64)
+        centred = queries if self._offset is None else queries - self._offset
+        unit = queries.dtype.type
+        scaled = (
+            -queries / np.linalg.norm(queries, axis=1, keepdims=True)
+            if self.distance == "cosine"
+            else centred * unit(-2)
+        )
+        for begin, block in blocks_of(self.embeddings, _ROWS_PER_PASS):
+            there = None if rows is None else np.flatnonzero(rows[begin : begin + len(block)])
+            if there is not None and not len(there):
+                continue
+            part = np.ascontiguousarray(block if there is None or len(there) == len(block) else block[there])
+            part = part if self._offset is None else part - self._offset
+            squared = np.einsum("ij,ij->i", part, part)
+            for first in range(0, len(queries), _QUERIES_PER_PASS):
+                own = slice(first, first + _QUERIES_PER_PASS)
+                away = np.empty((len(scaled[own]), len(part)), part.dtype)
+                product(scaled[own], part, away)
+                if self.distance == "cosine":
+                    away /= np.sqrt(squared)
+                else:
+                    away += squared
+                near = smallest(away, min(most, len(part)))
+                numbers = near + begin if there is None else there[near] + begin
+                _keep_smallest(values[own], found[own], np.take_along_axis(away, near, 1), numbers)
+        chosen = np.empty((len(queries), k), np.int64)
+        for number, near in enumerate(found):
+            near = near[near >= 0]
+            exact = distances_between(queries[number, None], self.embeddings[near], self.distance)
+            chosen[number] = near[np.lexsort((near, exact))[:k]]
+        return chosen
 
     @abstractmethod
     def _nearest(self, queries: np.ndarray, k: int, allowed: Allowed) -> np.ndarray:
@@ -221,13 +281,24 @@ class ExactIndex(GalleryIndex):
         return self._exactly(queries, k, allowed.rows)
 
 
+def _keep_smallest(values: np.ndarray, numbers: np.ndarray, more: np.ndarray, their: np.ndarray) -> None:
+    """Keep, in place, the smallest of `values` (n, m) and `more`, and their numbers, each in order of value, then of number."""
+    all_values, all_numbers = np.concatenate([values, more], 1), np.concatenate([numbers, their], 1)
+    order = np.argsort(all_values, axis=1, kind="stable")[:, : values.shape[1]]
+    values[:], numbers[:] = np.take_along_axis(all_values, order, 1), np.take_along_axis(all_numbers, order, 1)
+
+
 def _checked(embeddings: Array, name: str, distance: str) -> np.ndarray:
     """A NumPy matrix whose rows can all be compared."""
     matrix = as_matrix(embeddings, name)
     if isinstance(matrix, Tensor):
         matrix = matrix.cpu().numpy()
-    for begin in range(0, len(matrix), _ROWS_PER_PASS):
-        rows = matrix[begin : begin + _ROWS_PER_PASS]
+    _check_rows(matrix, name, distance)
+    return matrix
+
+
+def _check_rows(matrix: np.ndarray | Rows, name: str, distance: str) -> None:
+    for begin, rows in blocks_of(matrix, _ROWS_PER_PASS):
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
             raise GalleryIndexError(f"{name} embedding {begin + int(finite.argmin())} contains NaN or infinity")
@@ -236,4 +307,3 @@ def _checked(embeddings: Array, name: str, distance: str) -> np.ndarray:
             raise GalleryIndexError(
                 f"{name} embedding {row} is all zeros and so has no direction for the cosine distance"
             )
-    return matrix

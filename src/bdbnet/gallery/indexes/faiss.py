@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from bdbnet.checked import read_json
 from bdbnet.gallery.indexes.exact import Allowed, GalleryIndex, GalleryIndexError
+from bdbnet.gallery.rows import Rows
 from bdbnet.regular_files import require_regular
 from bdbnet.results import write_atomically
 from bdbnet.retrieval.matrices import Array
@@ -50,7 +51,7 @@ class FaissIndex(GalleryIndex):
 
     def __init__(
         self,
-        embeddings: Array,
+        embeddings: Array | Rows,
         *,
         cameras: Array | None = None,
         times: Array | None = None,

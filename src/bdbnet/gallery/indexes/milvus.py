@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bdbnet.gallery.indexes.exact import Allowed, GalleryIndex, GalleryIndexError
+from bdbnet.gallery.rows import Rows
 from bdbnet.retrieval.matrices import Array
 
 _BATCH_BYTES = 8 * 2**20  # of vectors per insertion; a server takes messages of up to 64 MiB
@@ -52,7 +53,7 @@ class MilvusIndex(GalleryIndex):
 
     def __init__(
         self,
-        embeddings: Array,
+        embeddings: Array | Rows,
         *,
         uri: str | Path,
         cameras: Array | None = None,
