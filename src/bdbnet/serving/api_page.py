@@ -1,4 +1,4 @@
-"""The page of the JSON API, from its OpenAPI description; it needs no script."""
+"""The page of the JSON API, from its OpenAPI description; it is readable without scripts."""
 
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -11,6 +11,8 @@ _HEAD = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="stylesheet" href="/static/style.css">
+<script src="/static/theme.js"></script>
+<link rel="icon" href="/static/icon.svg">
 <title>bdbnet: API</title>
 </head>
 <body class="text">

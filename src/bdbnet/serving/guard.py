@@ -127,7 +127,7 @@ class Guard:
 
     def _check_source(self, scope: Scope, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _split(f"//{host}")[0]
         if self._token is None and not is_loopback(name):
             raise RequestError(
                 421, f"this server answers under localhost and 127.0.0.1, not as {name or 'a server without name'}"
@@ -135,7 +135,7 @@ class Guard:
         if scope["method"] in ("GET", "HEAD"):
             return
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        foreign = origin is not None and _split(origin)[1] != host.lower()
         if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise RequestError(403, "requests from pages of other sites are refused")
 
@@ -221,6 +221,19 @@ class _Sending:
                 own.append((b"set-cookie", f"{COOKIE}={self.cookie}; HttpOnly; SameSite=Strict; Path=/".encode()))
             message = {**message, "headers": own}
         await self._send(message)
+
+
+def _split(address: str) -> tuple[str, str]:
+    """Host name, and host with port, of an address in small letters; empty for what is none.
+
+    >>> _split("http://LocalHost:80"), _split("//[::1")
+    (('localhost', 'localhost:80'), ('', ''))
+    """
+    try:
+        parts = urlsplit(address)
+        return parts.hostname or "", parts.netloc.lower()
+    except ValueError:
+        return "", ""
 
 
 def _equal(given: str, wanted: str) -> bool:

@@ -258,6 +258,7 @@ async function search() {
       : "No image passes the filters.";
     $("pages").hidden = true;
     remember(asked);
+    if (isNarrow()) $("heading").scrollIntoView();
     state("results");
   } catch (error) {
     if (error.name !== "AbortError") {
@@ -454,6 +455,10 @@ function toggleHelp() {
   $("help-button").setAttribute("aria-expanded", String(!$("help").hidden));
 }
 
+function isNarrow() {
+  return matchMedia("(max-width: 46rem)").matches;
+}
+
 function isDark() {
   return getComputedStyle(document.documentElement).colorScheme === "dark";
 }
@@ -519,7 +524,7 @@ async function begin() {
     return;
   }
   describe();
-  if (matchMedia("(max-width: 46rem)").matches) $("filters").open = false;
+  if (isNarrow()) $("filters").open = false;
   watchBox();
   watchFiles();
   watchKeys();
