@@ -55,7 +55,7 @@ def page(browser: Browser, address: str) -> Browser:
     browser.dark(False)
     browser.open(f"{address}?token={TOKEN.replace(' ', '+')}")
     browser.evaluate("localStorage.clear()")
-    browser.wait("document.body.dataset.state === 'gallery'")
+    browser.wait("document.body?.dataset.state === 'gallery'")
     browser.messages.clear()
     return browser
 
@@ -160,7 +160,7 @@ def test_keys(page):
     page.press("Enter", "\r")
     page.wait(f"query && query.row === {below} && {RESULTS}")
     page.press("g", "g")
-    page.wait("document.body.dataset.state === 'gallery'")
+    page.wait("document.body?.dataset.state === 'gallery'")
     page.evaluate("document.activeElement.blur()")
     page.press("f", "f")
     assert page.evaluate("document.activeElement.id") == "k"
@@ -194,7 +194,7 @@ def test_light_and_dark_by_system_and_switch(page):
     page.press("d", "d")
     assert page.evaluate(ground) == light
     page.open(page.evaluate("location.href"))
-    page.wait("document.body.dataset.state === 'gallery'")
+    page.wait("document.body?.dataset.state === 'gallery'")
     assert page.evaluate(ground) == light  # the choice is kept
     page.evaluate("document.querySelector('#theme').click()")
     assert page.evaluate(ground) == dark
@@ -203,7 +203,7 @@ def test_light_and_dark_by_system_and_switch(page):
 def test_a_phone(page, photo):
     page.size(360, 740)
     page.open(page.evaluate("location.href"))
-    page.wait("document.body.dataset.state === 'gallery'")
+    page.wait("document.body?.dataset.state === 'gallery'")
     page.choose("#file", photo)
     page.wait(RESULTS)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -250,5 +250,5 @@ def test_without_the_token_there_is_a_field_for_it(browser, address):
     browser.open(address)
     assert browser.evaluate("document.querySelector('#token').type") == "password"
     browser.evaluate(f"document.querySelector('#token').value = '{TOKEN}'; document.querySelector('button').click()")
-    browser.wait("document.body.dataset.state === 'gallery'")
+    browser.wait("document.body?.dataset.state === 'gallery'")
     assert browser.evaluate("location.href") == address
