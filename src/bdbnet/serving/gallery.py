@@ -212,7 +212,9 @@ class ServedGallery:
         opened = self.opened()
         store, table = opened.store, opened.store.table
         cameras, times = table.get("camera"), table.get("time")
-        counted = [] if cameras is None else sorted(cameras[cameras >= 0].value_counts().items())
+        counted = (
+            [] if cameras is None else np.column_stack(np.unique(cameras[cameras >= 0], return_counts=True)).tolist()
+        )
         known = None if times is None or times.notna().sum() == 0 else (times.min(), times.max())
         return {
             "name": self.folder.resolve().name,

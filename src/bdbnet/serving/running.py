@@ -1,5 +1,6 @@
 """From the command's settings to a server that listens."""
 
+import logging
 import socket
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def serve(config: DictConfig, sock: socket.socket, token: str | None) -> None:
     app, gallery = open_app(config, token)
     for line in greeting(config, gallery, token, sock.getsockname()[1]):
         print(line, flush=True)
+    logging.getLogger("python_multipart").setLevel(
+        logging.CRITICAL
+    )  # clients are told what is wrong with their requests
     settings = uvicorn.Config(
         app,
         http=TimedProtocol,

@@ -207,7 +207,7 @@ class GalleryIndex(ABC):
         if (allowed.cameras is not None or allowed.not_cameras is not None) and self.cameras is None:
             name = "not_cameras" if allowed.cameras is None else "cameras"
             raise GalleryIndexError(f"the gallery has no cameras: leave out {name}")
-        if allowed.cameras is not None:
+        if allowed.cameras is not None and self.cameras is not None:
             chosen = np.isin(self.cameras, allowed.cameras)
             window = chosen if window is None else window & chosen
         if allowed.not_cameras is None:
