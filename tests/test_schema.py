@@ -210,6 +210,7 @@ VALUES = {
     },
     "evaluate": {"analysis": ([True], ["yes"]), "image_size": ([224, [256, 128], None], [0, [256], "big"])},
     "embed": {"on_error": (["skip"], ["ignore"]), "split": ([None, "train"], ["valid"])},
+    "serve": {"port": ([0, 8765], [-1, 70000, "http"]), "distance": ([None, "cosine"], ["near"])},
     "search": {"k": ([1], [0, "ten"]), "after": ([None, 3, "2024-05-31"], [True])},
     "export": {"opset": ([18, 23], [17, 24]), "precision": (["int8"], ["bf16"]), "source_size": ([None, [256, 128]], [224])},
     "report": {"queries": ([0], [-1, "many"]), "top": ([1], [0])},

@@ -42,7 +42,7 @@ def workplace(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("workplace")
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "prepare", "report", "embed", "search"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "prepare", "report", "embed", "search", "serve"])
 def test_help_says_what_the_command_does_and_how_to_use_it(command, tmp_path):
     done = run(command, "--help", folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -117,11 +118,24 @@ def read_image(
 def image_size(path: str | Path) -> tuple[int, int]:
     """Height and width of an image, upright, from the head of its file.  Raises ImageError."""
     try:
-        with open(path, "rb", opener=regular) as file, Image.open(file, formats=readable_formats()) as image:
-            width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
+        with open(path, "rb", opener=regular) as file:
+            return _size(file)
     except Exception as error:  # Pillow's readers raise many types on damaged input
         raise _unreadable(path, error) from error
+
+
+def content_size(data: bytes, name: str) -> tuple[int, int]:
+    """As `image_size`, from the content of an image file; `name` is what messages call it."""
+    try:
+        return _size(io.BytesIO(data))
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def _size(file: BinaryIO) -> tuple[int, int]:
+    with Image.open(file, formats=readable_formats()) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def read_file(path: str | Path) -> bytes:

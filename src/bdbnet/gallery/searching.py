@@ -231,7 +231,7 @@ def filter_of(config: DictConfig, gallery: EmbeddingStore, queries: Queries) -> 
     Raises:
         ConfigError: no time, or a filter on a camera or a time that is not known.
     """
-    after, before = (_seconds(config[key], key) for key in ("after", "before"))
+    after, before = (seconds_of(config[key], key) for key in ("after", "before"))
     for key, value in (("after", after), ("before", before)):
         if value is not None and "time" not in gallery.table:
             raise ConfigError(
@@ -251,7 +251,7 @@ def filter_of(config: DictConfig, gallery: EmbeddingStore, queries: Queries) -> 
     return Filter(queries.table["camera"].to_numpy(), after, before)
 
 
-def _seconds(value: Any, key: str) -> float | None:
+def seconds_of(value: Any, key: str) -> float | None:
     """Seconds since 1970 of a number or an ISO 8601 date and time, in UTC where it has no zone."""
     if value is None:
         return None

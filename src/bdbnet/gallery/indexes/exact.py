@@ -35,11 +35,13 @@ class Filter:
         not_cameras: integers (Q,): query `i` finds no image of camera `not_cameras[i]`; -1 for a query that may find all.
         after, before: finds images with `after <= time < before`, in the unit of the gallery's times. Where one of them
             is set, images without a time are not found.
+        cameras: finds images of these cameras alone; None: of all.
     """
 
     not_cameras: np.ndarray | None = None
     after: float | None = None
     before: float | None = None
+    cameras: tuple[int, ...] | None = None
 
 
 class Allowed(NamedTuple):
@@ -49,6 +51,7 @@ class Allowed(NamedTuple):
     not_camera: int | None
     after: float | None
     before: float | None
+    cameras: tuple[int, ...] | None = None
 
     @property
     def share(self) -> float:
@@ -261,17 +264,22 @@ class GalleryIndex(ABC):
             window = ~np.isnan(self.times)
             window &= True if allowed.after is None else self.times >= allowed.after
             window &= True if allowed.before is None else self.times < allowed.before
+        if (allowed.cameras is not None or allowed.not_cameras is not None) and self.cameras is None:
+            name = "not_cameras" if allowed.cameras is None else "cameras"
+            raise GalleryIndexError(f"the gallery has no cameras: leave out {name}")
+        if allowed.cameras is not None and self.cameras is not None:
+            chosen = np.isin(self.cameras, allowed.cameras)
+            window = chosen if window is None else window & chosen
         if allowed.not_cameras is None:
-            yield np.arange(count), Allowed(window, None, allowed.after, allowed.before)
+            yield np.arange(count), Allowed(window, None, allowed.after, allowed.before, allowed.cameras)
             return
-        if self.cameras is None:
-            raise GalleryIndexError("the gallery has no cameras: leave out not_cameras")
         left_out = label_array(allowed.not_cameras, count, "not_cameras")
         for camera in np.unique(left_out):
             other = None if camera < 0 else self.cameras != camera
             rows = other if window is None else window if other is None else window & other
-            name = None if camera < 0 else int(camera)
-            yield np.flatnonzero(left_out == camera), Allowed(rows, name, allowed.after, allowed.before)
+            left = None if camera < 0 else int(camera)
+            members = np.flatnonzero(left_out == camera)
+            yield members, Allowed(rows, left, allowed.after, allowed.before, allowed.cameras)
 
 
 class ExactIndex(GalleryIndex):

@@ -185,6 +185,8 @@ class MilvusIndex(GalleryIndex):
 def _expression(allowed: Allowed) -> str:
     """The filter in Milvus' words; "" for none."""
     parts = [] if allowed.not_camera is None else [f"camera != {allowed.not_camera}"]
+    if allowed.cameras is not None:
+        parts.append(f"camera in {[*map(int, allowed.cameras)]}")
     if allowed.after is not None or allowed.before is not None:
         parts.append(f"time >= {_EARLIEST if allowed.after is None else float(allowed.after)!r}")
     if allowed.before is not None:

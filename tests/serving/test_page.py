@@ -1,0 +1,254 @@
+"""The page in headless Chromium: upload, box, filters, keys, dark mode, the width of a phone, and its errors."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from bdbnet.serving.address import listening
+from bdbnet.serving.running import open_app
+from browser import Browser, chromium
+
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(chromium() is None, reason="no Chromium is installed, and these tests drive one"),
+]
+TOKEN = "a token of the page"
+RESULTS = "document.body.dataset.state === 'results' && !running && document.querySelectorAll('#pictures li').length"
+
+
+@pytest.fixture(scope="module")
+def folder(make_store, embedder, tmp_path_factory) -> Path:
+    return make_store(tmp_path_factory.mktemp("stores") / "rendered_people", embedder)
+
+
+@pytest.fixture(scope="module")
+def address(folder, embedder, tools) -> Iterator[str]:
+    """Of a server in a thread, with a token."""
+    config = tools.settings(f"index={folder}", f"checkpoint={embedder.origin.source}")
+    app, _ = open_app(config, TOKEN)
+    sock = listening("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    thread.start()
+    yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(10)
+    sock.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    with Browser(str(chromium()), tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Browser:
+    """The page, opened with its token; desktop size, light."""
+    browser.size(1200, 900)
+    browser.dark(False)
+    browser.open(f"{address}?token={TOKEN.replace(' ', '+')}")
+    browser.evaluate("localStorage.clear()")
+    browser.wait("document.body?.dataset.state === 'gallery'")
+    browser.messages.clear()
+    return browser
+
+
+def rows(page: Browser) -> list[int]:
+    return page.evaluate(
+        "[...document.querySelectorAll('#pictures button')].map((button) => Number(button.dataset.row))"
+    )
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory) -> Path:
+    """A photograph of 400 x 200 pixels."""
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 40, 3), np.uint8)
+    Image.fromarray(pixels).resize((400, 200)).save(path)
+    return path
+
+
+def test_it_opens_on_the_gallery_and_takes_the_token_out_of_the_address(page, address):
+    assert page.evaluate("location.href") == address
+    assert page.evaluate("document.cookie") == ""
+    assert page.evaluate("document.querySelector('h1').textContent") == "rendered_people"
+    assert rows(page) == [*range(19)]
+    page.wait(
+        "[...document.querySelectorAll('#pictures img')].slice(0, 5).every((img) => img.complete && img.naturalWidth > 0)"
+    )
+    assert page.messages == []
+
+
+def test_an_upload_a_box_and_previous_queries(page, photo):
+    page.choose("#file", photo)
+    assert page.wait(RESULTS) == 19
+    whole = rows(page)
+    page.wait("query.size && query.size.width === 400")
+    left, top, width = page.evaluate(
+        "(() => { const r = document.querySelector('#preview').getBoundingClientRect(); return [r.left, r.top, r.width]; })()"
+    )
+    scale = width / 400
+    page.drag((left + 40 * scale, top + 20 * scale), (left + 200 * scale, top + 180 * scale))
+    page.wait("box !== null && !running")
+    np.testing.assert_allclose(page.evaluate("box"), [40, 20, 200, 180], atol=2)
+    page.wait(RESULTS)
+    assert rows(page) != whole
+    assert page.evaluate("document.querySelectorAll('#history li').length") == 1
+    page.press("Escape")
+    page.wait("box === null && !running")
+    page.wait(RESULTS)
+    assert rows(page) == whole
+    page.evaluate("document.querySelectorAll('#pictures button')[3].click()")
+    page.wait(f"query.kind === 'row' && {RESULTS} === 18")
+    assert page.evaluate("document.querySelectorAll('#history li').length") == 2
+    assert page.messages == []
+
+
+def test_dropped_and_pasted_images(page):
+    made = """(kind) => new Promise((resolve) => {
+        const canvas = document.createElement('canvas');
+        canvas.width = 20; canvas.height = 40;
+        canvas.toBlob((blob) => {
+            const data = new DataTransfer();
+            data.items.add(new File([blob], `${kind}ed.png`, {type: 'image/png'}));
+            const options = {bubbles: true, cancelable: true};
+            document.dispatchEvent(kind === 'drop' ? new DragEvent('drop', {...options, dataTransfer: data})
+                                                   : new ClipboardEvent('paste', {...options, clipboardData: data}));
+            resolve();
+        });
+    })"""
+    for kind in ("drop", "paste"):
+        page.evaluate(f"({made})('{kind}')")
+        page.wait(f"query && query.name === '{kind}ed.png' && {RESULTS}")
+    assert page.messages == []
+
+
+def test_filters(page):
+    page.evaluate("document.querySelectorAll('#cameras input')[0].click()")
+    page.wait("document.querySelectorAll('#pictures li').length < 19")
+    chosen = rows(page)
+    page.evaluate("document.querySelector('#pictures button').click()")
+    page.wait(RESULTS)
+    assert {*rows(page)} == {*chosen[1:]}
+    page.evaluate(
+        "for (const [id, value] of [['after', '2024-01-01T02:00'], ['before', '2024-01-01T08:00']]) $(id).value = value"
+    )
+    page.evaluate("document.querySelector('#search').click()")
+    page.wait(f"{RESULTS} < {len(chosen) - 1} && true")
+    assert {*rows(page)} == {row for row in chosen[1:] if 2 <= row < 8}
+    page.evaluate("document.querySelector('#no-filters').click()")
+    page.wait(f"{RESULTS} === 18")
+
+
+def test_keys(page):
+    page.press("?", "?")
+    assert not page.evaluate("document.querySelector('#help').hidden")
+    page.press("ArrowRight")
+    page.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.row") == "1"
+    page.press("ArrowDown")
+    below = int(page.evaluate("document.activeElement.dataset.row"))
+    assert below > 2
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.press("Enter", "\r")
+    page.wait(f"query && query.row === {below} && {RESULTS}")
+    page.press("g", "g")
+    page.wait("document.body?.dataset.state === 'gallery'")
+    page.evaluate("document.activeElement.blur()")
+    page.press("f", "f")
+    assert page.evaluate("document.activeElement.id") == "k"
+
+
+CONTRAST = """(() => {
+    const light = (text) => {
+        const parts = text.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+            .map((part) => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+    };
+    const behind = (node) => {
+        const colour = getComputedStyle(node).backgroundColor;
+        return /, 0\\)$/.test(colour) && node.parentElement ? behind(node.parentElement) : colour;
+    };
+    return Math.min(...[...document.querySelectorAll('h1, h2, p, label, button, a, span, legend, summary')]
+        .filter((node) => node.offsetParent && node.textContent.trim())
+        .map((node) => [light(getComputedStyle(node).color), light(behind(node))].sort())
+        .map(([low, high]) => (high + 0.05) / (low + 0.05)));
+})()"""
+
+
+def test_light_and_dark_by_system_and_switch(page):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    assert page.evaluate(CONTRAST) >= 4.5
+    page.dark(True)
+    dark = page.evaluate(ground)
+    assert dark != light
+    assert page.evaluate(CONTRAST) >= 4.5
+    page.press("d", "d")
+    assert page.evaluate(ground) == light
+    page.open(page.evaluate("location.href"))
+    page.wait("document.body?.dataset.state === 'gallery'")
+    assert page.evaluate(ground) == light  # the choice is kept
+    page.evaluate("document.querySelector('#theme').click()")
+    assert page.evaluate(ground) == dark
+
+
+def test_a_phone(page, photo):
+    page.size(360, 740)
+    page.open(page.evaluate("location.href"))
+    page.wait("document.body?.dataset.state === 'gallery'")
+    page.choose("#file", photo)
+    page.wait(RESULTS)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert not page.evaluate("document.querySelector('#filters').open")
+    assert 0 <= page.evaluate("document.querySelector('#heading').getBoundingClientRect().top") < 740
+
+
+def test_everything_has_a_name(page, photo):
+    page.choose("#file", photo)
+    page.wait(RESULTS)
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    roles = {"button", "link", "textbox", "spinbutton", "combobox", "checkbox", "img", "image"}
+    named = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in nodes
+        if not node.get("ignored") and node.get("role", {}).get("value") in roles
+    ]
+    assert len(named) > 30
+    assert [role for role, name in named if not name.strip()] == []
+
+
+def test_what_is_no_image_is_said_on_the_page(page, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    page.choose("#file", tmp_path / "notes.txt")
+    page.wait("!document.querySelector('#problem').hidden && !running")
+    assert "notes.txt is not an image" in page.evaluate("document.querySelector('#problem').textContent")
+
+
+def test_a_gallery_that_is_deleted_is_said_on_the_page(page, folder):
+    moved = folder.with_name("moved")
+    folder.rename(moved)
+    try:
+        time.sleep(1.1)  # the server looks at the folder once a second
+        page.evaluate("document.querySelector('#pictures button').click()")
+        page.wait("!document.querySelector('#problem').hidden")
+        assert "was deleted or moved" in page.evaluate("document.querySelector('#problem').textContent")
+    finally:
+        moved.rename(folder)
+        time.sleep(1.1)
+
+
+def test_without_the_token_there_is_a_field_for_it(browser, address):
+    browser.call("Network.clearBrowserCookies")
+    browser.open(address)
+    assert browser.evaluate("document.querySelector('#token').type") == "password"
+    browser.evaluate(f"document.querySelector('#token').value = '{TOKEN}'; document.querySelector('button').click()")
+    browser.wait("document.body?.dataset.state === 'gallery'")
+    assert browser.evaluate("location.href") == address
