@@ -310,6 +310,61 @@ class Embedder:
         mean = embeddings[0] if len(views) == 1 else torch.stack(embeddings).mean(0)
         return scale_embeddings(mean, self.network.branch_dims, settings.normalize)
 
+    # Looking
+
+    def prepare(self, images: Any) -> Tensor:
+        """A list of images as `embed` takes them, as what the network's preprocessing makes of them: uint8 RGB (N, 3, H, W).
+
+        Raises:
+            InputError, ImageError: see `embed`; no image.
+        """
+        items = [images] if only_image(images) else [*images]
+        if not items:
+            raise InputError("no image is given")
+        with ThreadPoolExecutor(max(1, usable_cores() // 2)) as threads:
+            ready = [pixels for _, pixels in threads.map(self._prepared, range(len(items)), items)]
+        return torch.from_numpy(np.stack(ready)).permute(0, 3, 1, 2)
+
+    def maps(
+        self,
+        images: Any,
+        kind: str = "energy",
+        *,
+        identities: Sequence[int] | None = None,
+        method: str = "gradcam",
+        tokens: bool = False,
+    ) -> dict[str, np.ndarray]:
+        """Where the network looks in N images: branch -> map (N, h, w) float32, not negative.
+
+        Args:
+            images: a list of images as `embed` takes them; a few, all of them are in memory at once.
+            kind: `energy` (squared activations) or `class` (what speaks for an identity of the training set).
+            identities, method: of class maps, see `evaluation.maps.class_maps`.
+            tokens: of a transformer without a feature map, use the tokens that lie in the image.
+
+        Raises:
+            MapError: a map that the network can't give.
+        """
+        from bdbnet.evaluation.maps import MapError, class_maps, energy_maps
+
+        prepared = self.prepare(images)
+        if kind == "energy":
+            return energy_maps(self, prepared, tokens=tokens)
+        if kind == "class":
+            return class_maps(self, prepared, identities, method=method, tokens=tokens)[0]
+        raise MapError(f"kind={kind!r}: choose energy or class; similarity_maps compares pairs of images")
+
+    def similarity_maps(
+        self, a: Any, b: Any, *, tokens: bool = False
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Where image i of `a` and image i of `b` agree: branch -> map (N, h, w) float32, for `a` and for `b`.
+
+        See `evaluation.maps.similarity_maps`.
+        """
+        from bdbnet.evaluation.maps import similarity_maps
+
+        return similarity_maps(self, self.prepare(a), self.prepare(b), tokens=tokens)
+
     # Comparing
 
     def distance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:

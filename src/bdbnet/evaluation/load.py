@@ -32,6 +32,7 @@ from bdbnet.models import (
     timm_weights_in,
     torchvision_network,
 )
+from bdbnet.models.weights import training_identities
 from bdbnet.models.zoo import ENTRIES, zoo_path
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import ResultError, RunSettings, read_result
@@ -56,6 +57,7 @@ class Wanted:
         settings: scaling and views.
         distance: by which embeddings are compared.
         fallback_size: image size for a source that does not say one.
+        classifiers: keep those of the training identities, where the source has them; no embedding needs them.
     """
 
     model: Group = None
@@ -67,6 +69,7 @@ class Wanted:
     settings: EmbeddingSettings | None = None
     distance: str | None = None
     fallback_size: Any = None
+    classifiers: bool = False
 
 
 def load(
@@ -76,6 +79,7 @@ def load(
     backbone: Group = None,
     image_size: tuple[int, int] | list[int] | int | None = None,
     device: str | torch.device = "auto",
+    classifiers: bool = False,
 ) -> Embedder:
     """An embedder from a trained network.
 
@@ -96,12 +100,13 @@ def load(
             `conf/backbone`, such as `"baseline"` and `"osnet_x0_25"`, or such groups as mappings.
         image_size: (height, width) of the network's input in pixels, where it shall not be what the source says.
         device: `"auto"` (a GPU if there is one), `"cpu"`, `"gpu"`, or a torch device.
+        classifiers: keep the classifiers of the training identities, for `Embedder.maps(images, "class")`.
 
     Raises:
         CheckpointError: no such source; weights that can't be read safely, or whose architecture is not recognised.
         ConfigError: an argument that can't be used or that the source settles itself.
     """
-    return open_embedder(source, Wanted(model, backbone, image_size), device=device)
+    return open_embedder(source, Wanted(model, backbone, image_size, classifiers=classifiers), device=device)
 
 
 def open_embedder(
@@ -303,7 +308,7 @@ def _known_network(
     if "dropping" not in config:
         config.dropping = {"_target_": IDENTITY}
     config.backbone.weights = "none"
-    return config, _built(config, weights, source, ours_only=not typed)
+    return config, _built(config, weights, source, ours_only=not typed, classifiers=wanted.classifiers)
 
 
 def _margin(wanted: Wanted) -> float | None:
@@ -325,7 +330,7 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
     preprocessing = _preprocessing_of(architecture, source, wanted)
     parts = {"model": model, "backbone": {**backbone, "weights": "none"}, "dropping": {"_target_": IDENTITY}}
     config = OmegaConf.create(parts) if wanted.typed else from_file(parts, source)
-    network = _built(config, path, source, ours_only=ours_only)
+    network = _built(config, path, source, ours_only=ours_only, classifiers=wanted.classifiers)
     format = architecture and architecture.format
     return Embedder(
         network,
@@ -421,9 +426,10 @@ def _pretrained(source: str, scheme: str, name: str, wanted: Wanted) -> Embedder
     )
 
 
-def _built(config: DictConfig, weights: Path, source: str, *, ours_only: bool) -> EmbeddingNetwork:
+def _built(config: DictConfig, weights: Path, source: str, *, ours_only: bool, classifiers: bool) -> EmbeddingNetwork:
+    known = training_identities(weights) if classifiers else 0
     try:
-        network, _ = build_network(config, num_classes=0, ours_only=ours_only)
+        network, _ = build_network(config, num_classes=known, ours_only=ours_only)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
     except Exception as error:  # arguments from a damaged file can fail anywhere in a constructor
@@ -432,7 +438,7 @@ def _built(config: DictConfig, weights: Path, source: str, *, ours_only: bool) -
         raise CheckpointError(
             f"{source}: damaged, its settings build no network ({type(error).__name__}: {error}). Copy the file again"
         ) from error
-    load_network(network, weights, classifiers="drop")
+    load_network(network, weights, classifiers="keep" if known else "drop")
     return network
 
 

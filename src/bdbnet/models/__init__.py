@@ -17,7 +17,7 @@ from bdbnet.models.drop_layers import BatchDropBlock, BatchDropout, DropBlock, D
 from bdbnet.models.formats import Format, known_format
 from bdbnet.models.heads import BranchOutput, FeatureDroppingBranch, GlobalBranch
 from bdbnet.models.mgn import MGNNetwork
-from bdbnet.models.network import EmbeddingNetwork
+from bdbnet.models.network import EmbeddingNetwork, MapLayer
 from bdbnet.models.pcb import PCBNetwork
 from bdbnet.models.pretrained import PooledNetwork, TimmNetwork, timm_network, torchvision_network
 from bdbnet.models.recognition import Architecture, recognise
@@ -43,6 +43,7 @@ __all__ = [
     "GlobalBranch",
     "ImageSizeError",
     "MGNNetwork",
+    "MapLayer",
     "OSNetBackbone",
     "PCBNetwork",
     "PooledNetwork",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bdbnet.models.heads import BranchOutput, FeatureDroppingBranch, GlobalBranch
-from bdbnet.models.network import EmbeddingNetwork, build_backbone
+from bdbnet.models.network import EmbeddingNetwork, MapLayer, build_backbone
 from bdbnet.renamed import todays_module
 
 Branch = GlobalBranch | FeatureDroppingBranch
@@ -75,6 +75,14 @@ class BDBNetwork(EmbeddingNetwork):
         """Images (N, 3, H, W) to embeddings (N, embedding_dim): those of the branches, concatenated, not normalised."""
         features = self.backbone(images)
         return torch.cat([cast(Branch, branch).embed(features) for branch in self.branches.values()], dim=1)
+
+    def map_layers(self) -> dict[str, MapLayer]:
+        """The global branch's map is the backbone's; the dropping branch's that of its bottleneck, before the drop layer."""
+        modules = {
+            name: branch.bottleneck if isinstance(branch, FeatureDroppingBranch) else self.backbone
+            for name, branch in zip(self.branch_names, self.branches.values())
+        }
+        return {name: MapLayer(module, (part,), (name,)) for part, (name, module) in enumerate(modules.items())}
 
 
 def _with_todays_keys(_: nn.Module, state: dict[str, Any], prefix: str, *__: object) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bdbnet.models.backbones.resnet import ResNetBackbone, set_stride
 from bdbnet.models.heads import BranchOutput, PartHead, build_classifier, build_reduction, stripes
-from bdbnet.models.network import EmbeddingNetwork, build_backbone
+from bdbnet.models.network import EmbeddingNetwork, MapLayer, build_backbone
 
 #: Branches and the number of stripes that each is cut into.
 GRANULARITIES = {"whole": 1, "halves": 2, "thirds": 3}
@@ -68,6 +68,16 @@ class MGNNetwork(EmbeddingNetwork):
         """Images (N, 3, H, W) to embeddings (N, 8 x embedding_dim): the reduced vectors in the order of `branches`."""
         pooled = self._pool(images)
         return torch.cat([cast(PartHead, self.branches[name]).embed(vector) for name, vector in pooled.items()], dim=1)
+
+    def map_layers(self) -> dict[str, MapLayer]:
+        """The map of each granularity; of its vectors, that of the whole map and those of its stripes."""
+        layers = {}
+        names, copies = [*self.branches], dict(self.copies.items())
+        for name in GRANULARITIES:
+            own = tuple(vector for vector in names if vector.startswith(name))
+            stages = cast(nn.Sequential, copies.get(name, self.backbone.layer4))
+            layers[name] = MapLayer(stages[-1], tuple(names.index(vector) for vector in own), own)
+        return layers
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters of the backbone and of the copies of its last stages."""

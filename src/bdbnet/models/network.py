@@ -1,6 +1,7 @@
 """`EmbeddingNetwork`, the interface of all networks, and backbones by name."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,6 +11,20 @@ from bdbnet.models.heads import BranchOutput
 
 _OSNETS = {f"osnet_x{width}".replace(".", "_"): width for width in WIDTHS}
 BACKBONES = (*RESNETS, *_OSNETS)
+
+
+class MapLayer(NamedTuple):
+    """Where the last feature map of a branch is, for activation maps.
+
+    Attributes:
+        module: gives the map (N, C, h, w).
+        parts: numbers, in `branch_dims`, of the parts of the embedding that are computed of it.
+        outputs: names of `forward`'s outputs that are computed of it.
+    """
+
+    module: nn.Module
+    parts: tuple[int, ...]
+    outputs: tuple[str, ...]
 
 
 class EmbeddingNetwork(nn.Module, ABC):
@@ -36,6 +51,12 @@ class EmbeddingNetwork(nn.Module, ABC):
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to embeddings (N, embedding_dim), not normalised."""
+
+    def map_layers(self) -> dict[str, MapLayer]:
+        """The last feature map of each branch, by the branch's name; one of a map that all of them share, "backbone"."""
+        branches = getattr(self, "branches", None)
+        outputs = tuple(branches) if isinstance(branches, nn.ModuleDict) else ("pooled",)
+        return {"backbone": MapLayer(self.backbone, tuple(range(len(self.branch_dims))), outputs)}
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that start from the backbone's weights, for learning rates of their own."""

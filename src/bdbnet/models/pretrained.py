@@ -7,10 +7,10 @@ import torchvision.models
 from torch import Tensor, nn
 
 from bdbnet.models.backbones.resnet import RESNETS, ResNetBackbone
-from bdbnet.models.backbones.timm import TimmBackbone
+from bdbnet.models.backbones.timm import TimmBackbone, TimmEncoder
 from bdbnet.models.backbones.torchvision import TorchvisionBackbone
 from bdbnet.models.heads import BranchOutput
-from bdbnet.models.network import EmbeddingNetwork
+from bdbnet.models.network import EmbeddingNetwork, MapLayer
 from bdbnet.models.weights import CheckpointError
 
 POOLINGS = ("avg", "gem", "none")
@@ -74,6 +74,10 @@ class PooledNetwork(EmbeddingNetwork):
         embedding: Tensor = self.neck(self.reduction(pooled))
         return embedding
 
+    def map_layers(self) -> dict[str, MapLayer]:
+        whole = self.backbone.model if isinstance(self.backbone, TimmEncoder) else self.backbone
+        return {"backbone": MapLayer(_before_pooling(whole), (0,), ("pooled",))}
+
 
 class TimmNetwork(EmbeddingNetwork):
     """A model of timm without its classifier: what its own head pools, (N, num_features)."""
@@ -90,6 +94,15 @@ class TimmNetwork(EmbeddingNetwork):
     def embed(self, images: Tensor) -> Tensor:
         features: Tensor = self.backbone(images)
         return features
+
+    def map_layers(self) -> dict[str, MapLayer]:
+        return {"backbone": MapLayer(_before_pooling(self.backbone), (0,), ("pooled",))}
+
+
+def _before_pooling(model: nn.Module) -> nn.Module:
+    """The last module of a whole model of timm before it pools, as timm's table of features says; else the model itself."""
+    table: Any = getattr(model, "feature_info", None)
+    return model.get_submodule(str(table[-1]["module"])) if isinstance(table, list) and table else model
 
 
 def torchvision_network(name: str) -> tuple[EmbeddingNetwork, dict[str, Any]]:

@@ -240,6 +240,18 @@ def load_network(network: nn.Module, path: str | Path, *, classifiers: Literal["
     load_strictly(network, chosen | {key: own[key] for key in exempt & {*own}}, str(path))
 
 
+def training_identities(path: str | Path) -> int:
+    """How many identities the classifiers in a file of weights know; 0 where it has none.
+
+    Raises:
+        CheckpointError: see `read_state_dict`.
+    """
+    ends = (".classifier.weight", "softmax.weight")  # the second in the released BDB code
+    state = read_state_dict(path)
+    found = {tensor.shape[0] for key, tensor in state.items() if f".{key}".endswith(ends) and tensor.ndim == 2}
+    return found.pop() if len(found) == 1 else 0
+
+
 def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
     """Starting weights for a network: the backbone, and every branch that the file holds too, each loaded strictly.
 
