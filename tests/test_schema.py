@@ -19,6 +19,7 @@ NEEDED = {
     "prepare": ["dataset=market1501"],
     "embed": ["dataset=market1501"],
     "calibrate": ["dataset=market1501"],
+    "visualize": ["dataset=market1501"],
     "evaluate": ["dataset=market1501"],
 }
 

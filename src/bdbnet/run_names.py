@@ -21,7 +21,7 @@ from bdbnet.renamed import KEYS
 #: Bytes of a name that file systems take.
 LONGEST = 255
 #: Commands whose folder bears the name of their settings.
-NAMED = ("train", "evaluate", "embed", "calibrate", "search")
+NAMED = ("train", "evaluate", "embed", "calibrate", "search", "visualize")
 
 _LONG, _KEPT = 150, 130  # characters of a name that stays as it is, and of one that is cut
 _HASH = 12  # hexadecimal digits of the hash behind a name

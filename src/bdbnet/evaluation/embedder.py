@@ -279,19 +279,31 @@ class Embedder:
             ImageError: an image can't be read.
             EmbeddingError: the network gives NaN or infinity for an image.
         """
+        for rows, images, unreadable in self.prepared_files(
+            manifest, batches, num_workers=num_workers, local_ranks=local_ranks, skip_unreadable=skip_unreadable
+        ):
+            embeddings = self._to_numpy(images, [manifest.paths[row] for row in rows.tolist()])
+            yield Embedded(rows.numpy(), embeddings, unreadable)
+
+    def prepared_files(
+        self,
+        manifest: Manifest,
+        batches: Sequence[Sequence[int]],
+        *,
+        num_workers: int | None = None,
+        local_ranks: int = 1,
+        skip_unreadable: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
+        """The images that `embed_files` embeds, as `embed_prepared` takes them: rows (n,), images, and what could not be read."""
         workers = min(default_workers(local_ranks) if num_workers is None else num_workers, len(batches))
-        files = ImageFiles(manifest, self.preprocessing, skip_unreadable=skip_unreadable)
-        loader = WorkerLoader(
-            files,
+        yield from WorkerLoader(
+            ImageFiles(manifest, self.preprocessing, skip_unreadable=skip_unreadable),
             batch_sampler=cast(Any, batches),
             collate_fn=_as_it_is,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=self.device.type == "cuda",
         )
-        for rows, images, unreadable in loader:
-            embeddings = self._to_numpy(images, [manifest.paths[row] for row in rows.tolist()])
-            yield Embedded(rows.numpy(), embeddings, unreadable)
 
     @torch.no_grad()
     def embed_prepared(self, images: Tensor) -> Tensor:

@@ -183,7 +183,8 @@ def united(maps: Mapping[str, np.ndarray]) -> np.ndarray:
     for one in maps.values():
         total = one.astype(np.float64).sum(axis=(1, 2), keepdims=True)
         shares.append(np.divide(one, total, out=np.zeros(one.shape), where=total > 0))
-    return np.stack(shares).mean(axis=0)
+    mean: np.ndarray = np.mean(shares, axis=0)
+    return mean
 
 
 # Inside

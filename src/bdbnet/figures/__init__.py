@@ -1,5 +1,6 @@
 """Matplotlib figures from arrays and tables. Matplotlib itself is imported when the first figure is drawn."""
 
+from bdbnet.figures.activation_maps import activation_maps_figure, overlay, upsampled
 from bdbnet.figures.curves import (
     DARK,
     LIGHT,
@@ -28,6 +29,7 @@ __all__ = [
     "RankedImage",
     "RankingList",
     "Theme",
+    "activation_maps_figure",
     "configuration_dots",
     "drop_masks_figure",
     "learning_rate_curve",
@@ -36,7 +38,9 @@ __all__ = [
     "loss_label",
     "metric_columns",
     "metric_curves",
+    "overlay",
     "parameter_curves",
     "ranking_lists_figure",
     "read_thumbnail",
+    "upsampled",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from bdbnet.figures.curves import LIGHT, Theme
 from bdbnet.regular_files import regular
 
 if TYPE_CHECKING:
@@ -20,11 +21,11 @@ Picture = np.ndarray | str | Path
 
 
 class RankedImage(NamedTuple):
-    """One gallery image of a ranking list."""
+    """One gallery image of a ranking list; `correct` is None where nobody knows."""
 
     picture: Picture
     distance: float
-    correct: bool
+    correct: bool | None
 
 
 class RankingList(NamedTuple):
@@ -65,7 +66,9 @@ def read_thumbnail(picture: Picture, size: int = 224) -> Image.Image:
     return image
 
 
-def ranking_lists_figure(lists: Sequence[RankingList], *, top: int = 5, row_height: float = 1.9) -> "Figure":
+def ranking_lists_figure(
+    lists: Sequence[RankingList], *, top: int = 5, row_height: float = 1.9, theme: Theme = LIGHT
+) -> "Figure":
     """One row per query: the query at the left, then its `top` nearest images with rank and distance.
 
     Right images have a solid green border, wrong ones a dashed red border. In place of a file that can't be read there
@@ -82,18 +85,17 @@ def ranking_lists_figure(lists: Sequence[RankingList], *, top: int = 5, row_heig
     shapes = [pixels.shape for row in pictures for pixels in row if pixels is not None]
     aspect = float(np.median([width / height for height, width, _ in shapes])) if shapes else 0.5
     columns = 1 + top
-    figure = Figure(figsize=((columns + 0.4) * max(row_height * 0.8 * aspect, 0.75), len(lists) * row_height))
-    grid = figure.add_gridspec(
-        len(lists), columns + 1, width_ratios=(1, 0.25, *[1] * top), left=0.01, right=0.99, bottom=0.02, top=0.93
-    )
+    size = ((columns + 0.4) * max(row_height * 0.8 * aspect, 0.75), len(lists) * row_height)
+    figure = Figure(figsize=size, facecolor=theme.background)
+    edges = {"left": 0.01, "right": 0.99, "bottom": 0.02, "top": max(0.93, 1 - 0.3 / size[1])}
+    grid = figure.add_gridspec(len(lists), columns + 1, width_ratios=(1, 0.25, *[1] * top), **edges)
     for i, row in enumerate(lists):
         _draw(figure.add_subplot(grid[i, 0]), pictures[i][0], row.title, GREY, False)
         for j, result in enumerate(row.results[:top]):
-            mark, colour = ("✓", GREEN) if result.correct else ("✗", RED)
+            mark, colour = {True: ("✓ ", GREEN), False: ("✗ ", RED), None: ("", GREY)}[result.correct]
             axes = figure.add_subplot(grid[i, j + 2])
-            _draw(
-                axes, pictures[i][j + 1], f"{j + 1} {mark} {_three_digits(result.distance)}", colour, not result.correct
-            )
+            caption = f"{j + 1} {mark}{_three_digits(result.distance)}"
+            _draw(axes, pictures[i][j + 1], caption, colour, result.correct is False)
     return figure
 
 
