@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -77,8 +77,7 @@ class Shown:
         return torch.cat(parts)
 
 
-@dataclass(frozen=True, eq=False)
-class Section:
+class Section(NamedTuple):
     """One kind of picture: its heading, words, how to draw it, and the values in it."""
 
     kind: str
@@ -111,15 +110,22 @@ def visualize(
     if not config.overwrite and (earlier := settings_of_page(folder / PAGE)):
         refuse_other_settings(folder, json.loads(earlier), settings)
     makers: dict[str, Callable[[], Section]] = {
-        "activation": lambda: _activation(embedders, images, config),
+        "activation": lambda: activation_section(embedders, images, tokens=config.tokens),
         "class": lambda: _class(embedders, images, config),
         "similarity": lambda: _similarity(embedders, images, config),
         "masks": lambda: _masks(embedders, images, config),
-        "ranking": lambda: _ranking(embedders, images, config),
+        "ranking": lambda: ranking_section(
+            embedders,
+            images,
+            config.top,
+            config.loading.test_batch_size,
+            config.loading.num_workers,
+            tokens=config.tokens,
+        ),
         "area": lambda: _area(embedders, images, config, folder),
     }
     sections = [makers[kind]() for kind in dict.fromkeys(config.what)]
-    files = [file for section in sections for file in _write_figure(section, folder, config.format, config.dpi)]
+    files = [file for section in sections for file in write_figure(section, folder, config.format, config.dpi)]
     arrays = {name: values for section in sections for name, values in section.arrays.items()}
     if arrays:
         buffer = io.BytesIO()
@@ -129,7 +135,7 @@ def visualize(
         "Where networks look",
         "Activation maps",
         f"{', '.join(embedders)} on {source}",
-        [_html(section) for section in sections],
+        [section_html(section) for section in sections],
         name=folder.name,
         settings=json.dumps(settings),
     )
@@ -164,11 +170,16 @@ def drawn_queries(manifest: Manifest, test: pd.DataFrame, count: int, seed: int)
 # Kinds
 
 
-def _activation(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig) -> Section:
-    maps = {
-        name: energy_maps(embedder, images.prepared(embedder, images.rows), tokens=config.tokens)
-        for name, embedder in embedders.items()
-    }
+def activation_section(
+    embedders: Mapping[str, Embedder], images: Shown, *, tokens: bool = False, branches: Sequence[str] = ()
+) -> Section:
+    """Squared activation of each network's branches, or of some of them.  Raises MapError where a network has none of these."""
+    maps: dict[str, Maps] = {}
+    for name, embedder in embedders.items():
+        found = energy_maps(embedder, images.prepared(embedder, images.rows), tokens=tokens)
+        maps[name] = {branch: values for branch, values in found.items() if not branches or branch in branches}
+        if not maps[name]:
+            raise MapError(f"{name} has the branches {', '.join(found)}, none of {', '.join(branches)}")
     return _section(
         "activation", "Activation", "Squared activation, summed over channels: where the last feature map is active.",
         maps, images, images.rows, "squared activation, summed over channels",
@@ -248,30 +259,43 @@ def _masks(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig)
     )  # fmt: skip
 
 
-def _ranking(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig) -> Section:
+def ranking_section(
+    embedders: Mapping[str, Embedder],
+    images: Shown,
+    top: int,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    *,
+    tokens: bool = False,
+    with_maps: bool = True,
+) -> Section:
+    """Ranking lists of each network, with or without the places that make images near."""
     queries = images.rows if images.of_dataset else images.rows[:1]
     _require_two(images)
-    top = min(config.top, len(images.gallery))
+    top = min(top, len(images.gallery))
     lists: list[RankingList] = []
     arrays: dict[str, np.ndarray] = {}
+    table = images.manifest.table
+    several = len(embedders) > 1
     for name, embedder in embedders.items():
-        asked = embedder.embed(images.manifest.with_rows(images.manifest.table.iloc[queries]), num_workers=0)
-        found = embedder.embed(
-            images.manifest.with_rows(images.manifest.table.iloc[images.gallery]),
-            batch_size=config.loading.test_batch_size, num_workers=config.loading.num_workers,
-        )  # fmt: skip
+        asked = embedder.embed(images.manifest.with_rows(table.iloc[queries]), num_workers=0)
+        gallery = images.manifest.with_rows(table.iloc[images.gallery])
+        found = embedder.embed(gallery, batch_size=batch_size, num_workers=num_workers)
         for query, row in zip(asked, queries.tolist(), strict=True):
             nearest = _nearest(embedder.distance(query, found), images, row, top)
-            lists += _with_maps(
-                embedder, name if len(embedders) > 1 else "", images, row, nearest, arrays, config.tokens
-            )
+            plain = _plain_list(name if several else "query", images, row, nearest)
+            lists.append(plain)
+            if with_maps:
+                title = name if several else ""
+                lists.append(_with_maps(embedder, title, plain, images, row, nearest, arrays, tokens))
+    words = "Each query and its nearest images with their distances."
+    if with_maps:
+        words = (
+            "Each query and its nearest images, and beneath them what makes them near: each place's share of the inner product of "
+            "the two embeddings, of all branches together. The query's map is that for rank 1."
+        )
     return Section(
-        "ranking",
-        "Ranking lists",
-        "Each query and its nearest images, and beneath them what makes them near: the share of each place in the inner product of "
-        "the two embeddings, of all branches together. The query's map is that for rank 1.",
-        lambda theme: ranking_lists_figure(lists, top=top, theme=theme),
-        arrays,
+        "ranking", "Ranking lists", words, lambda theme: ranking_lists_figure(lists, top=top, theme=theme), arrays
     )
 
 
@@ -288,11 +312,20 @@ def _nearest(away: np.ndarray, images: Shown, query: int, top: int) -> list[tupl
     return [(int(gallery[place]), float(away[place])) for place in order if np.isfinite(away[place])]
 
 
+def _plain_list(title: str, images: Shown, query: int, nearest: Sequence[tuple[int, float]]) -> RankingList:
+    known = images.labels[query] >= 0
+    results = [
+        RankedImage(images.picture(row), away, bool(images.labels[row] == images.labels[query]) if known else None)
+        for row, away in nearest
+    ]
+    return RankingList(images.picture(query), results, title)
+
+
 def _with_maps(
-    embedder: Embedder, name: str, images: Shown, query: int, nearest: Sequence[tuple[int, float]],
+    embedder: Embedder, name: str, plain: RankingList, images: Shown, query: int, nearest: Sequence[tuple[int, float]],
     arrays: dict[str, np.ndarray], tokens: bool,
-) -> Iterator[RankingList]:  # fmt: skip
-    """A ranking list, and below it the same with maps."""
+) -> RankingList:  # fmt: skip
+    """A ranking list with the maps of each pair over its images."""
     rows = [row for row, _ in nearest]
     asked = images.prepared(embedder, [query])
     own, theirs = similarity_maps(
@@ -300,17 +333,12 @@ def _with_maps(
     )
     left, right = _added(own), _added(theirs)
     highest = float(max(left[0].max(), right.max()))
-    known = images.labels[query] >= 0
-
-    def ranked(pictures: Sequence[Any]) -> list[RankedImage]:
-        correct = [bool(images.labels[row] == images.labels[query]) if known else None for row in rows]
-        return [RankedImage(*entry) for entry in zip(pictures, (away for _, away in nearest), correct, strict=True)]
-
-    pictures, picture = [images.picture(row) for row in rows], images.picture(query)
-    yield RankingList(picture, ranked(pictures), name or "query")
-    over = [overlay(*pair, highest) for pair in zip(pictures, right, strict=True)]
-    yield RankingList(overlay(picture, left[0], highest), ranked(over), "agrees")
     arrays["/".join(filter(None, ["ranking", name, images.manifest.paths[query].rpartition("/")[2]]))] = right
+    results = [
+        result._replace(picture=overlay(result.picture, one, highest))
+        for result, one in zip(plain.results, right, strict=True)
+    ]
+    return RankingList(overlay(plain.query, left[0], highest), results, "agrees")
 
 
 def _added(maps: Maps) -> np.ndarray:
@@ -413,7 +441,10 @@ def _draw_maps(
     return activation_maps_figure(pictures, maps, captions=captions, unit=unit, theme=theme)
 
 
-def _write_figure(section: Section, folder: Path, formats: Sequence[str], dpi: int) -> Iterator[Path]:
+def write_figure(
+    section: Section, folder: Path, formats: Sequence[str], dpi: int, name: str | None = None
+) -> Iterator[Path]:
+    """Write a section's figure in each format, under its kind or another name."""
     if section.draw is None:
         return
     from bdbnet.figures import LIGHT
@@ -424,10 +455,11 @@ def _write_figure(section: Section, folder: Path, formats: Sequence[str], dpi: i
         # No date: the same figure is the same file.
         dates: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
         figure.savefig(buffer, format=format, dpi=dpi, metadata=dates.get(format))
-        yield write_atomically(folder / f"{section.kind}.{format}", buffer.getvalue())
+        yield write_atomically(folder / f"{name or section.kind}.{format}", buffer.getvalue())
 
 
-def _html(section: Section) -> str:
+def section_html(section: Section) -> str:
+    """A section of a page."""
     parts = [f"<section>\n<h2>{escape(section.title)}</h2>\n", note_paragraphs(filter(None, [section.words]))]
     if section.draw is not None:
         parts.append(f'<div class="masks">\n{themed_picture(section.draw, section.title, section.words)}</div>\n')

@@ -160,10 +160,20 @@ def _seeds_of(cell: Cell) -> Iterator[int]:
 def jobs_of(measured: Sequence[Measured], seeds: Sequence[int]) -> list[Job]:
     """Every training that the tables need, each once, however many tables show it: seed by seed, in the tables' order."""
     places: dict[Path, tuple[Cell, list[str]]] = {}
+    pictured: set[Path] = set()
     for table in measured:
+        picture = table.table.picture
+        if picture is not None and picture.kind == "masks":  # the layers alone
+            continue
         for entry in table:
             if entry.cell is not None:
                 x = "" if entry.row.x is None else f" at {entry.row.x:g}"
                 where = f"{table.table.heading}: {entry.row.name}{x} on {table.stand_in(entry.dataset)}"
                 places.setdefault(entry.cell.folder, (entry.cell, []))[1].append(where)
-    return [Job(cell, seed, tuple(dict.fromkeys(where))) for seed in seeds for cell, where in places.values()]
+                if picture is not None:
+                    pictured.add(entry.cell.folder)
+    return [
+        Job(cell, seed, tuple(dict.fromkeys(where)), cell.folder in pictured)
+        for seed in seeds
+        for cell, where in places.values()
+    ]

@@ -33,11 +33,12 @@ class IncompleteError(RuntimeError):
 
 
 class Job(NamedTuple):
-    """A training that tables ask for, and the places where they show it."""
+    """A training that tables ask for, the places where they show it, and whether a picture needs its network."""
 
     cell: Cell
     seed: int
     places: tuple[str, ...]
+    pictured: bool = False
 
 
 def run_missing(
@@ -57,8 +58,8 @@ def run_missing(
 
     Args:
         jobs: in the order in which they are run.
-        retry: try failed ones again.
-        keep_checkpoints: false: remove the weights of a run that is done.
+        retry: try failed ones again, and those whose network a picture needs and that was not kept.
+        keep_checkpoints: false: remove the weights of a run that is done, unless a picture needs them.
         seconds: start no further training after this time.
         device: number of the GPU to use; None leaves the choice to Lightning.
         say: where progress goes.
@@ -71,6 +72,8 @@ def run_missing(
         run = job.cell.inspect(job.seed)
         heading = f"[{number}/{len(jobs)}] {_named(job)}"
         wanted = run.state in (State.OPEN, State.STARTED) or (retry and run.state is State.FAILED)
+        if retry and job.pictured and run.state is State.DONE and not (run.folder / LAST).is_file():
+            wanted = True
         if wanted and seconds is not None and time.monotonic() - began > seconds:
             say(f"{heading}: {_OVER}")
             run = replace(run, remark=_OVER)
@@ -119,7 +122,9 @@ def _run_locked(job: Job, heading: str, keep_checkpoints: bool, device: int | No
         with locked(folder, timeout=2):
             # Another process may have finished it before this one got the lock.
             if (folder / RESULT).is_file() and (run := job.cell.check(folder, job.seed)).state is State.DONE:
-                return run
+                if not job.pictured or (folder / LAST).is_file():
+                    return run
+                set_aside(folder / RESULT)
             say(f"\n{heading}")
             (folder / FAILURE).unlink(missing_ok=True)
             write_atomically(job.cell.folder / CELL, job.cell.record())
@@ -130,7 +135,7 @@ def _run_locked(job: Job, heading: str, keep_checkpoints: bool, device: int | No
     run = job.cell.inspect(job.seed)
     if refused and run.state is not State.DONE:
         return replace(run, remark=refused)
-    if run.state is State.DONE and not keep_checkpoints:
+    if run.state is State.DONE and not (keep_checkpoints or job.pictured):
         for name in (LAST, BEST):
             (folder / name).unlink(missing_ok=True)
     return run

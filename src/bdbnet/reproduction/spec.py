@@ -1,7 +1,7 @@
 """The paper's tables and figures as data: rows, columns, the training of each cell, the paper's numbers."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 from bdbnet.config import PACKAGE_DIR, ConfigError
 from bdbnet.regular_files import require_regular
 from bdbnet.results import metric_of
+from bdbnet.settings import is_whole
 
 
 class SpecError(ConfigError):
@@ -45,6 +46,28 @@ class Axis:
     values: tuple[float, ...]
 
 
+#: What a figure of pictures shows of its networks.
+PICTURES = ("maps", "ranking", "masks")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a figure of pictures shows.
+
+    Attributes:
+        kind: `maps` (where the networks look), `ranking` (lists of the first network) or `masks` (what the drop layers drop,
+            for which nothing is trained).
+        images: that are shown, or queries.
+        top: images of a ranking list.
+        branches: whose maps are shown; empty: all.
+    """
+
+    kind: str
+    images: int = 4
+    top: int = 5
+    branches: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Table:
     """A table or figure of the paper.
@@ -54,6 +77,7 @@ class Table:
         columns: dataset -> metrics, in the paper's order.
         x: of a figure; each line of the figure is a run of rows of the same name.
         statistics: rows count images and classes (Table 6); no training.
+        picture: of a figure of pictures; the columns are then what is measured of its networks.
     """
 
     name: str
@@ -63,6 +87,7 @@ class Table:
     rows: tuple[Row, ...]
     x: Axis | None = None
     statistics: tuple[str, ...] = ()
+    picture: Picture | None = None
 
     @property
     def heading(self) -> str:
@@ -128,7 +153,7 @@ def read_table(path: Path) -> Table:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path}: not readable as YAML ({error})") from error
-    known = {"title", "source", "columns", "rows", "lines", "x", "kind"}
+    known = {"title", "source", "columns", "rows", "lines", "x", "kind", "picture"}
     if not isinstance(content, Mapping) or content.keys() - known:
         wrong = ", ".join(content.keys() - known) if isinstance(content, Mapping) else "no keys"
         raise SpecError(f"{path}: expected the keys {', '.join(sorted(known))}; found {wrong}")
@@ -142,10 +167,24 @@ def read_table(path: Path) -> Table:
         raise SpecError(f"{path}: columns: give dataset: [metric, ...]")
     shape = {str(dataset): tuple(map(str, metrics)) for dataset, metrics in columns.items()}
     axis = _axis(path, content["x"]) if "x" in content else None
+    picture = _picture(path, content["picture"]) if "picture" in content else None
     rows = (
         _points(path, content, shape, axis) if axis else tuple(_row(path, row, shape) for row in _rows(path, content))
     )
-    return Table(path.stem, content["title"], content.get("source", ""), shape, rows, axis)
+    return Table(path.stem, content["title"], content.get("source", ""), shape, rows, axis, picture=picture)
+
+
+def _picture(path: Path, picture: Any) -> Picture:
+    known = {field.name for field in fields(Picture)}
+    if not isinstance(picture, Mapping) or picture.get("kind") not in PICTURES or picture.keys() - known:
+        raise SpecError(f"{path}: picture: give kind ({', '.join(PICTURES)}) and, where wanted, images, top, branches")
+    for key in ("images", "top"):
+        if not is_whole(picture.get(key, 1), 1):
+            raise SpecError(f"{path}: picture: {key}: {picture[key]}: give a whole number of at least 1")
+    branches = picture.get("branches", [])
+    if not isinstance(branches, list) or not all(isinstance(branch, str) for branch in branches):
+        raise SpecError(f"{path}: picture: branches: give a list of names")
+    return Picture(**{**picture, "branches": tuple(branches)})
 
 
 def _rows(path: Path, content: Mapping[str, Any], key: str = "rows") -> Iterable[Mapping[str, Any]]:

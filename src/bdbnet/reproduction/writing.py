@@ -14,9 +14,11 @@ from bdbnet.overwriting import refuse_other_settings
 from bdbnet.reporting.page import note_paragraphs, page
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.table import Grid, Spread, as_csv, as_html, as_latex, as_markdown, scaled, spread_text
+from bdbnet.reporting.visualizing import section_html, write_figure
 from bdbnet.reproduction.cells import State
-from bdbnet.reproduction.masks import drop_masks
+from bdbnet.reproduction.masks import drop_masks, masks_of
 from bdbnet.reproduction.measured import Entry, Measured
+from bdbnet.reproduction.pictures import DPI, FORMATS, Drawn, pictures_of
 from bdbnet.reproduction.spec import Axis
 from bdbnet.reproduction.statistics import statistics_grid
 from bdbnet.results import Metric, Result, metric_heads, metric_of, versions, write_atomically
@@ -36,6 +38,9 @@ def reproduction_grid(measured: Measured, *, portable: bool = False) -> Grid:
     table = measured.table
     if table.statistics:
         return statistics_grid(table, measured.counts)
+    if table.picture is not None and table.picture.kind == "masks":
+        shares = [[name, f"{100 * mask.mean():.1f} %"] for name, mask in masks_of(measured).items()]
+        return Grid(f"{table.heading}: {table.title}", ["Drop layer", "dropped"], shares, [f"Paper: {table.source}."])
     columns = [(dataset, metric) for dataset in measured.datasets for metric in table.columns[dataset]]
     heads = [table.x.title if table.x else "Method", ""]
     titles = metric_heads([metric for _, metric in columns])
@@ -151,7 +156,12 @@ def write_tables(
     Args:
         runs_root: folder of the trainings, and `version` that whose results count: for `refuse_other_tables`.
     """
-    written, grids = [], [reproduction_grid(measured) for measured in tables]
+    written: list[Path] = []
+    grids = [reproduction_grid(measured) for measured in tables]
+    drawn = [[*pictures_of(measured)] for measured in tables]
+    for picture in (picture for pictures in drawn for picture in pictures):
+        if picture.section is not None:
+            written += write_figure(picture.section, folder, FORMATS, DPI, picture.name)
     for measured, grid in zip(tables, grids):
         text = json.dumps(_settings(measured, folder, runs_root, version), indent=2) + "\n"
         write_atomically(folder / f"{measured.table.name}.settings.json", text.encode())
@@ -164,7 +174,7 @@ def write_tables(
             written.append(write_atomically(folder / f"{measured.table.name}.{suffix}", text.encode()))
     names = [measured.table.name for measured in tables]
     name = "-".join(names) if len(names) <= 3 else "all"
-    return [write_atomically(folder / f"{name}.html", _page(tables, grids).encode()), *written]
+    return [write_atomically(folder / f"{name}.html", _page(tables, grids, drawn).encode()), *written]
 
 
 def refuse_other_tables(tables: Sequence[Measured], folder: Path, runs_root: Path, version: str | None = None) -> None:
@@ -231,12 +241,16 @@ def write_summary(tables: Sequence[Measured], path: Path, command: str) -> Path:
     return write_atomically(path, ("\n\n".join(part.strip() for part in parts) + "\n").encode())
 
 
-def _page(tables: Sequence[Measured], grids: Sequence[Grid]) -> str:
+def _page(tables: Sequence[Measured], grids: Sequence[Grid], drawn: Sequence[Sequence[Drawn]]) -> str:
     titles = list(dict.fromkeys(measured.table.heading for measured in tables))
     heading = titles[0] if len(titles) == 1 else "Tables and figures of the paper"
     sections = []
-    for measured, grid in zip(tables, grids):
-        body = f"{_curves(measured)}{drop_masks(measured)}{as_html(grid)}\n{note_paragraphs(grid.notes)}"
+    for measured, grid, pictures in zip(tables, grids, drawn, strict=True):
+        shown = "".join(section_html(one.section) for one in pictures if one.section is not None)
+        remarks = note_paragraphs(one.remark for one in pictures if one.remark)
+        body = (
+            f"{shown}{remarks}{_curves(measured)}{drop_masks(measured)}{as_html(grid)}\n{note_paragraphs(grid.notes)}"
+        )
         sections.append(f"<section>\n<h2>{escape(grid.title)}</h2>\n{body}</section>")
     return page(heading, "Reproduction", "Batch DropBlock Network", sections)
 
