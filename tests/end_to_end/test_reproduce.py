@@ -51,7 +51,8 @@ def test_every_cell_of_every_table_can_be_composed(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     tables = sorted((tmp_path / "outputs" / "reproduce" / "smoke").glob("*.csv"))
     assert [path.stem for path in tables if path.stem != "table6"] == [
-        "figure7a", "figure7b", *(f"table{number}" for number in ("1", "2", "3", "4", "5", "7a", "7b", "7c", "7d", "8"))
+        *(f"figure{number}" for number in ("1", "4", "5", "6", "7a", "7b", "8", "9")),
+        *(f"table{number}" for number in ("1", "2", "3", "4", "5", "7a", "7b", "7c", "7d", "8"))
     ]  # fmt: skip
     cells = [line for path in tables if path.stem != "table6" for line in csv.DictReader(path.open()) if line["folder"]]
     assert {line["state"] for line in cells} == {"not measured"}
@@ -85,8 +86,8 @@ def test_without_its_weights_nothing_looks_like_success(tmp_path):
 WRONG = [
     ([], "table= and figure= are missing"),
     (["table=9"], "Choose from 1, 2, 3, 4, 5, 6, 7a, 7b, 7c, 7d, 8, or all"),
-    (["figure=8"], "Choose from 7a, 7b, or all"),
-    (["table=3", "budget=huge"], "choose one of cpu, full, smoke"),
+    (["figure=3"], "Choose from 1, 4, 5, 6, 7a, 7b, 8, 9, or all"),
+    (["table=3", "budget=huge"], "choose one of cpu, demo, full, smoke"),
     (["table=3", "seeds=1"], "give a list of different whole numbers"),
     (["table=3", "seeds=[1,1]"], "give a list of different whole numbers"),
     (["table=3", "overrides=seed=2"], "set by the command itself"),

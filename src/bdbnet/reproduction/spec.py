@@ -124,7 +124,7 @@ def find_tables(table: Any = None, figure: Any = None) -> list[Table]:
 
 @lru_cache(maxsize=1)
 def all_tables() -> list[Table]:
-    """Every table and figure of the paper that has numbers."""
+    """Every table and figure of the paper but the drawings of networks."""
     return [read_table(path) for path in sorted(experiments_dir("paper").glob("*.yaml"))]
 
 
@@ -138,7 +138,7 @@ def _files(kind: str, name: str) -> list[Path]:
     chosen = [path for path in there if path.stem == f"{kind}{name}"] or chosen
     if not chosen:
         choices = ", ".join(path.stem.removeprefix(kind) for path in there)
-        raise SpecError(f"{kind}={name}: the paper has none of that name with numbers. Choose from {choices}, or all.")
+        raise SpecError(f"{kind}={name}: the paper has none of that name, or a drawing. Choose from {choices}, or all.")
     return chosen
 
 

@@ -231,8 +231,8 @@ def write_summary(tables: Sequence[Measured], path: Path, command: str) -> Path:
         "whose `result.json` was kept.",
     ]
     for budget in dict.fromkeys(measured.budget.name for measured in tables):
-        shown = [measured for measured in tables if measured.budget.name == budget]
-        if shown[0].budget.compare != "numbers":
+        shown = [one for one in tables if one.budget.name == budget and one.table.picture is None]
+        if shown and shown[0].budget.compare != "numbers":
             shown = [measured for measured in shown if any(entry.counted for entry in measured)]
         parts += [
             f"## Budget {budget}",
