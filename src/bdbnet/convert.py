@@ -30,7 +30,15 @@ def main(config: DictConfig) -> None:
         model=model, backbone=config.get("backbone"), image_size=config.image_size, pad_to_square=config.pad_to_square
     )
     found = account(source, wanted)
-    embedder = convert(source, config.output, wanted, half=config.half, overwrite=config.overwrite)
+    embedder = convert(
+        source,
+        config.output,
+        wanted,
+        half=config.half,
+        overwrite=config.overwrite,
+        result=config.result,
+        terms=config.terms,
+    )
     print(f"{source}: {account_text(found)}\n{preprocessing_text(embedder)}")
     print(f'written to {config.output}; use it as checkpoint={config.output}, or bdbnet.load("{config.output}")')
 

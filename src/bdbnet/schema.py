@@ -271,6 +271,8 @@ TABLES: dict[str, Table] = {
         "pad_to_square": BOOLEAN | NULL,
         "timm": TEXT | NULL,
         "half": BOOLEAN,
+        "result": PATH | NULL,
+        "terms": TEXT | NULL,
         "overwrite": BOOLEAN,
         "plugins": ANYTHING,
     },

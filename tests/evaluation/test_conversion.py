@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from bdbnet.convert import main
 from bdbnet.evaluation.conversion import account
 from bdbnet.evaluation.load import Wanted
 
+ZOO = "bdb_osnet_x0_25_synthetic"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CROP = np.random.default_rng(0).integers(0, 256, (40, 20, 3), dtype=np.uint8)
 
 
@@ -93,6 +96,24 @@ def test_half_the_size_computes_in_full_precision(run, tmp_path, released):
     weights.write_bytes(content)
     with pytest.raises(bdbnet.models.CheckpointError, match="damaged or edited"):
         bdbnet.load(tmp_path / "half")
+
+
+def test_what_was_measured_and_the_terms_come_into_the_card(run, tmp_path):
+    path = EXPERIMENTS / "zoo" / "result.json"
+    status, _, errors = run(f"checkpoint={ZOO}", "output=model", f"result={path}", "terms='CC BY-NC 4.0; no resale'")
+    assert (status, errors) == (0, "")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| Rank-1 | 52.4 %" in card
+    assert "on synthetic_reid; images of 64 x 32 pixels" in card
+    assert "Terms of the weights: CC BY-NC 4.0; no resale." in card
+    status, _, errors = run(f"checkpoint={ZOO}", "output=other", f"result={path}", "image_size=[96,48]")
+    assert status == 1
+    assert (
+        "result.json: measured of another network or in another way (image size (64, 32), this one (96, 48))" in errors
+    )
+    status, _, errors = run(f"checkpoint={ZOO}", "output=other", "result=nowhere.json")
+    assert (status, "nowhere.json: no result there" in errors) == (1, True)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ class Origin:
             its source alone names.
         trained_with: configuration of its training; None where the source does not say.
         metrics, protocol: what was measured of it, and how, where the source says so.
+        provenance: of weights that bdbnet did not train, `program` (who wrote the file), `assumed` (what the file does not say,
+            sentences) and, of a network of the zoo, `trained_on`, `terms` and `published`; None where nothing is known.
     """
 
     source: str = ""
@@ -94,6 +96,7 @@ class Origin:
     trained_with: Mapping[str, Any] | None = None
     metrics: Mapping[str, float] | None = None
     protocol: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] | None = None
 
 
 class Embedded(NamedTuple):

@@ -332,8 +332,18 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
         preprocessing,
         wanted.settings,
         distance=wanted.distance or (format.distance if format else "euclidean"),
-        origin=Origin(source, _parts(config, but="dropping")),
+        origin=Origin(source, _parts(config, but="dropping"), provenance=_provenance(source, architecture)),
     )
+
+
+def _provenance(source: str, architecture: Architecture | None) -> dict[str, Any] | None:
+    """What a file and the zoo say of weights, for `Origin`."""
+    known: dict[str, Any] = {}
+    if architecture is not None and (format := architecture.format) is not None:
+        known = {"program": format.program, "assumed": list(format.assumed)}
+    if (entry := ENTRIES.get(source)) is not None:
+        known |= {"trained_on": entry.trained_on, "terms": entry.terms, "published": dict(entry.published)}
+    return known or None
 
 
 def _timm_name(wanted: Wanted) -> str | None:
@@ -402,7 +412,14 @@ def _from_folder(folder: Path, source: str, wanted: Wanted) -> Embedder:
         distance=wanted.distance or record["distance"],
         threshold=record["threshold"],
         calibration=record["calibration"],
-        origin=Origin(source, record["network"], record["trained_with"], record["metrics"], record["protocol"]),
+        origin=Origin(
+            source,
+            record["network"],
+            record["trained_with"],
+            record["metrics"],
+            record["protocol"],
+            record.get("provenance"),
+        ),
     )
 
 
