@@ -170,7 +170,7 @@ def _use(embedder: "Embedder") -> str:
             "",
             'embedder = bdbnet.load("this/folder")',
             'a, b = embedder.embed(["a.jpg", "b.jpg"])',
-            f"embedder.distance(a, b)   # {embedder.distance_name}; smaller: more alike",
+            f"embedder.distance(a, b)  # {embedder.distance_name}; smaller: more alike",
             "```",
             "",
             "Meant for research and for finding images in a collection that you may search: crops of one person or object each, as",
