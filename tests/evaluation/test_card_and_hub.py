@@ -65,6 +65,7 @@ def test_the_card_says_what_was_trained_measured_and_meant(run, tmp_path):
     best = (bdbnet.load(run / "best.ckpt", device="cpu").save(tmp_path / "best") / "README.md").read_text()
     assert "| Rank-1 | 95.0" in best
     assert "selected on the test set" in best
+    assert "Epochs: 7 of 400" in best
     again = bdbnet.load(tmp_path / "model", device="cpu")
     assert again.origin.metrics == {"rank1": 0.912, "rank5": 0.97, "mAP": 0.75}
 

@@ -112,9 +112,11 @@ def _training(embedder: "Embedder") -> str:
         return "\n".join([*lines, ""])
     trainer, loss = trained.get("trainer") or {}, trained.get("loss") or {}
     sampler, start = trained.get("sampler") or {}, (trained.get("backbone") or {}).get("weights")
+    planned, done = trainer.get("max_epochs"), provenance.get("epochs")
     said = {
-        "Epochs": trainer.get("max_epochs"), "images a batch": sampler.get("batch_size"), "metric loss": loss.get("name"),
-        "starting weights": "random" if start in (None, "none") else Path(str(start)).name, "seed": trained.get("seed"),
+        "Epochs": planned if done in (None, planned) else f"{done} of {planned}", "images a batch": sampler.get("batch_size"),
+        "metric loss": loss.get("name"), "starting weights": "random" if start in (None, "none") else Path(str(start)).name,
+        "seed": trained.get("seed"),
     }  # fmt: skip
     lines += [
         "",

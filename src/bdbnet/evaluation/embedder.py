@@ -87,8 +87,9 @@ class Origin:
             its source alone names.
         trained_with: configuration of its training; None where the source does not say.
         metrics, protocol: what was measured of it, and how, where the source says so.
-        provenance: of weights that bdbnet did not train, `program` (who wrote the file), `assumed` (what the file does not say,
-            sentences) and, of a network of the zoo, `trained_on`, `terms` and `published`; None where nothing is known.
+        provenance: what else is known of the weights: `epochs` that were trained; of a file that bdbnet did not write its
+            `program` and what was `assumed` of it, sentences; of a network of the zoo `trained_on`, `terms` and `published`
+            (metric -> percent).
     """
 
     source: str = ""

@@ -43,6 +43,7 @@ class _Settings(TypedDict):
 class _Provenance(TypedDict, total=False):
     """See `Origin.provenance`."""
 
+    epochs: int
     program: str
     assumed: tuple[str, ...]
     trained_on: str
