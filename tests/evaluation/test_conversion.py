@@ -43,6 +43,13 @@ def released(tmp_path):
     return path
 
 
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "osnet.pth"
+    torch.save({"state_dict": theirs.torchreid_osnet("plain")}, path)
+    return path
+
+
 def test_a_file_of_another_program_becomes_a_folder_of_ours(run, tmp_path, released):
     status, said, errors = run("checkpoint=market.pth.tar", "output=model")
     assert (status, errors) == (0, "")
@@ -68,26 +75,26 @@ def test_every_key_is_accounted_for(released):
     assert kept + dropped == len(theirs.released_state("resnet18")) + 1  # and the epoch
 
 
-def test_an_output_that_holds_something_is_left_alone_unless_the_user_says_so(run, tmp_path, released):
+def test_an_output_that_holds_something_is_left_alone_unless_the_user_says_so(run, tmp_path, small):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.tex").write_text("years of work")
-    status, _, errors = run("checkpoint=market.pth.tar", "output=model")
+    status, _, errors = run("checkpoint=osnet.pth", "output=model")
     assert status == 1
     assert "output=model: the folder holds thesis.tex; give another one, or replace with overwrite=true" in errors
-    assert run("checkpoint=market.pth.tar", "output=model", "overwrite=true", "image_size=[64,32]")[0] == 0
+    assert run("checkpoint=osnet.pth", "output=model", "overwrite=true", "image_size=[64,32]")[0] == 0
     assert (tmp_path / "model" / "thesis.tex").read_text() == "years of work"
-    status, _, errors = run("checkpoint=market.pth.tar", "output=model")
+    status, _, errors = run("checkpoint=osnet.pth", "output=model")
     assert status == 1
     assert "holds a saved network" in errors
     assert bdbnet.load(tmp_path / "model", device="cpu").preprocessing.image_size == (64, 32)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["market.pth.tar", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "osnet.pth"]
 
 
-def test_half_the_size_computes_in_full_precision(run, tmp_path, released):
-    assert run("checkpoint=market.pth.tar", "output=half", "half=true", "image_size=[64,32]")[0] == 0
+def test_half_the_size_computes_in_full_precision(run, tmp_path, small):
+    assert run("checkpoint=osnet.pth", "output=half", "half=true", "image_size=[64,32]")[0] == 0
     weights = tmp_path / "half" / "model.safetensors"
-    assert safetensors.torch.load_file(weights)["backbone.conv1.weight"].dtype == torch.float16
-    embedder, full = (bdbnet.load(path, image_size=(64, 32), device="cpu") for path in (weights.parent, released))
+    assert safetensors.torch.load_file(weights)["backbone.conv1.conv.weight"].dtype == torch.float16
+    embedder, full = (bdbnet.load(path, image_size=(64, 32), device="cpu") for path in (weights.parent, small))
     assert {tensor.dtype for tensor in embedder.network.parameters()} == {torch.float32}
     assert embedder.fingerprint == json.loads((tmp_path / "half" / "bdbnet.json").read_text())["fingerprint"]
     np.testing.assert_allclose(embedder.embed([CROP]), full.embed([CROP]), rtol=0.05, atol=0.02)
@@ -120,28 +127,28 @@ def test_what_was_measured_and_the_terms_come_into_the_card(run, tmp_path):
     ("arguments", "message"),
     [
         (["output=model"], "checkpoint= is missing: give a file of weights"),
-        (["checkpoint=market.pth.tar"], "output= is missing: give the folder to write"),
+        (["checkpoint=osnet.pth"], "output= is missing: give the folder to write"),
         (["checkpoint=missing.pth", "output=model"], "missing.pth: no such file of weights"),
         (
             ["checkpoint=foreign.pth", "output=model"],
             "foreign.pth: the architecture of these weights is not recognised",
         ),
         (
-            ["checkpoint=market.pth.tar", "output=foreign.pth"],
+            ["checkpoint=osnet.pth", "output=foreign.pth"],
             "output=foreign.pth: a file; give a folder, new or empty",
         ),
         (["checkpoint=timm:resnet18", "output=model"], "timm:resnet18: a pretrained network as it is needs no folder"),
     ],
 )
-def test_what_can_not_be_converted_is_said(run, tmp_path, released, arguments, message):
+def test_what_can_not_be_converted_is_said(run, tmp_path, small, arguments, message):
     torch.save({"stem.weight": torch.zeros(3, 4)}, tmp_path / "foreign.pth")
     status, _, errors = run(*arguments)
     assert (status, message in errors) == (1, True), errors
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_of_ours_is_converted_again(run, tmp_path, released):
-    assert run("checkpoint=market.pth.tar", "output=model", "image_size=[64,32]")[0] == 0
+def test_a_folder_of_ours_is_converted_again(run, tmp_path, small):
+    assert run("checkpoint=osnet.pth", "output=model", "image_size=[64,32]")[0] == 0
     status, said, _ = run("checkpoint=model", "output=again")
     assert status == 0
     assert "written by bdbnet" in said
