@@ -20,6 +20,10 @@ def main(config: DictConfig) -> None:
         raise ConfigError("checkpoint= is missing: give a file of weights, for example checkpoint=model.pth.tar")
     if config.output is None:
         raise ConfigError("output= is missing: give the folder to write, for example output=model")
+    if config.timm is not None and (named := [key for key in ("model", "backbone") if config.get(key) is not None]):
+        raise ConfigError(
+            f"timm={config.timm} names the whole network: leave out {' and '.join(f'{key}=' for key in named)}"
+        )
     from bdbnet.evaluation.conversion import account, account_text, convert, preprocessing_text
     from bdbnet.evaluation.load import Wanted, require_source
 

@@ -137,6 +137,10 @@ def test_what_was_measured_and_the_terms_come_into_the_card(run, tmp_path):
             ["checkpoint=osnet.pth", "output=foreign.pth"],
             "output=foreign.pth: a file; give a folder, new or empty",
         ),
+        (
+            ["checkpoint=osnet.pth", "output=model", "timm=resnet18", "model=baseline", "backbone=resnet18"],
+            "timm=resnet18 names the whole network: leave out model= and backbone=",
+        ),
         (["checkpoint=timm:resnet18", "output=model"], "timm:resnet18: a pretrained network as it is needs no folder"),
     ],
 )
