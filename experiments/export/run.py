@@ -1,6 +1,7 @@
 """Networks exported by format and precision: whether the file computes the same, its size, and its time against PyTorch's.
 
     python experiments/export/run.py --weights data/weights         # four networks, every format and precision
+    python experiments/export/run.py --weights data/weights --formats onnx
     python experiments/export/run.py --backbones                    # every choice of conf/backbone, ONNX in fp32
 
 A line for each file; the reports go into --folder. Weights are random but SqueezeNet's, which are ImageNet's. A network that can't
@@ -99,13 +100,17 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("data/weights"), help="folder of SqueezeNet's file")
     parser.add_argument("--backbones", action="store_true", help="every backbone instead")
     parser.add_argument("--only", default="", help="networks whose name holds this")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=[*FORMATS], help="of the four networks")
     parser.add_argument("--folder", type=Path, default=Path("outputs/export"), help="for files and reports")
     options = parser.parse_args()
     chosen = backbones() if options.backbones else networks(options.weights)
     kinds = [("onnx", "fp32")]
     if not options.backbones:
         kinds = [
-            (format, precision) for format in FORMATS for precision, having in PRECISIONS.items() if format in having
+            (format, precision)
+            for format in options.formats
+            for precision, having in PRECISIONS.items()
+            if format in having
         ]
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
     failed = 0

@@ -1,13 +1,16 @@
 """Pack a trained network into the folder of the zoo that travels with bdbnet: float16 weights, no paths of the machine.
 
     python experiments/zoo/pack.py outputs/train/zoo/last.ckpt bdb_osnet_x0_25_synthetic
+    python experiments/zoo/pack.py FOLDER bdb_osnet_x0_25_synthetic RESULT
 
-Prints size and SHA-256 for its entry in `bdbnet.models.zoo`.
+The second adds to a packed FOLDER what was measured of it: RESULT is the result.json of bdbnet.evaluate.
+Prints size and SHA-256 for the entry in `bdbnet.models.zoo`.
 """
 
 import hashlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,17 @@ def portable(value: Any, key: str = "") -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def main(checkpoint: str, name: str) -> None:
+def main(source: str, name: str, result: str | None = None) -> None:
     folder = Path(zoo.__file__).parent / name
-    convert(checkpoint, folder, Wanted(), half=True, overwrite=folder.exists())
-    record = json.loads((folder / RECORD).read_text())
-    (folder / RECORD).write_text(json.dumps(portable(record), indent=2) + "\n")
+    terms = zoo.ENTRIES[name].terms
+    with tempfile.TemporaryDirectory() as place:
+        # By way of a folder of the network's name, which is the card's title.
+        convert(source, Path(place) / name, Wanted(), half=True)
+        convert(
+            str(Path(place) / name), folder, Wanted(), half=True, overwrite=folder.exists(), result=result, terms=terms
+        )
+    record = portable(json.loads((folder / RECORD).read_text()))
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     content = (folder / WEIGHTS).read_bytes()
     print(f"{folder}: size={len(content):_}, sha256={hashlib.sha256(content).hexdigest()!r}")
 

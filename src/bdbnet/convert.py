@@ -20,6 +20,10 @@ def main(config: DictConfig) -> None:
         raise ConfigError("checkpoint= is missing: give a file of weights, for example checkpoint=model.pth.tar")
     if config.output is None:
         raise ConfigError("output= is missing: give the folder to write, for example output=model")
+    if config.timm is not None and (named := [key for key in ("model", "backbone") if config.get(key) is not None]):
+        raise ConfigError(
+            f"timm={config.timm} names the whole network: leave out {' and '.join(f'{key}=' for key in named)}"
+        )
     from bdbnet.evaluation.conversion import account, account_text, convert, preprocessing_text
     from bdbnet.evaluation.load import Wanted, require_source
 
@@ -30,7 +34,15 @@ def main(config: DictConfig) -> None:
         model=model, backbone=config.get("backbone"), image_size=config.image_size, pad_to_square=config.pad_to_square
     )
     found = account(source, wanted)
-    embedder = convert(source, config.output, wanted, half=config.half, overwrite=config.overwrite)
+    embedder = convert(
+        source,
+        config.output,
+        wanted,
+        half=config.half,
+        overwrite=config.overwrite,
+        result=config.result,
+        terms=config.terms,
+    )
     print(f"{source}: {account_text(found)}\n{preprocessing_text(embedder)}")
     print(f'written to {config.output}; use it as checkpoint={config.output}, or bdbnet.load("{config.output}")')
 

@@ -237,7 +237,7 @@ TABLES: dict[str, Table] = {
         "overwrite": BOOLEAN,
         "seed": SEED,
         **_below("loading", _READING | _CACHING),
-        **_below("evaluation", _EVALUATION),
+        **_below("evaluation", _EVALUATION | {"distance": choice("euclidean", "cosine") | NULL}),
         **_below("trainer", _DEVICE),
     },
     "prepare": _DATASET | {
@@ -271,6 +271,8 @@ TABLES: dict[str, Table] = {
         "pad_to_square": BOOLEAN | NULL,
         "timm": TEXT | NULL,
         "half": BOOLEAN,
+        "result": PATH | NULL,
+        "terms": TEXT | NULL,
         "overwrite": BOOLEAN,
         "plugins": ANYTHING,
     },

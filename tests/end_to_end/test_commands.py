@@ -152,10 +152,16 @@ def test_a_wheel_installed_elsewhere_trains(workplace, tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     assert (site / "bdbnet" / "conf" / "train.yaml").is_file()
     assert (site / "bdbnet" / "py.typed").is_file()
-    assert {path.name for path in (site / "bdbnet" / "models" / "zoo").rglob("*")} >= {
-        "model.safetensors",
-        "bdbnet.json",
-    }
+    package = site / "bdbnet"
+    for folder in ("models/zoo", "serving"):  # what is read beside the code
+        source = CHECKOUT / "src" / "bdbnet" / folder
+        files = {path.relative_to(source) for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+        assert files <= {path.relative_to(package / folder) for path in (package / folder).rglob("*")}
+    bundled = [*(package / "models" / "zoo" / "bdb_osnet_x0_25_synthetic").iterdir()]
+    assert {path.name for path in bundled} == {"model.safetensors", "bdbnet.json", "README.md"}
+    assert sum(path.stat().st_size for path in bundled) < 1_000_000
+    conf = {path.relative_to(CHECKOUT / "conf") for path in (CHECKOUT / "conf").rglob("*.yaml")}
+    assert conf <= {path.relative_to(package / "conf") for path in (package / "conf").rglob("*.yaml")}
     done = run("train", *TINY, "trainer.max_epochs=1", f"data_root={workplace / 'data'}", folder=tmp_path, source=site)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs" / "train" / "tiny"

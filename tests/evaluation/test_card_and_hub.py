@@ -1,6 +1,8 @@
 """What a saved embedder says of itself, and its way to a model hub and back."""
 
+import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -9,9 +11,12 @@ import pytest
 import torch
 
 import bdbnet
+import other_programs as theirs
+from bdbnet.evaluation.card import model_card
 from bdbnet.evaluation.hub import HubError
 from bdbnet.models import BDBNetwork, CheckpointError, OSNetBackbone
-from bdbnet.results import Protocol, Result
+from bdbnet.models.zoo import ENTRIES, zoo_path
+from bdbnet.results import Protocol, Result, read_result
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 32, 3), dtype=np.uint8)
 TRAINED = {
@@ -60,6 +65,7 @@ def test_the_card_says_what_was_trained_measured_and_meant(run, tmp_path):
     best = (bdbnet.load(run / "best.ckpt", device="cpu").save(tmp_path / "best") / "README.md").read_text()
     assert "| Rank-1 | 95.0" in best
     assert "selected on the test set" in best
+    assert "Epochs: 7 of 400" in best
     again = bdbnet.load(tmp_path / "model", device="cpu")
     assert again.origin.metrics == {"rank1": 0.912, "rank5": 0.97, "mAP": 0.75}
 
@@ -68,8 +74,46 @@ def test_a_card_of_weights_of_which_nothing_is_known(run, tmp_path):
     torch.save(torch.load(run / "last.ckpt", weights_only=True)["state_dict"], tmp_path / "bare.pth")
     embedder = bdbnet.load(tmp_path / "bare.pth", image_size=(64, 32), device="cpu")
     card = (embedder.save(tmp_path / "model") / "README.md").read_text()
-    assert "Not known: the weights did not come from a training of bdbnet." in card
+    assert "nothing is known but their shapes: bdbnet did not train them.\nData: not known" in card
     assert "Nothing is recorded with this model" in card
+
+
+def test_the_card_of_a_file_of_another_program(tmp_path, monkeypatch):
+    torch.save({"state_dict": theirs.torchreid_osnet("plain")}, tmp_path / "osnet.pth.tar")
+    card = (bdbnet.load(tmp_path / "osnet.pth.tar", device="cpu").save(tmp_path / "model") / "README.md").read_text()
+    for said in (
+        "The weights come from a file of torchreid; bdbnet did not train them.", "Data: not known, and so are its terms.",
+        "- images are resized to 256 x 128 pixels, as torchreid's models are trained", "Nothing is recorded",
+        "mean 0.485, 0.456, 0.406",
+        "not proof of identity", "## Licence", bdbnet.load(tmp_path / "model", device="cpu").fingerprint,
+    ):  # fmt: skip
+        assert said in card, said
+    content = (tmp_path / "osnet.pth.tar").read_bytes()
+    entry = replace(ENTRIES["osnet_x0_25_market1501"], size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(ENTRIES, "osnet_x0_25_market1501", entry)
+    monkeypatch.setenv("BDBNET_CACHE", str(tmp_path))
+    (tmp_path / entry.file).write_bytes(content)
+    bdbnet.load("osnet_x0_25_market1501", device="cpu").save(tmp_path / "zoo")
+    again = (
+        bdbnet.load(tmp_path / "zoo", device="cpu").save(tmp_path / "again") / "README.md"
+    )  # nothing is lost on the way
+    for said in (
+        "Published by its authors on market1501, not measured by bdbnet: Rank-1 91.2, mAP 75.", "Data: Market-1501.",
+        "research use only; the images show real people", "Terms of the weights: torchreid, MIT;", "a file of torchreid;",
+    ):  # fmt: skip
+        assert said in again.read_text(), said
+
+
+def test_the_card_of_the_network_that_travels_with_bdbnet_says_what_was_measured():
+    folder = zoo_path("bdb_osnet_x0_25_synthetic")
+    measured = read_result(Path(__file__).parents[2] / "experiments" / "zoo" / "result.json")
+    embedder = bdbnet.load("bdb_osnet_x0_25_synthetic", device="cpu")
+    assert embedder.origin.metrics == measured.metrics
+    assert Protocol(**{**embedder.origin.protocol, "image_size": (64, 32), "scales": ()}) == measured.protocol
+    published = ENTRIES["bdb_osnet_x0_25_synthetic"].published
+    assert {name: round(100 * measured.metrics[name], 1) for name in published} == published
+    assert (folder / "README.md").read_text() == model_card(embedder, "not calibrated")
+    assert "they show no real people" in (folder / "README.md").read_text()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from bdbnet.convert import main
 from bdbnet.evaluation.conversion import account
 from bdbnet.evaluation.load import Wanted
 
+ZOO = "bdb_osnet_x0_25_synthetic"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CROP = np.random.default_rng(0).integers(0, 256, (40, 20, 3), dtype=np.uint8)
 
 
@@ -37,6 +40,13 @@ def run(tmp_path, monkeypatch, capsys):
 def released(tmp_path):
     path = tmp_path / "market.pth.tar"
     torch.save({"state_dict": theirs.released_state("resnet18"), "epoch": 400}, path)
+    return path
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "osnet.pth"
+    torch.save({"state_dict": theirs.torchreid_osnet("plain")}, path)
     return path
 
 
@@ -65,26 +75,26 @@ def test_every_key_is_accounted_for(released):
     assert kept + dropped == len(theirs.released_state("resnet18")) + 1  # and the epoch
 
 
-def test_an_output_that_holds_something_is_left_alone_unless_the_user_says_so(run, tmp_path, released):
+def test_an_output_that_holds_something_is_left_alone_unless_the_user_says_so(run, tmp_path, small):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.tex").write_text("years of work")
-    status, _, errors = run("checkpoint=market.pth.tar", "output=model")
+    status, _, errors = run("checkpoint=osnet.pth", "output=model")
     assert status == 1
     assert "output=model: the folder holds thesis.tex; give another one, or replace with overwrite=true" in errors
-    assert run("checkpoint=market.pth.tar", "output=model", "overwrite=true", "image_size=[64,32]")[0] == 0
+    assert run("checkpoint=osnet.pth", "output=model", "overwrite=true", "image_size=[64,32]")[0] == 0
     assert (tmp_path / "model" / "thesis.tex").read_text() == "years of work"
-    status, _, errors = run("checkpoint=market.pth.tar", "output=model")
+    status, _, errors = run("checkpoint=osnet.pth", "output=model")
     assert status == 1
     assert "holds a saved network" in errors
     assert bdbnet.load(tmp_path / "model", device="cpu").preprocessing.image_size == (64, 32)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["market.pth.tar", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "osnet.pth"]
 
 
-def test_half_the_size_computes_in_full_precision(run, tmp_path, released):
-    assert run("checkpoint=market.pth.tar", "output=half", "half=true", "image_size=[64,32]")[0] == 0
+def test_half_the_size_computes_in_full_precision(run, tmp_path, small):
+    assert run("checkpoint=osnet.pth", "output=half", "half=true", "image_size=[64,32]")[0] == 0
     weights = tmp_path / "half" / "model.safetensors"
-    assert safetensors.torch.load_file(weights)["backbone.conv1.weight"].dtype == torch.float16
-    embedder, full = (bdbnet.load(path, image_size=(64, 32), device="cpu") for path in (weights.parent, released))
+    assert safetensors.torch.load_file(weights)["backbone.conv1.conv.weight"].dtype == torch.float16
+    embedder, full = (bdbnet.load(path, image_size=(64, 32), device="cpu") for path in (weights.parent, small))
     assert {tensor.dtype for tensor in embedder.network.parameters()} == {torch.float32}
     assert embedder.fingerprint == json.loads((tmp_path / "half" / "bdbnet.json").read_text())["fingerprint"]
     np.testing.assert_allclose(embedder.embed([CROP]), full.embed([CROP]), rtol=0.05, atol=0.02)
@@ -95,32 +105,54 @@ def test_half_the_size_computes_in_full_precision(run, tmp_path, released):
         bdbnet.load(tmp_path / "half")
 
 
+def test_what_was_measured_and_the_terms_come_into_the_card(run, tmp_path):
+    path = EXPERIMENTS / "zoo" / "result.json"
+    status, _, errors = run(f"checkpoint={ZOO}", "output=model", f"result={path}", "terms='CC BY-NC 4.0; no resale'")
+    assert (status, errors) == (0, "")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| Rank-1 | 52.4 %" in card
+    assert "on synthetic_reid; images of 64 x 32 pixels" in card
+    assert "Terms of the weights: CC BY-NC 4.0; no resale." in card
+    status, _, errors = run(f"checkpoint={ZOO}", "output=other", f"result={path}", "image_size=[96,48]")
+    assert status == 1
+    assert (
+        "result.json: measured of another network or in another way (image size (64, 32), this one (96, 48))" in errors
+    )
+    status, _, errors = run(f"checkpoint={ZOO}", "output=other", "result=nowhere.json")
+    assert (status, "nowhere.json: no result there" in errors) == (1, True)
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["output=model"], "checkpoint= is missing: give a file of weights"),
-        (["checkpoint=market.pth.tar"], "output= is missing: give the folder to write"),
+        (["checkpoint=osnet.pth"], "output= is missing: give the folder to write"),
         (["checkpoint=missing.pth", "output=model"], "missing.pth: no such file of weights"),
         (
             ["checkpoint=foreign.pth", "output=model"],
             "foreign.pth: the architecture of these weights is not recognised",
         ),
         (
-            ["checkpoint=market.pth.tar", "output=foreign.pth"],
+            ["checkpoint=osnet.pth", "output=foreign.pth"],
             "output=foreign.pth: a file; give a folder, new or empty",
+        ),
+        (
+            ["checkpoint=osnet.pth", "output=model", "timm=resnet18", "model=baseline", "backbone=resnet18"],
+            "timm=resnet18 names the whole network: leave out model= and backbone=",
         ),
         (["checkpoint=timm:resnet18", "output=model"], "timm:resnet18: a pretrained network as it is needs no folder"),
     ],
 )
-def test_what_can_not_be_converted_is_said(run, tmp_path, released, arguments, message):
+def test_what_can_not_be_converted_is_said(run, tmp_path, small, arguments, message):
     torch.save({"stem.weight": torch.zeros(3, 4)}, tmp_path / "foreign.pth")
     status, _, errors = run(*arguments)
     assert (status, message in errors) == (1, True), errors
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_of_ours_is_converted_again(run, tmp_path, released):
-    assert run("checkpoint=market.pth.tar", "output=model", "image_size=[64,32]")[0] == 0
+def test_a_folder_of_ours_is_converted_again(run, tmp_path, small):
+    assert run("checkpoint=osnet.pth", "output=model", "image_size=[64,32]")[0] == 0
     status, said, _ = run("checkpoint=model", "output=again")
     assert status == 0
     assert "written by bdbnet" in said

@@ -1,12 +1,15 @@
 """Switches of the evaluation: each changes the numbers as it says, and stands in the result."""
 
+import sys
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
+import bdbnet
 from bdbnet.config import ConfigError
+from bdbnet.evaluate import main
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.evaluate import evaluate as run_evaluation
 from bdbnet.evaluation.protocol import build_metric
@@ -72,6 +75,38 @@ def test_single_gallery_shot_is_a_protocol_of_its_own(evaluate):
     assert set(result.metrics) == {"rank1", "rank5", "rank10", "valid_queries"}
     assert (result.protocol.task, result.protocol.single_shot) == ("reid_single_shot", 7)
     assert 0 < result.metrics["rank1"] <= result.metrics["rank5"] <= 1
+
+
+@pytest.fixture
+def compared_by_cosine(finished_run, tmp_path):
+    """The network in a folder that says so."""
+    embedder = bdbnet.load(finished_run / "last.ckpt", device="cpu")
+    embedder.distance_name = "cosine"
+    return embedder.save(tmp_path / "model")
+
+
+def test_embeddings_are_compared_by_the_networks_own_distance(evaluate, compared_by_cosine, tmp_path):
+    source = f"checkpoint={compared_by_cosine}"
+    own = evaluate(source)
+    assert own.protocol.measure == own.config["evaluation"]["distance"] == "cosine"
+    assert evaluate(source).metrics == evaluate("evaluation.distance=cosine", folder=tmp_path / "typed").metrics
+    with pytest.raises(ConfigError, match=r"evaluation\.distance was cosine, is euclidean"):
+        evaluate(source, "evaluation.distance=euclidean")
+    assert evaluate(folder=tmp_path / "trained").protocol.measure == "euclidean"
+
+
+def test_the_command_says_by_which_distance(tiny_data, compared_by_cosine, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = [f"dataset.options.{key}={value}".replace(" ", "") for key, value in TINY.items()]
+    arguments = [
+        f"checkpoint={compared_by_cosine}", "dataset=synthetic_reid", *options, f"data_root={tiny_data}",
+        "loading.num_workers=0",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    main()
+    assert (
+        "compared by cosine distance, the network's own; evaluation.distance= sets another" in capsys.readouterr().out
+    )
 
 
 BAD = {

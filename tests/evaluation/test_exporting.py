@@ -11,6 +11,7 @@ from torch import nn
 
 import bdbnet
 from bdbnet.config import ConfigError
+from bdbnet.datasets import load_manifest
 from bdbnet.evaluation import exporting
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings
 from bdbnet.evaluation.exporting import (
@@ -47,6 +48,17 @@ class Small(EmbeddingNetwork):
 
 def small(settings: EmbeddingSettings | None = None, **preprocessing) -> Embedder:
     return Embedder(Small().eval(), bdbnet.Preprocessing((32, 16), **preprocessing), settings)
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    return load_manifest("synthetic_reid", tmp_path_factory.mktemp("figures"), **exporting._FIGURES)
+
+
+@pytest.fixture(autouse=True)
+def rendered_once(figures, monkeypatch):
+    """The figures on which every file is checked; an export renders them anew."""
+    monkeypatch.setattr(exporting, "load_manifest", lambda name, folder, **options: figures)
 
 
 def embedded_by_file(path, format: str, images: np.ndarray) -> np.ndarray:
@@ -126,8 +138,8 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_comparison_notices_a_swapped_ranking_and_forgives_ties(tmp_path):
-    manifest = exporting.load_manifest("synthetic_reid", tmp_path, **exporting._FIGURES)
+def test_comparison_notices_a_swapped_ranking_and_forgives_ties(figures):
+    manifest = figures
     embeddings = np.random.default_rng(0).normal(size=(len(manifest.table), 6)).astype(np.float32)
     assert compare(embeddings, embeddings, manifest, "euclidean")["same_ranking"]
     assert compare(embeddings, embeddings + 1e-7, manifest, "euclidean")["same_ranking"]
@@ -179,6 +191,7 @@ def test_a_network_that_no_exporter_can_express_is_named(tmp_path):
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(exporting, "load_manifest", load_manifest)  # with figures of its own
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     torch.save(BDBNetwork(0, OSNetBackbone(0.25)).eval().state_dict(), "bdb.pth")

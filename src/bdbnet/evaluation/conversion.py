@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from bdbnet.checked import read_json
 from bdbnet.config import ConfigError
-from bdbnet.evaluation.embedder import Embedder
+from bdbnet.evaluation.embedder import Embedder, Origin
 from bdbnet.evaluation.load import Wanted, open_embedder, recognised, weights_of
+from bdbnet.evaluation.network import count_parameters
 from bdbnet.evaluation.saved import RECORD, WEIGHTS, is_saved
 from bdbnet.files import write_atomically
 from bdbnet.models import CheckpointError, read_checkpoint, read_state_dict
 from bdbnet.models.weights import digest_of
+from bdbnet.results import read_result
 
 _SHOWN = 12  # groups of keys that are listed
 _TRAINING = "state of the training, which no embedding needs"
@@ -48,17 +50,27 @@ class Conversion:
 
 
 def convert(
-    source: str, output: str | Path, wanted: Wanted, *, half: bool = False, overwrite: bool = False
+    source: str,
+    output: str | Path,
+    wanted: Wanted,
+    *,
+    half: bool = False,
+    overwrite: bool = False,
+    result: str | Path | None = None,
+    terms: str | None = None,
 ) -> Embedder:
     """Write the embedder of any source that `bdbnet.load` reads into a folder.
 
     Args:
         half: keep the weights as float16, half the size; they are computed with in float32, rounded.
         overwrite: replace a network that the folder holds; other files in it stay.
+        result: a `result.json` of `bdbnet.evaluate` of this network, whose metrics and protocol the record and the card shall say.
+        terms: of the weights, for the record and the card.
 
     Raises:
-        ConfigError: the output holds something and `overwrite` is not set.
+        ConfigError: the output holds something and `overwrite` is not set; a result of another network.
         CheckpointError: see `bdbnet.load`.
+        ResultError: no result can be read there.
     """
     folder = Path(output).expanduser()
     if folder.exists() and not folder.is_dir():
@@ -68,10 +80,15 @@ def convert(
         what = "a saved network" if is_saved(folder) else ", ".join(there[:3])
         raise ConfigError(f"output={output}: the folder holds {what}; give another one, or replace with overwrite=true")
     embedder = open_embedder(source, wanted, device="cpu")
-    if half:
-        for tensor in embedder.network.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.half())
+    if result is not None:
+        embedder.origin = _with_result(embedder, result)
+    if terms is not None:
+        provenance = {**(embedder.origin.provenance or {}), "terms": terms}
+        embedder.origin = replace(embedder.origin, provenance=provenance)
+    if half and _rounded(embedder) and result is None and embedder.origin.protocol:
+        notes = [embedder.origin.protocol.get("note"), "measured before the weights were rounded to float16"]
+        protocol = {**embedder.origin.protocol, "note": "; ".join(filter(None, notes))}
+        embedder.origin = replace(embedder.origin, protocol=protocol)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
         made = embedder.save(Path(place) / folder.name)
@@ -83,6 +100,37 @@ def convert(
         for path in sorted(made.iterdir(), key=lambda path: path.name == RECORD):
             path.replace(folder / path.name)
     return embedder
+
+
+def _rounded(embedder: Embedder) -> bool:
+    """Round the weights to what float16 holds; whether that changed any."""
+    changed = False
+    for tensor in embedder.network.state_dict().values():
+        if tensor.is_floating_point():
+            changed |= not torch.equal(tensor, tensor.half().to(tensor.dtype))
+            tensor.copy_(tensor.half())
+    return changed
+
+
+def _with_result(embedder: Embedder, path: str | Path) -> Origin:
+    """The origin with what an evaluation measured.  Raises ConfigError unless it is of such a network, prepared alike."""
+    found = read_result(path)
+    if found.kind != "evaluate" or found.protocol.from_features:
+        raise ConfigError(
+            f"result={path}: of a training or of features; give the result.json that bdbnet.evaluate checkpoint= wrote"
+        )
+    compared = {
+        "parameters": (found.parameters, count_parameters(embedder.network)),
+        "numbers an embedding": (found.embedding_dim, embedder.dimensions),
+        "image size": (tuple(found.protocol.image_size or ()), embedder.preprocessing.image_size),
+        "distance": (found.protocol.measure, embedder.distance_name),
+    }
+    if apart := [f"{name} {theirs}, this one {ours}" for name, (theirs, ours) in compared.items() if theirs != ours]:
+        raise ConfigError(
+            f"result={path}: measured of another network or in another way ({'; '.join(apart)}). Give the result.json of "
+            f"python -m bdbnet.evaluate checkpoint={embedder.origin.source}"
+        )
+    return replace(embedder.origin, metrics=found.metrics, protocol=found.protocol.record())
 
 
 def account(source: str, wanted: Wanted) -> Conversion:

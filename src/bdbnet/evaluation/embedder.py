@@ -87,6 +87,9 @@ class Origin:
             its source alone names.
         trained_with: configuration of its training; None where the source does not say.
         metrics, protocol: what was measured of it, and how, where the source says so.
+        provenance: what else is known of the weights: `epochs` that were trained; of a file that bdbnet did not write its
+            `program` and what was `assumed` of it, sentences; of a network of the zoo `trained_on`, `terms` and `published`
+            (metric -> percent).
     """
 
     source: str = ""
@@ -94,6 +97,7 @@ class Origin:
     trained_with: Mapping[str, Any] | None = None
     metrics: Mapping[str, float] | None = None
     protocol: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] | None = None
 
 
 class Embedded(NamedTuple):

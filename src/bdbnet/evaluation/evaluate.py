@@ -41,6 +41,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     """Evaluate ``config.checkpoint`` on ``config.dataset`` and record it in ``folder``.
 
     Without a dataset a network that `bdbnet.train` trained is evaluated on its own: options and folder as its file says.
+    Without a distance embeddings are compared by the network's own.
 
     Raises:
         ConfigError: the checkpoint does not say what network it is for and the configuration does not either, no dataset
@@ -55,13 +56,15 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         config = _with_own_dataset(config)
     overwrite = bool(config.get("overwrite"))
     earlier = None if overwrite else earlier_result(folder)
+    seed_everything(config.seed)
+    embedder = open_embedder(config.checkpoint, _wanted(config), device="cpu")
+    if config.evaluation.distance is None:
+        config = with_distance(config, embedder.distance_name)
     if earlier is not None:
         refuse_other_data(folder, earlier, config)
-    seed_everything(config.seed)
     manifest = build_manifest(config)
     if earlier is not None:
         refuse_other_data(folder, earlier, config, manifest)
-    embedder = open_embedder(config.checkpoint, _wanted(config), device="cpu")
     size = embedder.preprocessing.image_size
     data = build_data(config, manifest, test_size=list(size), channels_last=True)
     data.test_transform = embedder.preprocessing.transform
@@ -187,6 +190,13 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "cameras": manifest.has_cameras,
         "counts": {str(role): {str(k): int(v) for k, v in row.items()} for role, row in counts.iterrows()},
     }
+
+
+def with_distance(config: DictConfig, distance: str) -> DictConfig:
+    """The configuration with the distance by which embeddings are compared."""
+    own = config.copy()
+    own.evaluation.distance = distance
+    return own
 
 
 def _wanted(config: DictConfig) -> Wanted:

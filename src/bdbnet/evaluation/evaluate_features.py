@@ -13,7 +13,14 @@ from bdbnet.config import ConfigError, check_settings, config_dir, plain
 from bdbnet.datasets import Manifest
 from bdbnet.datasets.inspection import match_advice
 from bdbnet.evaluation.embedder import scale_embeddings
-from bdbnet.evaluation.evaluate import build_test_set, describe, earlier_result, refuse_other_data, write_evaluation
+from bdbnet.evaluation.evaluate import (
+    build_test_set,
+    describe,
+    earlier_result,
+    refuse_other_data,
+    with_distance,
+    write_evaluation,
+)
 from bdbnet.evaluation.feature_files import read_arrays
 from bdbnet.evaluation.feature_sets import FEATURES, Features, align, assemble
 from bdbnet.evaluation.features import FeatureError, Side, sides_of
@@ -45,6 +52,8 @@ def evaluate_features(config: DictConfig, folder: Path, *, read_folder: FolderRe
     """
     check_settings(config, "evaluate")
     config = _with_dataset(config)
+    if config.evaluation.distance is None:
+        config = with_distance(config, "euclidean")
     _refuse_network_settings(config)
     overwrite = bool(config.get("overwrite"))
     earlier = None if overwrite else earlier_result(folder)

@@ -273,23 +273,26 @@ def _from_checkpoint(path: Path, source: str, saved: Mapping[str, Any], wanted: 
         _preprocessing(size, padded, _margin(wanted)),
         wanted.settings,
         distance=wanted.distance or evaluation.get("distance", "euclidean"),
-        origin=Origin(source, _parts(config), training, *_measured_beside(path)),
+        origin=_origin_beside(path, Origin(source, _parts(config), training)),
     )
 
 
-def _measured_beside(checkpoint: Path) -> tuple[Mapping[str, float] | None, Mapping[str, Any] | None]:
-    """Metrics and protocol that the record of a training says of its own last.ckpt or best.ckpt; None where it does not."""
+def _origin_beside(checkpoint: Path, origin: Origin) -> Origin:
+    """The origin with metrics, protocol and epochs that the record of a training says of its own last.ckpt or best.ckpt."""
     try:
         result = read_result(checkpoint.parent / "result.json")
     except (ResultError, OSError):
-        return None, None
+        return origin
     if result.kind != "train":
-        return None, None
+        return origin
+    protocol = result.protocol.record()
     if checkpoint.name == "last.ckpt" and result.checkpoint == "last":
-        return result.metrics, result.protocol.record()
-    if checkpoint.name == "best.ckpt" and result.best is not None:
-        return result.best["metrics"], {**result.protocol.record(), "note": result.best["note"]}
-    return None, None
+        provenance = None if result.epochs is None else {"epochs": result.epochs}
+        return replace(origin, metrics=result.metrics, protocol=protocol, provenance=provenance)
+    if checkpoint.name == "best.ckpt" and (best := result.best) is not None:
+        protocol["note"] = best["note"]
+        return replace(origin, metrics=best["metrics"], protocol=protocol, provenance={"epochs": best["epoch"]})
+    return origin
 
 
 def _known_network(
@@ -337,8 +340,18 @@ def _from_weights(path: Path, source: str, wanted: Wanted) -> Embedder:
         preprocessing,
         wanted.settings,
         distance=wanted.distance or (format.distance if format else "euclidean"),
-        origin=Origin(source, _parts(config, but="dropping")),
+        origin=Origin(source, _parts(config, but="dropping"), provenance=_provenance(source, architecture)),
     )
+
+
+def _provenance(source: str, architecture: Architecture | None) -> dict[str, Any] | None:
+    """What a file and the zoo say of weights, for `Origin`."""
+    known: dict[str, Any] = {}
+    if architecture is not None and (format := architecture.format) is not None:
+        known = {"program": format.program, "assumed": list(format.assumed)}
+    if (entry := ENTRIES.get(source)) is not None:
+        known |= {"trained_on": entry.trained_on, "terms": entry.terms, "published": dict(entry.published)}
+    return known or None
 
 
 def _timm_name(wanted: Wanted) -> str | None:
@@ -407,7 +420,14 @@ def _from_folder(folder: Path, source: str, wanted: Wanted) -> Embedder:
         distance=wanted.distance or record["distance"],
         threshold=record["threshold"],
         calibration=record["calibration"],
-        origin=Origin(source, record["network"], record["trained_with"], record["metrics"], record["protocol"]),
+        origin=Origin(
+            source,
+            record["network"],
+            record["trained_with"],
+            record["metrics"],
+            record["protocol"],
+            record.get("provenance"),
+        ),
     )
 
 

@@ -40,6 +40,17 @@ class _Settings(TypedDict):
     scales: tuple[float, ...]
 
 
+class _Provenance(TypedDict, total=False):
+    """See `Origin.provenance`."""
+
+    epochs: int
+    program: str
+    assumed: tuple[str, ...]
+    trained_on: str
+    terms: str
+    published: Mapping[str, float]
+
+
 class _Record(TypedDict):
     """What the record says."""
 
@@ -53,6 +64,7 @@ class _Record(TypedDict):
     trained_with: Annotated[RunSettings, Holds(Plain)] | None
     metrics: Mapping[str, float] | None
     protocol: Mapping[str, Any] | None
+    provenance: NotRequired[Annotated[Mapping[str, Any], Holds(_Provenance)] | None]
 
 
 def is_saved(folder: Path) -> bool:
@@ -101,6 +113,8 @@ def save_embedder(embedder: "Embedder", folder: str | Path) -> Path:
     }
     if embedder.calibration is not None:  # versions that know no calibration read folders without one
         record["calibration"] = embedder.calibration.record()
+    if embedder.origin.provenance is not None:
+        record["provenance"] = embedder.origin.provenance
     write_atomically(place / CARD, model_card(embedder, _threshold(embedder)).encode())
     write_atomically(place / RECORD, (json.dumps(record, indent=2, default=str) + "\n").encode())
     return place
