@@ -247,7 +247,7 @@ def test_an_image_of_one_pixel_is_searched_for(client, tools):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "send exactly one of image (a file) or row"),
+        ({}, "send one of image (a file) or row"),
         ({"row": 0, "k": 0}, "k: "),
         ({"row": 0, "k": 501}, "k: "),
         ({"row": "one"}, "row: "),
@@ -264,6 +264,14 @@ def test_an_image_of_one_pixel_is_searched_for(client, tools):
 )
 def test_fields_that_make_no_sense(client, fields, said):
     assert said in refused(post(client, **fields), 422)
+
+
+def test_what_is_no_form_and_no_call(client):
+    assert "as a field of a form" in refused(client.post("/api/search", json={"row": 1}), 422)
+    for path in ("/api/search", "/api/embed"):
+        assert "image: send a file" in refused(client.post(path, data={"image": "query.jpg"}), 422)
+    assert refused(client.get("/nothing"), 404) == "there is no GET /nothing: /docs lists what there is"
+    assert refused(client.delete("/api/search"), 405) == "there is no DELETE /api/search: /docs lists what there is"
 
 
 def test_too_many_boxes(client, tools):

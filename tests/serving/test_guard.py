@@ -76,6 +76,12 @@ def test_a_browser_without_the_token_gets_a_page_that_asks_for_it(guarded):
     assert "The token is wrong." in guarded.get("/?token=no", headers=HTML).text
 
 
+def test_the_page_that_asks_for_the_token_has_its_style(guarded):
+    for name in ("style.css", "icon.svg"):
+        assert f'href="/static/{name}"' in guarded.get("/", headers=HTML).text
+        assert guarded.get(f"/static/{name}").status_code == 200
+
+
 # Host, origin, headers
 
 

@@ -118,12 +118,19 @@ def _add_pages(app: FastAPI, *, token: bool) -> None:
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if not isinstance(error, RequestError) and error.status_code in (404, 405):
+            said = f"there is no {request.method} {request.url.path[:200]}: /docs lists what there is"
+            error = HTTPException(error.status_code, said, error.headers)
         status, headers, content = refusal(error, request.url.path, request.headers.get("accept", ""))
         return Response(content, status, headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
+        if first["loc"][-1] == "image":
+            return await refused(
+                request, RequestError(422, "image: send a file as a field of a form (curl -F image=@FILE)")
+            )
         key = ".".join(str(part) for part in first["loc"][1:]) or "the request"
         return await refused(request, RequestError(422, f"{key}: {first['msg']}"))
 
@@ -191,7 +198,10 @@ def _add_searching(app: FastAPI, gallery: ServedGallery, settings: ServerSetting
         allowed = allowed_by(camera, after, before)
         boxes = [] if not box else [box_of(box)]
         if (image is None) == (row is None):
-            raise RequestError(422, "send exactly one of image (a file) or row (the id of an image of the gallery)")
+            raise RequestError(
+                422,
+                "send one of image (a file) or row (the id of an image of the gallery) as a field of a form",
+            )
         upload = None if image is None else await uploaded(image)
 
         def work() -> dict[str, Any]:
