@@ -51,6 +51,11 @@ def test_a_port_that_is_taken_names_a_free_one():
             assert sock.getsockname()[1] == free
 
 
+def test_small_answers_are_sent_at_once():
+    with listening("127.0.0.1", 0) as sock, socket.create_connection(sock.getsockname()), sock.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_an_address_that_is_not_of_this_machine():
     with pytest.raises(ConfigError, match=r"^host=192\.0\.2\.1: can't listen there"):
         listening("192.0.2.1", 0)
