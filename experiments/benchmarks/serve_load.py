@@ -97,6 +97,15 @@ def requests(address: str, queries: list[bytes], count: int) -> list[float]:
     return taken
 
 
+def in_turns(gallery: ServedGallery, address: str, queries: list[bytes], count: int) -> tuple[list[float], list[float]]:
+    """Seconds of `count` requests and of the floor, ten times in turns: another program slows both down alike."""
+    taken, base = [], []
+    for _ in range(10):
+        base += floor(gallery, queries, count // 10)
+        taken += requests(address, queries, count // 10)
+    return taken, base
+
+
 def together(address: str, queries: list[bytes], count: int, clients: int) -> list[float]:
     taken: list[list[float]] = [[] for _ in range(clients)]
 
@@ -172,21 +181,22 @@ def main() -> None:
         assert server.stdout is not None
         address = [server.stdout.readline() for _ in range(3)][2].split()[1]
         requests(address, queries, 20)
-        base = floor(gallery, queries, few)
         print(f"{'':34}{'p50, ms':>8}{'p95, ms':>9}{'ratio':>9}")
+        alone, base = in_turns(gallery, address, queries, few)
         line("floor: in process", base, base)
-        line("one client", requests(address, queries, few), base)
+        line("one client", alone, base)
         stop = threading.Event()
         cut: list[int] = []
         slow = [threading.Thread(target=trickle, args=(address, stop, cut)) for _ in range(SLOW)]
         for thread in slow:
             thread.start()
         time.sleep(1.5)
-        beside = requests(address, queries, few)
+        beside, base = in_turns(gallery, address, queries, few)
         stop.set()
         for thread in slow:
             thread.join()
         assert not cut, f"{len(cut)} slow uploads were cut off while the client was measured"
+        line("floor: in process", base, base)
         line(f"one client beside {SLOW} slow uploads", beside, base)
         left = options.requests - 2 * few - 20
         first = min(max(0, 500 - 2 * few - 20), left // 2)
