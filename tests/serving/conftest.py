@@ -109,7 +109,7 @@ def make_client(embedder: Embedder) -> Callable[..., TestClient]:
     return build
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(make_client: Callable[..., TestClient], stored: Path) -> TestClient:
     return make_client(stored)
 

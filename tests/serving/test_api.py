@@ -247,7 +247,7 @@ def test_an_image_of_one_pixel_is_searched_for(client, tools):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "send exactly one of image (a file) or row"),
+        ({}, "send one of image (a file) or row"),
         ({"row": 0, "k": 0}, "k: "),
         ({"row": 0, "k": 501}, "k: "),
         ({"row": "one"}, "row: "),
@@ -264,6 +264,14 @@ def test_an_image_of_one_pixel_is_searched_for(client, tools):
 )
 def test_fields_that_make_no_sense(client, fields, said):
     assert said in refused(post(client, **fields), 422)
+
+
+def test_what_is_no_form_and_no_call(client):
+    assert "as a field of a form" in refused(client.post("/api/search", json={"row": 1}), 422)
+    for path in ("/api/search", "/api/embed"):
+        assert "image: send a file" in refused(client.post(path, data={"image": "query.jpg"}), 422)
+    assert refused(client.get("/nothing"), 404) == "there is no GET /nothing: /docs lists what there is"
+    assert refused(client.delete("/api/search"), 405) == "there is no DELETE /api/search: /docs lists what there is"
 
 
 def test_too_many_boxes(client, tools):
@@ -333,7 +341,9 @@ def test_the_page_of_the_api_lists_every_call_and_loads_nothing_from_elsewhere(c
     for word in ("engine", "box", "file", "any number of times"):
         assert word in page
     assert "https://" not in page
-    assert api_page(description) == page
+    assert "curl http://127.0.0.1:8765/api/search -F image=@query.jpg" in page
+    assert api_page(description, "http://127.0.0.1:8765", token=False) == page
+    assert "Bearer TOKEN&#x27; http://a/api/info" in api_page(description, "http://a", token=True)
 
 
 def test_the_page_is_whole(client):
@@ -398,3 +408,28 @@ def test_an_image_file_that_is_gone(make_client, gallery_table, embedder, render
     shutil.rmtree(tmp_path / "images")
     assert "is not in the folder of the gallery's images any more" in refused(client.get("/image/3"), 404)
     assert found(post(client, row=3))  # its embedding is still there
+
+
+def test_a_gallery_that_grows_and_shrinks_while_the_server_runs(
+    make_client, make_store, embedder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+    folder = make_store(tmp_path / "gallery", embedder)
+    client = make_client(folder)
+    before = client.get("/api/info").json()["fingerprint"]
+    store = EmbeddingStore.open(folder)
+    added = store.table.iloc[:2].assign(path=["new/a.jpg", "new/b.jpg"], camera=7)
+    store.add(store.embeddings[:2], added)
+    answer = post(client, row=0, k=3)
+    assert {hit["name"] for hit in found(answer)} > {"new/a.jpg"}
+    info = client.get("/api/info").json()
+    assert (info["images"], info["cameras"][-1]) == (21, {"camera": 7, "images": 2})
+    after = client.get("/api/images", params={"limit": 1}).json()["fingerprint"]
+    assert before != after == info["fingerprint"] == answer.json()["fingerprint"]
+    # A row that was seen before the change is not taken for one of the gallery as it is now.
+    for late in (post(client, row=0, fingerprint=before), client.get("/image/0", params={"fingerprint": before})):
+        assert "the gallery has changed" in refused(late, 409)
+    assert found(post(client, row=0, fingerprint=after))
+    assert client.get("/image/0", params={"fingerprint": after}).status_code == 200
+    EmbeddingStore.open(folder).remove(["new/a.jpg"])
+    assert client.get("/api/info").json()["images"] == 20

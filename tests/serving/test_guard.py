@@ -76,20 +76,26 @@ def test_a_browser_without_the_token_gets_a_page_that_asks_for_it(guarded):
     assert "The token is wrong." in guarded.get("/?token=no", headers=HTML).text
 
 
+def test_the_page_that_asks_for_the_token_has_its_style(guarded):
+    for name in ("style.css", "icon.svg"):
+        assert f'href="/static/{name}"' in guarded.get("/", headers=HTML).text
+        assert guarded.get(f"/static/{name}").status_code == 200
+
+
 # Host, origin, headers
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8765", "127.0.0.1.evil.example", "", "10.0.0.1", "localhost@evil.example"]
 )
-def test_without_a_token_only_names_of_this_machine_are_hosts(make_client, stored, host):
-    answer = make_client(stored).get("/api/info", headers={"Host": host})
+def test_without_a_token_only_names_of_this_machine_are_hosts(client, host):
+    answer = client.get("/api/info", headers={"Host": host})
     assert answer.status_code == 421
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:9000", "[::1]:8765", "LOCALHOST:1"])
-def test_names_of_this_machine(make_client, stored, host):
-    assert make_client(stored).get("/api/info", headers={"Host": host}).status_code == 200
+def test_names_of_this_machine(client, host):
+    assert client.get("/api/info", headers={"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -101,8 +107,7 @@ def test_names_of_this_machine(make_client, stored, host):
         {"Origin": "http://127.0.0.1:1"},
     ],
 )
-def test_pages_of_other_sites_can_not_search(make_client, stored, headers):
-    client = make_client(stored)
+def test_pages_of_other_sites_can_not_search(client, headers):
     assert client.post("/api/search", data={"row": 0}, headers=headers).status_code == 403
     own = {"Origin": "http://127.0.0.1:8765", "Sec-Fetch-Site": "same-origin"}
     assert client.post("/api/search", data={"row": 0}, headers=own).status_code == 200

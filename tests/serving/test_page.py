@@ -1,7 +1,6 @@
 """The page in headless Chromium: upload, box, filters, keys, dark mode, the width of a phone, and its errors."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from bdbnet.gallery import EmbeddingStore
 from bdbnet.serving.address import listening
 from bdbnet.serving.running import open_app
 from browser import Browser, chromium
@@ -36,7 +36,9 @@ def address(folder, embedder, tools) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
-    yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
     server.should_exit = True
     thread.join(10)
     sock.close()
@@ -101,6 +103,13 @@ def test_an_upload_a_box_and_previous_queries(page, photo):
     page.wait(RESULTS)
     assert rows(page) != whole
     assert page.evaluate("document.querySelectorAll('#history li').length") == 1
+    page.evaluate("document.querySelector('#enlarge').click()")
+    assert page.evaluate("document.querySelector('#preview').clientWidth") > 2 * width
+    np.testing.assert_allclose(
+        page.evaluate("document.querySelector('#box').offsetWidth / document.querySelector('#preview').clientWidth"), 0.4,
+        atol=0.02,
+    )  # fmt: skip
+    page.evaluate("document.querySelector('#enlarge').click()")
     page.press("Escape")
     page.wait("box === null && !running")
     page.wait(RESULTS)
@@ -143,8 +152,12 @@ def test_filters(page):
     page.evaluate("document.querySelector('#search').click()")
     page.wait(f"{RESULTS} < {len(chosen) - 1} && true")
     assert {*rows(page)} == {row for row in chosen[1:] if 2 <= row < 8}
-    page.evaluate("document.querySelector('#no-filters').click()")
+    page.evaluate("$('after').value = '2030-01-01T00:00'; document.querySelector('#search').click()")
+    page.wait("!document.querySelector('#nothing').hidden")
+    assert rows(page) == []
+    page.evaluate("document.querySelector('#show-all').click()")
     page.wait(f"{RESULTS} === 18")
+    assert page.evaluate("document.querySelector('#nothing').hidden")
 
 
 def test_keys(page):
@@ -201,12 +214,12 @@ def test_light_and_dark_by_system_and_switch(page):
 
 
 def test_a_phone(page, photo):
-    page.size(360, 740)
+    page.size(390, 740)
     page.open(page.evaluate("location.href"))
     page.wait("document.body?.dataset.state === 'gallery'")
     page.choose("#file", photo)
     page.wait(RESULTS)
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert not page.evaluate("document.querySelector('#filters').open")
     assert 0 <= page.evaluate("document.querySelector('#heading').getBoundingClientRect().top") < 740
 
@@ -225,24 +238,47 @@ def test_everything_has_a_name(page, photo):
     assert [role for role, name in named if not name.strip()] == []
 
 
-def test_what_is_no_image_is_said_on_the_page(page, tmp_path):
+def test_what_is_no_image_is_said_on_the_page(page, photo, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     page.choose("#file", tmp_path / "notes.txt")
     page.wait("!document.querySelector('#problem').hidden && !running")
     assert "notes.txt is not an image" in page.evaluate("document.querySelector('#problem').textContent")
+    assert page.evaluate("query") is None  # no results are shown as those of a file that is no image
+    page.choose("#file", photo)
+    page.wait(RESULTS)
+    page.choose("#file", tmp_path / "notes.txt")
+    page.wait("document.body.dataset.state === 'error' && !running")
+    assert page.evaluate("query.name") == "photo.png"
+    assert len(rows(page)) == 19
+    assert page.evaluate("document.querySelector('#status').textContent").startswith("19 images, euclidean distance")
+
+
+def test_a_gallery_that_changes_while_the_page_is_open(page, folder):
+    store = EmbeddingStore.open(folder)
+    first, last = store.table["path"].iloc[[0, 18]]
+    search = "document.querySelectorAll('#pictures button')[{}].click()"
+    news = "document.querySelector('#news').textContent"
+    store.remove([first])
+    page.evaluate(search.format(5))  # row 5, which is row 4 now
+    page.wait("!document.querySelector('#news').hidden && document.body.dataset.state === 'gallery' && query === null")
+    assert page.evaluate(news).startswith("The gallery has changed: it has 18 images now, before 19. ")
+    page.wait("document.querySelectorAll('#pictures li').length === 18")
+    EmbeddingStore.open(folder).remove([last])
+    page.evaluate(search.format(4))  # still row 4
+    page.wait(f"query && query.row === 4 && {RESULTS} === 16")
+    assert page.evaluate(news) == "The gallery has changed: it has 17 images now, before 18."
+    assert page.evaluate("query.fingerprint === info.fingerprint")
 
 
 def test_a_gallery_that_is_deleted_is_said_on_the_page(page, folder):
     moved = folder.with_name("moved")
     folder.rename(moved)
     try:
-        time.sleep(1.1)  # the server looks at the folder once a second
         page.evaluate("document.querySelector('#pictures button').click()")
         page.wait("!document.querySelector('#problem').hidden")
         assert "was deleted or moved" in page.evaluate("document.querySelector('#problem').textContent")
     finally:
         moved.rename(folder)
-        time.sleep(1.1)
 
 
 def test_without_the_token_there_is_a_field_for_it(browser, address):

@@ -14,31 +14,39 @@ import pytest
 from bdbnet.config import ConfigError
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.gallery.store import StoreError
+from bdbnet.serve import main
 from bdbnet.serving.address import listening, shown_host, token_of
 from bdbnet.serving.running import open_app
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def test_other_machines_need_a_token(tools):
-    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
-        with pytest.raises(ConfigError, match=f"^host={host} can be reached by other machines"):
-            token_of(tools.settings(f"host='{host}'"))
-        assert token_of(tools.settings(f"host='{host}'", "token=long_enough")) == "long_enough"
-    for host in ("127.0.0.1", "localhost", "::1", "127.3.2.1"):
-        assert token_of(tools.settings(f"host='{host}'")) is None
+def test_other_machines_need_a_token(tools, monkeypatch):
+    monkeypatch.delenv("BDBNET_TOKEN", raising=False)
+    config = tools.settings()
+    for config.host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
+        with pytest.raises(ConfigError, match=f"^host={config.host} can be reached by other machines"):
+            token_of(config)
+    for config.host in ("127.0.0.1", "localhost", "::1", "127.3.2.1"):
+        assert token_of(config) is None
+    config.token = "long_enough"
+    for config.host in ("0.0.0.0", "::", "127.0.0.1"):
+        assert token_of(config) == "long_enough"
 
 
 def test_tokens(tools, monkeypatch):
-    made = {token_of(tools.settings("host=0.0.0.0", "token=auto")) for _ in range(2)}
+    monkeypatch.setenv("BDBNET_TOKEN", "from the environment")
+    config = tools.settings()
+    assert token_of(config) == "from the environment"
+    config.token = "auto"
+    made = {token_of(config) for _ in range(2)}
     assert len(made) == 2
     assert all(len(token) >= 24 for token in made)
-    assert token_of(tools.settings("token=12345678")) == "12345678"
-    for token in ("short", "''", "'späte Nachricht'"):
+    config.token = 12345678  # as the command line reads it
+    assert token_of(config) == "12345678"
+    for config.token in ("short", "", "späte Nachricht"):
         with pytest.raises(ConfigError, match=r"^token=: give at least 8 characters"):
-            token_of(tools.settings(f"token={token}"))
-    monkeypatch.setenv("BDBNET_TOKEN", "from the environment")
-    assert token_of(tools.settings()) == "from the environment"
+            token_of(config)
 
 
 def test_a_port_that_is_taken_names_a_free_one():
@@ -49,6 +57,11 @@ def test_a_port_that_is_taken_names_a_free_one():
         free = int(str(refused.value).rpartition("=")[2])
         with listening("127.0.0.1", free) as sock:
             assert sock.getsockname()[1] == free
+
+
+def test_small_answers_are_sent_at_once():
+    with listening("127.0.0.1", 0) as sock, socket.create_connection(sock.getsockname()), sock.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_an_address_that_is_not_of_this_machine():
@@ -80,8 +93,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_command_serves_until_a_signal_ends_it(number, status, stored, embedder, tmp_path):
+def test_the_command_serves_until_a_signal_ends_it(stored, embedder, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "bdbnet.serve", f"index={stored}", f"checkpoint={embedder.origin.source}", "port=0",
          "accelerator=cpu"],
@@ -99,9 +111,9 @@ def test_the_command_serves_until_a_signal_ends_it(number, status, stored, embed
         with socket.create_connection(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))) as slow:
             slow.sendall(b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx")
             time.sleep(0.1)
-            process.send_signal(number)
+            process.send_signal(signal.SIGTERM)
             output, errors = process.communicate(timeout=30)
-        assert process.returncode == status
+        assert process.returncode == 143
         assert errors == "\ninterrupted. Start the server again with the same command.\n"
         assert output == ""
         assert list(tmp_path.iterdir()) == []
@@ -110,17 +122,24 @@ def test_the_command_serves_until_a_signal_ends_it(number, status, stored, embed
 
 
 @pytest.mark.end_to_end
-def test_the_command_refuses_before_it_loads_anything(tmp_path, stored):
+def test_the_command_refuses_a_taken_port_before_it_loads_the_gallery(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        for arguments, said in (
-            ([f"index={stored}", f"port={taken.getsockname()[1]}"], "is taken by another program: try port="),
-            ([f"index={stored}", "host=0.0.0.0"], "give a token too"),
-            ([], "index= is missing"),
-        ):
-            done = subprocess.run(
-                [sys.executable, "-m", "bdbnet.serve", *arguments], cwd=tmp_path, env=environment(), capture_output=True,
-                text=True, timeout=60, check=False,
-            )  # fmt: skip
-            assert done.returncode == 1
-            assert done.stderr.startswith("\nerror: ")
-            assert said in done.stderr
+        done = subprocess.run(
+            [sys.executable, "-m", "bdbnet.serve", "index=nothing", f"port={taken.getsockname()[1]}"], cwd=tmp_path,
+            env=environment(), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("\nerror: port=")
+    assert "is taken by another program: try port=" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [([], "index= is missing"), (["index=nothing", "host=0.0.0.0"], "give a token too")]
+)
+def test_the_command_says_what_is_missing(arguments, said, capsys, monkeypatch):
+    monkeypatch.delenv("BDBNET_TOKEN", raising=False)
+    monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert said in capsys.readouterr().err

@@ -19,8 +19,15 @@ _HEAD = """<!DOCTYPE html>
 """
 
 
-def api_page(description: Mapping[str, Any]) -> str:
-    """The HTML text of a page with every call, its arguments and an example for curl."""
+def api_page(description: Mapping[str, Any], address: str, *, token: bool) -> str:
+    """The HTML text of a page with every call, its arguments and an example for curl.
+
+    Args:
+        description: what OpenAPI says of the calls.
+        address: of the server, as in `http://127.0.0.1:8765`.
+        token: whether the server wants one.
+    """
+    start = f"curl -H 'Authorization: Bearer TOKEN' {address}" if token else f"curl {address}"
     parts = [
         _HEAD,
         f"<h1>{escape(description['info']['title'])}: API</h1>\n<p>{escape(description['info']['summary'])} Where the server has "
@@ -43,7 +50,7 @@ def api_page(description: Mapping[str, Any]) -> str:
                     '<div class="scroll"><table>\n<thead><tr><th scope="col">Argument</th><th scope="col">Kind</th>'
                     f'<th scope="col">Meaning</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n'
                 )
-            parts.append(f"<pre>{escape(_example(method, path))}</pre>\n</section>\n")
+            parts.append(f"<pre>{escape(_example(method, path, start))}</pre>\n</section>\n")
     return "".join([*parts, "</body>\n</html>\n"])
 
 
@@ -75,7 +82,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
     return text if default is None else f"{text}; {default} if left out"
 
 
-def _example(method: str, path: str) -> str:
+def _example(method: str, path: str, start: str) -> str:
     if method == "get":
-        return f"curl http://127.0.0.1:8765{path.replace('{row}', '0')}"
-    return f"curl -F image=@query.jpg -F box=10,20,110,220 http://127.0.0.1:8765{path}"
+        return f"{start}{path.replace('{row}', '0')}{' -o 0.jpg' if path.startswith('/image/') else ''}"
+    return f"{start}{path} -F image=@query.jpg -F box=10,20,110,220"

@@ -33,6 +33,8 @@ _BEFORE = "only images of an earlier time than this"
 Cameras = Annotated[list[int] | None, Query(description="only images of these cameras")]
 After = Annotated[str | None, Query(description=_AFTER)]
 Before = Annotated[str | None, Query(description=_BEFORE)]
+_STATE = "that of /api/info when the row was seen: error 409 if the gallery has changed since"
+State = Annotated[str | None, Query(description=_STATE)]
 Row = Annotated[int, Path(description="id of an image of the gallery")]
 
 
@@ -81,13 +83,13 @@ def build_app(gallery: ServedGallery, settings: ServerSettings) -> Guard:
         redoc_url=None,
         lifespan=lifespan,
     )  # fmt: skip
-    _add_pages(app)
+    _add_pages(app, token=settings.token is not None)
     _add_reading(app, gallery, settings, pictures)
     _add_searching(app, gallery, settings, work)
     return Guard(app, settings.token, settings.limits)
 
 
-def _add_pages(app: FastAPI) -> None:
+def _add_pages(app: FastAPI, *, token: bool) -> None:
     files = {
         file.name: file.read_bytes()
         for file in resources.files("bdbnet.serving").joinpath("static").iterdir()
@@ -110,17 +112,25 @@ def _add_pages(app: FastAPI) -> None:
         return file(name)
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return Response(api_page(app.openapi()), media_type="text/html")
+    async def docs(request: Request) -> Response:
+        page = api_page(app.openapi(), str(request.base_url).rstrip("/"), token=token)
+        return Response(page, media_type="text/html")
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if not isinstance(error, RequestError) and error.status_code in (404, 405):
+            said = f"there is no {request.method} {request.url.path[:200]}: /docs lists what there is"
+            error = HTTPException(error.status_code, said, error.headers)
         status, headers, content = refusal(error, request.url.path, request.headers.get("accept", ""))
         return Response(content, status, headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
+        if first["loc"][-1] == "image":
+            return await refused(
+                request, RequestError(422, "image: send a file as a field of a form (curl -F image=@FILE)")
+            )
         key = ".".join(str(part) for part in first["loc"][1:]) or "the request"
         return await refused(request, RequestError(422, f"{key}: {first['msg']}"))
 
@@ -154,10 +164,12 @@ def _add_reading(app: FastAPI, gallery: ServedGallery, settings: ServerSettings,
     @app.get("/image/{row}", summary="An image of the gallery as JPEG", response_class=Response,
              responses={200: {"content": {"image/jpeg": {}}}})  # fmt: skip
     async def picture(
-        row: Row, size: Annotated[Literal["96", "224", "1024"], Query(description="fits so many pixels")] = "224"
+        row: Row,
+        size: Annotated[Literal["96", "224", "1024"], Query(description="fits so many pixels")] = "224",
+        fingerprint: State = None,
     ) -> Response:
-        content = await pool.run(gallery.picture, row, int(size))
-        # `v` in the address changes with the gallery.
+        content = await pool.run(gallery.picture, row, int(size), fingerprint)
+        # The page's addresses hold the fingerprint, which changes with the gallery.
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -181,11 +193,15 @@ def _add_searching(app: FastAPI, gallery: ServedGallery, settings: ServerSetting
         after: Annotated[str | None, Form(description=_AFTER)] = None,
         before: Annotated[str | None, Form(description=_BEFORE)] = None,
         engine: Annotated[str, Form(description="exact, or one of /api/info")] = "exact",
+        fingerprint: Annotated[str | None, Form(description=_STATE)] = None,
     ) -> dict[str, Any]:
         allowed = allowed_by(camera, after, before)
         boxes = [] if not box else [box_of(box)]
         if (image is None) == (row is None):
-            raise RequestError(422, "send exactly one of image (a file) or row (the id of an image of the gallery)")
+            raise RequestError(
+                422,
+                "send one of image (a file) or row (the id of an image of the gallery) as a field of a form",
+            )
         upload = None if image is None else await uploaded(image)
 
         def work() -> dict[str, Any]:
@@ -195,13 +211,18 @@ def _add_searching(app: FastAPI, gallery: ServedGallery, settings: ServerSetting
                 size = {"height": upload.height, "width": upload.width}
             else:
                 assert row is not None
-                query = gallery.embed_row(row, boxes[0] if boxes else None)
+                query = gallery.embed_row(row, boxes[0] if boxes else None, fingerprint)
                 size = {"row": row}
             embedded = perf_counter()
+            # Taken before the search: where the gallery changes in between, the answer names the state before, and a client that
+            # comes back with a row of it is told so.
+            state = gallery.opened().store.fingerprint
             but = row if not boxes else None
             results = gallery.search(query, k, engine, allowed, but=but)
             took = {"embed_ms": 1000 * (embedded - began), "search_ms": 1000 * (perf_counter() - embedded)}
-            return {"query": size, "distance": gallery.distance, "engine": engine, **took, "results": results}
+            return {
+                "query": size, "distance": gallery.distance, "engine": engine, "fingerprint": state, **took, "results": results,
+            }  # fmt: skip
 
         return await pool.run(work)
 

@@ -151,13 +151,16 @@ class ServedGallery:
         except InputError as error:
             raise RequestError(422, str(error)) from error
 
-    def embed_row(self, row: int, box: Sequence[float] | None = None) -> np.ndarray:
+    def embed_row(self, row: int, box: Sequence[float] | None = None, state: str | None = None) -> np.ndarray:
         """Embeddings (1, D) of an image of the gallery: as stored, or of a box in it, which is read anew.
 
+        Args:
+            state: fingerprint of the gallery in which the row was seen: in another state it may be another image.
+
         Raises:
-            RequestError: no such row, no pixel in the box, or an image file that is not there or not readable.
+            RequestError: no such row, no pixel in the box, an image file that is not there or not readable, or another state.
         """
-        store = self.opened().store
+        store = self._store(state)
         self._check_row(store, row)
         if box is None:
             return np.array(store.embeddings[row : row + 1])
@@ -232,7 +235,8 @@ class ServedGallery:
 
     def images(self, offset: int, limit: int, allowed: Filter) -> dict[str, Any]:
         """A part of the gallery's images in its order, those that a filter allows: `total` and `images`, each as `facts`."""
-        table = self.opened().store.table
+        store = self.opened().store
+        table = store.table
         rows = np.ones(len(table), bool)
         for column, wanted in (("camera", allowed.cameras), ("time", allowed.after), ("time", allowed.before)):
             if wanted is not None and column not in table:
@@ -244,7 +248,8 @@ class ServedGallery:
         if allowed.before is not None:
             rows &= (table["time"] < allowed.before).to_numpy()
         chosen = np.flatnonzero(rows)
-        return {"total": len(chosen), "images": [facts(table, int(row)) for row in chosen[offset : offset + limit]]}
+        shown = [facts(table, int(row)) for row in chosen[offset : offset + limit]]
+        return {"total": len(chosen), "fingerprint": store.fingerprint, "images": shown}
 
     def image(self, row: int) -> dict[str, Any]:
         """The facts of one image, with `height` and `width` in pixels.  Raises RequestError."""
@@ -260,9 +265,9 @@ class ServedGallery:
             height, width = min(bottom, height) - max(top, 0), min(right, width) - max(left, 0)
         return {**facts(store.table, row), "height": height, "width": width}
 
-    def picture(self, row: int, size: int) -> bytes:
-        """An image of the gallery as JPEG that fits `size` x `size` pixels.  Raises RequestError."""
-        store = self.opened().store
+    def picture(self, row: int, size: int, state: str | None = None) -> bytes:
+        """An image of the gallery as JPEG that fits `size` x `size` pixels; `state` as in `embed_row`.  Raises RequestError."""
+        store = self._store(state)
         self._check_row(store, row)
         file, box = self._file(store, row)
         try:
@@ -271,6 +276,15 @@ class ServedGallery:
             raise _not_readable(row) from error
 
     # Inside
+
+    def _store(self, state: str | None) -> EmbeddingStore:
+        """The gallery as it is now.  Raises RequestError if a client speaks of another state of it."""
+        store = self.opened().store
+        if state is not None and state != store.fingerprint:
+            raise RequestError(
+                409, "the gallery has changed, and its rows may be other images now: ask /api/info again"
+            )
+        return store
 
     def _embedded(self, images: Sequence[np.ndarray]) -> np.ndarray:
         try:

@@ -25,6 +25,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "bdbnet"
+_OPEN_FILES = ("/static/style.css", "/static/icon.svg")  # the page that asks for the token needs them
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -147,7 +148,7 @@ class Guard:
 
     def _check_token(self, scope: Scope, headers: Mapping[str, str]) -> bool:
         """Whether the token came with the address, so that a cookie has to take its place.  Raises RequestError without one."""
-        if self._token is None:
+        if self._token is None or scope["path"] in _OPEN_FILES:
             return False
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and _equal(given.strip(), self._token):
@@ -262,13 +263,15 @@ def _page(status: int, message: str) -> str:
     if status == 401:
         message = f"{message[:1].upper()}{message[1:].partition(':')[0]}. Whoever started the server knows it."
         rest = (
-            '<form method="get" action="/"><p><label for="token">Token</label> <input id="token" name="token" type="password" '
-            'autocomplete="current-password" required autofocus> <button>Open</button></p></form>'
+            '<form method="get" action="/"><div class="buttons"><label for="token">Token</label> <input id="token" name="token" '
+            'type="password" autocomplete="current-password" required autofocus> <button class="main">Open</button></div></form>'
         )
     else:
-        rest = '<p><a href="/">Try again</a></p>'
+        rest = '<p><a class="button" href="/">Try again</a></p>'
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, '
-        'initial-scale=1">\n<meta name="color-scheme" content="light dark">\n<title>bdbnet</title>\n</head>\n'
-        f"<body>\n<main>\n<h1>bdbnet</h1>\n<p>{escape(message)}</p>\n{rest}\n</main>\n</body>\n</html>\n"
+        'initial-scale=1">\n<meta name="color-scheme" content="light dark">\n<link rel="stylesheet" href="/static/style.css">\n'
+        '<link rel="icon" href="/static/icon.svg">\n'
+        '<title>bdbnet</title>\n</head>\n<body class="message">\n'
+        f"<h1>bdbnet</h1>\n<p>{escape(message)}</p>\n{rest}\n</body>\n</html>\n"
     )

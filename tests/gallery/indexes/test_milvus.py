@@ -36,6 +36,9 @@ def database(gallery, tmp_path_factory):
         Filter(before=1e9 + 0.25),
         Filter(np.arange(20) % 4, 1e9 + 0.2, 1e9 + 0.6),
         Filter(after=2e9),
+        Filter(cameras=(2,)),
+        Filter(np.arange(20) % 4, after=1e9 + 0.2, cameras=(0, 3, 9)),
+        Filter(cameras=(99,)),
     ],
 )
 def test_a_thorough_search_equals_the_exact_one(gallery, database, allowed):

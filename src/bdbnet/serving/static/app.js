@@ -5,9 +5,10 @@ const PAGE = 60;
 const MOST_KEPT = 20;
 
 let info = null;
-let query = null; // {kind: "file", file, url} or {kind: "row", row, name}; with size: {width, height} when it is known
+let query = null; // {kind: "file", file, url, name} or {kind: "row", row, name, facts, fingerprint}; with size: {width, height} when it is known
 let box = null; // [x1, y1, x2, y2] in pixels of the query
 let offset = 0;
+let displayed = null; // {query, box, status} of the results on the page
 let running = null; // AbortController of the search in progress
 const kept = []; // previous queries, newest first
 
@@ -26,14 +27,19 @@ async function ask(address, options = {}) {
     throw new Error("The token is needed again.");
   }
   const answer = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
-  if (!response.ok) throw new Error(answer.error || `The server answered ${response.status}.`);
+  if (!response.ok) {
+    const error = new Error(answer.error || `The server answered ${response.status}.`);
+    error.status = response.status;
+    throw error;
+  }
   return answer;
 }
 
 function problem(error) {
   if (error && error.name === "AbortError") return;
-  $("problem").textContent = error ? error.message : "";
+  $("problem-text").textContent = error ? error.message : "";
   $("problem").hidden = !error;
+  if (error) $("problem").scrollIntoView({ block: "nearest" });
 }
 
 function element(name, text, className) {
@@ -43,8 +49,39 @@ function element(name, text, className) {
   return made;
 }
 
-function picture(row, size) {
-  return `/image/${row}?size=${size}&v=${info.fingerprint.slice(0, 12)}`;
+function picture({ row, fingerprint }, size) {
+  return `/image/${row}?size=${size}&fingerprint=${fingerprint}`;
+}
+
+function count(number, one, many) {
+  return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+}
+
+// ---------------------------------------------------------------- a gallery that changes
+
+// The gallery may grow or shrink while the page is open, and then a row may be another image: what names a row also names the
+// state of the gallery, its fingerprint, and the server refuses a row of another state.
+async function renew() {
+  const before = info;
+  info = await ask("/api/info");
+  const chosen = filters();
+  describe();
+  restoreFilters(chosen);
+  $("news").textContent = `The gallery has changed: it has ${count(info.images, "image", "images")} now, before ${before.images.toLocaleString("en")}.`;
+  $("news").hidden = false;
+}
+
+async function noticed(answer) {
+  if (answer.fingerprint !== info.fingerprint) await renew();
+}
+
+// Whether a row of the earlier gallery is still the same image; then it counts as one of the gallery as it is now.
+async function stillThere(asked) {
+  await renew();
+  const now = await ask(`/api/images/${asked.row}`).catch(() => null);
+  const same = now !== null && ["name", "label", "camera", "time"].every((key) => now[key] === asked.facts[key]);
+  if (same) asked.fingerprint = info.fingerprint;
+  return same;
 }
 
 // ---------------------------------------------------------------- filters
@@ -63,6 +100,11 @@ function filters() {
   return found;
 }
 
+function restoreFilters(chosen) {
+  const cameras = chosen.filter(([name]) => name === "camera").map(([, value]) => value);
+  for (const input of document.querySelectorAll("#cameras input")) input.checked = cameras.includes(input.value);
+}
+
 function clearFilters() {
   for (const input of document.querySelectorAll("#cameras input")) input.checked = false;
   $("after").value = "";
@@ -71,20 +113,22 @@ function clearFilters() {
 
 // ---------------------------------------------------------------- pictures
 
-function tile(image) {
+function tile(image, fingerprint) {
   const item = element("li");
   const button = element("button");
   button.type = "button";
   button.dataset.row = image.row;
   const shown = element("img");
-  shown.src = picture(image.row, 224);
+  shown.src = picture({ row: image.row, fingerprint }, 224);
   shown.alt = "";
   shown.loading = "lazy";
   shown.addEventListener("error", () => shown.replaceWith(element("div", "not readable", "missing")));
   button.append(shown);
   const words = [];
   if (image.rank !== undefined) {
-    button.append(element("b", `${image.rank}`), element("span", shortDistance(image.distance)));
+    const line = element("span", undefined, "rank");
+    line.append(element("b", `${image.rank}`), element("span", shortDistance(image.distance)));
+    button.append(line);
     words.push(`rank ${image.rank}`, `distance ${shortDistance(image.distance)}`);
   }
   if (image.same) {
@@ -99,11 +143,12 @@ function tile(image) {
   if (known.length) button.append(element("span", known.join(", ")));
   if (image.time) {
     known.push(shortTime(image.time));
-    button.append(element("span", shortTime(image.time)));
+    button.append(element("span", shortTime(image.time), "time"));
   }
-  button.append(element("span", image.name, "file"));
+  button.append(element("span", image.name.split("/").pop(), "file"));
+  button.title = [image.name, ...known, "click to search with it"].join("\n");
   button.setAttribute("aria-label", [...words, ...known, image.name, "search with it"].join(", "));
-  button.addEventListener("click", () => pick(image));
+  button.addEventListener("click", () => pick(image, fingerprint));
   item.append(button);
   return item;
 }
@@ -116,10 +161,11 @@ function shortTime(text) {
   return text.replace("T", " ").replace(/(\.\d+)?\+00:00$/, "");
 }
 
-function show(images) {
+function show(images, fingerprint) {
+  $("nothing").hidden = images.length > 0;
   const list = $("pictures");
   const had = list.contains(document.activeElement);
-  list.replaceChildren(...images.map(tile));
+  list.replaceChildren(...images.map((image) => tile(image, fingerprint)));
   for (const button of list.querySelectorAll("button")) button.tabIndex = -1;
   const first = list.querySelector("button");
   if (first) first.tabIndex = 0;
@@ -147,13 +193,15 @@ async function browse(first = 0) {
   try {
     const found = await ask(`/api/images?${parameters}`);
     problem(null);
-    show(found.images);
+    await noticed(found);
+    show(found.images, found.fingerprint);
+    displayed = null;
     $("pictures").classList.remove("busy");
     $("heading").textContent = "Gallery";
     const last = offset + found.images.length;
     $("status").textContent = found.total
-      ? `${(offset + 1).toLocaleString("en")} to ${last.toLocaleString("en")} of ${found.total.toLocaleString("en")} images. Pick one to search with it.`
-      : "No image passes the filters.";
+      ? `${(offset + 1).toLocaleString("en")} to ${last.toLocaleString("en")} of ${count(found.total, "image", "images")}. Click one to search with it.`
+      : "";
     $("pages").hidden = found.total <= PAGE;
     $("earlier").disabled = offset === 0;
     $("later").disabled = last >= found.total;
@@ -172,14 +220,20 @@ function state(name) {
 function setQuery(next) {
   query = next;
   setBox(null);
-  const shown = $("preview");
-  $("frame").hidden = false;
-  shown.hidden = false;
-  shown.src = next.kind === "file" ? next.url : picture(next.row, 1024);
-  shown.alt = `query: ${next.name}`;
-  $("hint").textContent = next.name;
-  $("box-hint").hidden = false;
-  $("box-fields").hidden = false;
+  for (const id of ["frame", "box-hint", "box-fields", "enlarge", "search"]) $(id).hidden = next === null;
+  $("hint").hidden = next !== null;
+  $("query-name").hidden = next === null;
+  if (!next) return enlarge(false);
+  $("preview").src = next.kind === "file" ? next.url : picture(next, 1024);
+  $("preview").alt = `query: ${next.name}`;
+  $("query-name").textContent = next.name;
+}
+
+function enlarge(on) {
+  document.body.classList.toggle("large", on);
+  $("enlarge").textContent = on ? "Smaller" : "Enlarge";
+  $("enlarge").setAttribute("aria-pressed", String(on));
+  drawBox();
 }
 
 function take(file) {
@@ -192,8 +246,8 @@ function take(file) {
   search();
 }
 
-function pick(image) {
-  setQuery({ kind: "row", row: image.row, name: image.name });
+function pick(image, fingerprint) {
+  setQuery({ kind: "row", row: image.row, name: image.name, facts: image, fingerprint });
   search();
 }
 
@@ -218,6 +272,7 @@ function setBox(next) {
 
 function drawBox() {
   const frame = $("box");
+  $("no-box").hidden = !box;
   frame.hidden = !(box && query.size);
   if (frame.hidden) return;
   const scale = $("preview").clientWidth / query.size.width;
@@ -227,7 +282,7 @@ function drawBox() {
   frame.style.height = `${(box[3] - box[1]) * scale}px`;
 }
 
-async function search() {
+async function search(again = true) {
   if (!query) {
     $("status").textContent = "Choose an image first.";
     $("file").focus();
@@ -238,7 +293,7 @@ async function search() {
   const mine = (running = new AbortController());
   const form = new FormData();
   if (query.kind === "file") form.append("image", query.file, query.name);
-  else form.append("row", query.row);
+  else for (const [name, value] of [["row", query.row], ["fingerprint", query.fingerprint]]) form.append(name, value);
   if (box) form.append("box", box.join(","));
   form.append("k", $("k").value);
   form.append("engine", $("engine").value);
@@ -246,32 +301,74 @@ async function search() {
   $("pictures").classList.add("busy");
   $("status").textContent = "searching";
   const asked = query;
+  const part = box;
   try {
     const found = await ask("/api/search", { method: "POST", body: form, signal: mine.signal });
     problem(null);
-    show(found.results);
+    await noticed(found);
+    show(found.results, found.fingerprint);
     $("heading").textContent = "Nearest images";
     const time = `${(found.embed_ms + found.search_ms).toFixed(0)} ms`;
     const marks = info.same ? `, same below ${shortDistance(info.same.threshold)}` : "";
     $("status").textContent = found.results.length
-      ? `${found.results.length} images, ${found.distance} distance${marks}, ${time}`
-      : "No image passes the filters.";
+      ? `${count(found.results.length, "image", "images")}, ${found.distance} distance${marks}, ${time}`
+      : "";
+    displayed = { query: asked, box: part, status: $("status").textContent };
     $("pages").hidden = true;
     remember(asked);
     if (isNarrow()) $("heading").scrollIntoView();
     state("results");
   } catch (error) {
-    if (error.name !== "AbortError") {
-      $("status").textContent = "";
-      state("error");
-    }
-    problem(error);
+    if (error.name === "AbortError" || running !== mine) return;
+    if (error.status === 409 && asked.kind === "row" && again) return await changed(asked);
+    failed(error);
   } finally {
     if (running === mine) {
       running = null;
       $("pictures").classList.remove("busy");
     }
   }
+}
+
+async function changed(asked) {
+  try {
+    const same = await stillThere(asked);
+    if (asked !== query) return;
+    if (same) {
+      $("preview").src = picture(asked, 1024);
+      return await search(false);
+    }
+    $("news").textContent += ` ${asked.name} is not where it was: choose it again.`;
+    setQuery(null);
+    await browse(0);
+  } catch (error) {
+    failed(error);
+  }
+}
+
+// The page goes back to the query whose results it shows, so that the two belong together. Where the same request may succeed
+// later, the query stays, and Search tries again.
+function failed(error) {
+  const later = error.status === undefined || error.status === 429 || error.status >= 500;
+  const failing = query;
+  if (later) {
+    show([]);
+    $("nothing").hidden = true;
+    $("heading").textContent = "Nearest images";
+    $("status").textContent = "Not searched. Press Search to try again.";
+    $("pages").hidden = true;
+    displayed = null;
+  } else if (displayed) {
+    setQuery(displayed.query);
+    setBox(displayed.box);
+    $("status").textContent = displayed.status;
+  } else {
+    setQuery(null);
+    $("status").textContent = "";
+  }
+  if (failing !== query && kept.every((entry) => entry.query !== failing)) release(failing);
+  state("error");
+  problem(error);
 }
 
 // ---------------------------------------------------------------- previous queries
@@ -294,13 +391,14 @@ function drawHistory() {
     const button = element("button");
     button.type = "button";
     const shown = element("img");
-    shown.src = entry.query.kind === "file" ? entry.query.url : picture(entry.query.row, 96);
+    shown.src = entry.query.kind === "file" ? entry.query.url : picture(entry.query, 96);
     shown.alt = `search again with ${entry.query.name}${entry.box ? ", a part of it" : ""}`;
     button.title = entry.query.name;
     button.append(shown);
     button.addEventListener("click", () => {
-      setQuery(entry.query);
-      setBox(entry.box);
+      const { query: old, box: part } = entry;
+      setQuery(old);
+      setBox(part);
       search();
     });
     item.append(button);
@@ -353,6 +451,8 @@ function watchBox() {
   frame.addEventListener("dragstart", (event) => event.preventDefault());
   $("preview").addEventListener("load", async () => {
     const mine = query;
+    if (!mine) return;
+    $("frame").style.setProperty("--ratio", $("preview").naturalWidth / $("preview").naturalHeight);
     try {
       await pixelsOf(mine);
       if (mine === query) drawBox();
@@ -362,9 +462,8 @@ function watchBox() {
   });
   $("preview").addEventListener("error", () => {
     // A format that the browser does not show, such as TIFF: the server may read it all the same.
-    $("frame").hidden = true;
-    $("box-hint").hidden = true;
-    $("box-fields").hidden = true;
+    for (const id of ["frame", "box-hint", "box-fields", "enlarge"]) $(id).hidden = true;
+    enlarge(false);
   });
   new ResizeObserver(drawBox).observe($("preview"));
   for (const id of ["x1", "y1", "x2", "y2"]) {
@@ -377,6 +476,7 @@ function watchBox() {
     });
   }
   $("no-box").addEventListener("click", removeBox);
+  $("enlarge").addEventListener("click", () => enlarge(!document.body.classList.contains("large")));
 }
 
 function removeBox() {
@@ -424,6 +524,7 @@ function watchKeys() {
       $("filters").open = true;
       $("k").focus();
     },
+    e: () => $("enlarge").hidden || $("enlarge").click(),
     d: switchTheme,
     "?": toggleHelp,
   };
@@ -483,7 +584,9 @@ function nameTheme() {
 function describe() {
   document.title = `${info.name}: bdbnet`;
   $("name").textContent = info.name;
-  $("facts").textContent = `${info.images.toLocaleString("en")} images, ${info.network}, ${info.distance} distance`;
+  const network = info.network.replace(/ \(fingerprint .*/, "");
+  $("facts").textContent = `${count(info.images, "image", "images")}, ${network}, ${info.distance} distance`;
+  $("facts").title = info.network;
   $("k").value = Math.min(info.k, info.images);
   $("k").max = Math.min(info.limits.k, info.images);
   $("engine").replaceChildren(...info.engines.map((name) => element("option", name)));
@@ -501,7 +604,7 @@ function describe() {
   $("cameras").querySelector(".chips").replaceChildren(...chips);
   $("cameras").hidden = chips.length < 2;
   $("times").hidden = !info.times;
-  if (info.times) for (const id of ["after", "before"]) $(id).title = `known from ${info.times.map(shortTime).join(" to ")}`;
+  if (info.times) $("known-times").textContent = `Images from ${info.times.map(shortTime).join(" to ")}`;
 }
 
 function again() {
@@ -521,6 +624,9 @@ async function begin() {
     $("facts").textContent = "";
     problem(error);
     state("error");
+    document.querySelector("main").hidden = true; // nothing of it would work
+    $("retry").hidden = false;
+    $("retry").addEventListener("click", () => location.reload());
     return;
   }
   describe();
@@ -531,10 +637,11 @@ async function begin() {
   $("browse").addEventListener("click", () => browse(0));
   $("earlier").addEventListener("click", () => browse(offset - PAGE));
   $("later").addEventListener("click", () => browse(offset + PAGE));
-  $("no-filters").addEventListener("click", () => {
-    clearFilters();
-    again();
-  });
+  for (const id of ["no-filters", "show-all"])
+    $(id).addEventListener("click", () => {
+      clearFilters();
+      again();
+    });
   $("forget").addEventListener("click", () => {
     for (const old of kept.splice(0)) release(old.query);
     drawHistory();
