@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -69,9 +69,12 @@ class GalleryIndex(ABC):
         times: numbers (G,), needed by `Filter.after` and `before`; NaN for an image without one.
         distance: `euclidean` or `cosine`.
         fingerprint: of embeddings, cameras and times, where it is known; None: it is taken from them.
+        ids, history: see `EmbeddingStore`. With them an index of an earlier state of the gallery is brought up to date instead
+            of built anew, where the engine can.
 
     Attributes:
-        build_seconds: time that building took; None where there was nothing to build.
+        build_seconds: time that building or bringing up to date took; None where there was nothing to do.
+        built: in words what was done, and why.
 
     Raises:
         GalleryIndexError: an unknown distance, times of another length, a row with NaN or infinity, or one of zeros,
@@ -87,11 +90,14 @@ class GalleryIndex(ABC):
         times: Array | None = None,
         distance: str = "euclidean",
         fingerprint: str | None = None,
+        ids: np.ndarray | None = None,
+        history: Sequence[tuple[str, int]] = (),
     ) -> None:
         if distance not in DISTANCES:
             raise GalleryIndexError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
         self.distance, self._known_fingerprint = distance, fingerprint
         self.build_seconds: float | None = None
+        self.built = "kept from before"
         self.embeddings: np.ndarray | Rows
         if isinstance(embeddings, Rows) and embeddings.nbytes > _LARGEST_AT_ONCE:
             _check_rows(embeddings, "gallery", distance)
@@ -101,6 +107,7 @@ class GalleryIndex(ABC):
             self.embeddings = _checked(given, "gallery", distance)
         count = len(self.embeddings)
         self.cameras = None if cameras is None else label_array(cameras, count, "gallery cameras")
+        self.ids, self.history = np.arange(count) if ids is None else np.asarray(ids, np.int64), tuple(history)
         self.times = None if times is None else np.asarray(times, np.float64)
         if self.times is not None and self.times.shape != (count,):
             raise GalleryIndexError(
@@ -250,10 +257,21 @@ class GalleryIndex(ABC):
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.ascontiguousarray(vectors, np.float32)
 
-    def _comparable_parts(self, rows: int = _ROWS_PER_PASS) -> Iterator[tuple[int, np.ndarray]]:
-        """`(first row, comparable vectors)` of the gallery, so many rows at a time."""
-        for begin in range(0, len(self), rows):
-            yield begin, self._comparable(self.embeddings[begin : begin + rows])
+    def _comparable_parts(
+        self, chosen: np.ndarray | None = None, rows: int = _ROWS_PER_PASS
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Numbers of rows and their comparable vectors, so many at a time: of the rows `chosen`, None for all."""
+        if chosen is None:
+            for begin, block in blocks_of(self.embeddings, rows):
+                yield np.arange(begin, begin + len(block)), self._comparable(block)
+            return
+        for begin in range(0, len(chosen), rows):
+            yield chosen[begin : begin + rows], self._comparable(self.embeddings[chosen[begin : begin + rows]])
+
+    def _rows_with(self, ids: np.ndarray) -> np.ndarray:
+        """The row of each of these numbers of images, -1 where the gallery has no such image."""
+        place = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
+        return np.where(self.ids[place] == ids, place, -1)
 
     def _groups(self, count: int, allowed: Filter) -> Iterator[tuple[np.ndarray, Allowed]]:
         """Query numbers that may find the same images, and what they may find."""
