@@ -273,29 +273,6 @@ def test_a_change_that_breaks_off_leaves_the_old_state_and_the_next_one_cleans_u
     assert len(store) == len(before) - 1
 
 
-def test_readers_see_whole_states_while_a_writer_changes_the_gallery(tmp_path):
-    """Each state holds images of one version alone: a mixture would be half of a change."""
-    names = [*range(12)]
-    made(tmp_path, names)
-    stop, seen = threading.Event(), []
-
-    def write() -> None:
-        store = EmbeddingStore.open(tmp_path)
-        for version in range(1, 5):
-            store = store.replace(*rows_of(names, version))
-        stop.set()
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    while not stop.is_set():
-        versions = {*np.asarray(EmbeddingStore.open(tmp_path).embeddings)[:, 1].tolist()}
-        assert len(versions) == 1
-        seen.append(versions.pop())
-    writer.join()
-    assert seen == sorted(seen)
-    assert len({*seen}) > 2
-
-
 def test_a_reader_that_is_overtaken_looks_again(tmp_path, monkeypatch):
     store = made(tmp_path, [1, 2]).replace(*rows_of([1, 2, 3]))
     real, overtaken = store_module.open_parts, []
