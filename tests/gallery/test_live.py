@@ -138,6 +138,10 @@ def test_a_copy_with_a_changed_byte_is_refused_and_an_addition_hashes_only_what_
             (tmp_path / "b" / name).write_bytes(damaged)
             with pytest.raises(StoreError, match="damaged"):
                 EmbeddingStore.open(tmp_path / "b")
+            if name.endswith(".npy"):
+                (tmp_path / "b" / name).write_bytes(damaged.replace(b"}", b"{"))
+                with pytest.raises(StoreError, match=r"damaged .*npy is no array"):
+                    EmbeddingStore.open(tmp_path / "b")
             (tmp_path / "b" / name).unlink()
             with pytest.raises(StoreError, match=f"{name} is not there"):
                 EmbeddingStore.open(tmp_path / "b")

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from bdbnet.checked import read_json
 from bdbnet.gallery.indexes.exact import Allowed, GalleryIndex, GalleryIndexError
+from bdbnet.gallery.parts import read_numbers
 from bdbnet.gallery.rows import Rows
 from bdbnet.regular_files import require_regular
 from bdbnet.results import write_atomically
@@ -126,7 +127,7 @@ class FaissIndex(GalleryIndex):
             index.cp.min_points_per_centroid = 1  # it would warn of every gallery below 39 images per list
             most = index.cp.max_points_per_centroid * self.lists
             chosen = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64))
-            index.train(self._comparable(self.embeddings[chosen]))
+            index.train(self._comparable_rows(chosen, self.embeddings[chosen]))
         else:
             index = self._faiss.IndexHNSWFlat(self.dimensions, self.links)
             index.hnsw.efConstruction = _EF_CONSTRUCTION
@@ -179,8 +180,7 @@ class FaissIndex(GalleryIndex):
             index = self._faiss.read_index(str(path))
             at = np.arange(index.ntotal)
             if record.get("ids") is not None:
-                require_regular(folder / _plain_name(record["ids"]))
-                at = np.load(folder / record["ids"], allow_pickle=False)
+                at = read_numbers(folder / _plain_name(record["ids"]))
             record = record | {"built_with": int(record.get("built_with", index.ntotal))}
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError):  # RuntimeError: FAISS
             return None
