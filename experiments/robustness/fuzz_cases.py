@@ -9,7 +9,7 @@ from fuzz_commands import Place
 from fuzz_data import author_list, manifest
 from fuzz_images import image
 from fuzz_meeting import Case
-from fuzz_records import result, settings, store
+from fuzz_records import parts, result, settings, store
 
 KINDS: dict[str, Callable[[random.Random, Place], Case]] = {
     "manifests": manifest,
@@ -20,5 +20,6 @@ KINDS: dict[str, Callable[[random.Random, Place], Case]] = {
     "images": image,
     "results": result,
     "stores": store,
+    "parts": parts,
     "settings": settings,
 }

@@ -237,6 +237,11 @@ class Good:
         return self.root / "gallery"
 
     @property
+    def grown(self) -> Path:
+        """The gallery after some changes."""
+        return self.root / "grown"
+
+    @property
     def saved(self) -> Path:
         return self.root / "saved"
 
@@ -290,7 +295,21 @@ def make_good_files(root: Path) -> Good:
         "engine=faiss_ivf",
     )
     import bdbnet
+    from bdbnet.gallery import EmbeddingStore
 
+    grown = EmbeddingStore.open(copied(good.gallery, good.grown))
+    paths, embeddings = grown.table["path"], np.asarray(grown.embeddings)
+    grown = grown.replace(embeddings[:2] + 1, grown.table[:2]).remove(paths[2:4])
+    grown.add(embeddings[2:3] - 1, grown.table[:1].assign(path="another.jpg"))
+    do(
+        "search",
+        f"index={good.grown}",
+        f"queries={good.gallery}",
+        *SEARCHED,
+        root_out,
+        "run_name=g",
+        "engine=faiss_ivf",
+    )
     bdbnet.load(good.checkpoint, device="cpu").save(good.saved)
     _make_reproduction(good)
     do("reproduce", *reproduced(good.reproduction))

@@ -32,7 +32,7 @@ from tqdm import tqdm  # noqa: E402
 #: Shares of all cases, in the order of the table.
 SHARES = {
     "manifests": 20, "lists": 8, "archives": 14, "checkpoints": 18, "saved": 8, "images": 14, "results": 20, "stores": 14,
-    "settings": 4,
+    "parts": 10, "settings": 4,
 }  # fmt: skip
 OUTCOMES = ("still valid", "clean error", "traceback", "hang", "code executed", "outside")
 FAULTS = OUTCOMES[2:]

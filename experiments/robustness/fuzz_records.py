@@ -164,6 +164,30 @@ def store(rng: random.Random, place: Place) -> Case:
     return Case(what, ended)
 
 
+def parts(rng: random.Random, place: Place) -> Case:
+    """A gallery to which images were added, and of which some were removed, with an index that has grown with it."""
+    folder = copied(place.good.grown, place.out / "gallery")
+    meta = folder / "meta.json"
+    index = sorted(folder.glob("faiss-ivf.*"))
+    file = rng.choice((meta, meta, *sorted((folder / "parts").iterdir()), *index))
+    what = f"{damage_file(rng, file)} of {file.relative_to(folder)}"
+    if file != meta and file not in index and rng.random() < 0.7:  # so that more than the size is looked at
+        record = json.loads(meta.read_text())
+        for part in record["parts"]:
+            part["sizes"] = {name: (folder / name).stat().st_size for name in part["sizes"]}
+        meta.write_text(json.dumps(record))
+        what += ", with its size in meta.json"
+    out = (f"output_root={place.out}", "run_name=s")
+    way = rng.random()
+    if way < 0.6 or file in index:
+        engine = ("engine=faiss_ivf",) if file in index or rng.random() < 0.3 else ()
+        verify = () if rng.random() < 0.7 else ("verify=false",)
+        arguments = (f"index={folder}", f"queries={place.good.gallery}", *SEARCHED, *out, *engine, *verify)
+        return Case(what, place.run("search", *arguments))
+    embedded = (f"checkpoint={place.good.checkpoint}", *data_of(place), "split=gallery", *EMBEDDED, f"output={folder}")
+    return Case(what, place.run("embed", *embedded, f"mode={rng.choice(('add', 'sync'))}"))
+
+
 def interrupted(rng: random.Random, place: Place, folder: Path) -> Case:
     """A gallery that is half done, with a damaged plan or part."""
     for name in ("meta.json", "manifest.parquet", "embeddings.safetensors"):

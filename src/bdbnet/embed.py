@@ -53,6 +53,8 @@ def main(config: DictConfig) -> None:
         update = update_store(folder, embedder, images, sync=config.mode == "sync", **options)
         _say_update(update)
     else:
+        if config.mode != "new" and not folder.exists():
+            print(f"{folder} was not there: mode={config.mode} makes a new gallery")
         outcome = embed_into(
             folder, embedder, images, format=config.format, overwrite=config.overwrite, ranks=ranks, **options
         )

@@ -153,6 +153,22 @@ def test_an_index_and_its_recall_are_kept(settings, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "engine" / "faiss_ivf.recall.json").read_text())["settings"]["probes"] == 1
 
 
+@pytest.mark.parametrize("engine", ["faiss_ivf", "faiss_hnsw", "milvus"])
+def test_an_index_grows_with_its_gallery(settings, stores, tmp_path, engine):
+    folder = Path(shutil.copytree(stores["gallery"], tmp_path / "gallery"))
+    options = [f"index={folder}", f"engine={engine}", "overwrite=true", "ivf.probes=1000"]
+    search(settings(*options), tmp_path / "out")
+    store = EmbeddingStore.open(folder)
+    embeddings, table = np.array(store.embeddings[:2]), store.table[:2]
+    store = store.remove(store.table["path"][:3]).add(embeddings + 0.01, table)
+    found = search(settings(*options), tmp_path / "out")
+    assert ", 2 images added and 3 taken out in " in found.facts["engine"]
+    columns = ["query_index", "rank", "gallery_path"]
+    exact = search(settings(*options, "engine=exact"), tmp_path / "out")
+    pd.testing.assert_frame_equal(found.rows[columns], exact.rows[columns])
+    assert "kept from before" in search(settings(*options), tmp_path / "out").facts["engine"]
+
+
 def test_what_another_search_found_is_not_replaced(settings, tmp_path):
     first = search(settings(), tmp_path).rows
     with pytest.raises(ConfigError, match=r"k was 5, is 4.*run_name=<another name>.*overwrite=true"):
@@ -291,7 +307,7 @@ def test_the_command_from_a_shell(stores, tables, rendered, tmp_path):
     assert "recall@10" in done.stdout
     assert "outputs/search/a/search.parquet" in done.stdout
     assert (tmp_path / "outputs/search/a" / PAGE).stat().st_size > 10_000
-    assert (stores["gallery"] / "faiss-hnsw.index").is_file()
+    assert len([*stores["gallery"].glob("faiss-hnsw.*.index")]) == 1
     wrong = run(*queries, "k=0")
     assert wrong.returncode == 1
     assert wrong.stderr.strip().startswith("error: k=0: give a whole number of at least 1")

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from bdbnet.datasets import DatasetError
@@ -87,6 +89,57 @@ def test_add_embeds_new_paths_alone_and_sync_makes_it_a_new_gallery_of_the_folde
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"} == before
     assert len(first) == 5
     assert np.isfinite(first.embeddings).all()
+
+
+NAMES = st.sets(st.sampled_from([f"{number}.png" for number in range(6)]), min_size=1, max_size=3)
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["draw", "delete", "add", "sync", "replace", "remove"]), NAMES), max_size=10
+    )
+)
+def test_any_changes_leave_what_a_dictionary_holds(steps, embedder, tmp_path_factory):
+    """A dictionary from path to the version of the image, to which the same is done; below 0 for embeddings that were given."""
+    folder, photos = (tmp_path_factory.mktemp(name) for name in ("store", "photos"))
+    files, version = dict.fromkeys(["0.png", "1.png", "x.png"], 0), 0
+    draw(photos, *files)
+    new(folder, embedder, photos)
+    held = dict(files)
+    for what, names in [*steps, ("sync", {"x.png"})]:
+        store, version = EmbeddingStore.open(folder), version + 1
+        if what == "draw":
+            draw(photos, *names, seed=version)
+            files |= dict.fromkeys(names, version)
+        elif what == "delete":
+            for name in names & files.keys():
+                (photos / name).unlink()
+                del files[name]
+        elif what == "add":
+            updated(folder, embedder, photos, sync=False)
+            held = files | held
+        elif what == "sync" and files.keys() & held.keys():
+            updated(folder, embedder, photos, sync=True)
+            held = dict(files)
+        elif what == "replace":
+            store.replace(
+                np.full((len(names), store.dimensions), -version, np.float32), pd.DataFrame({"path": sorted(names)})
+            )
+            held |= dict.fromkeys(names, -version)
+        elif what == "remove" and (there := names & held.keys()) and there != held.keys():
+            store.remove(there)
+            held = {name: version for name, version in held.items() if name not in there}
+        store = EmbeddingStore.open(folder)
+        found = dict(zip(store.table["path"], np.asarray(store.embeddings), strict=True))
+        assert found.keys() == held.keys()
+        for name, expected in held.items():
+            if expected < 0:
+                assert (found[name] == expected).all()
+    expected = dict(zip(sorted(held), embedder.embed([photos / name for name in sorted(held)]), strict=True))
+    assert held == files
+    for name in files:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_sync_takes_over_what_the_table_says_now_without_embedding_again(embedder, tmp_path):

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from bdbnet.checked import Column, Positive, Range, UnfitError, read_arrow
 from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.files import replaced
-from bdbnet.gallery.rows import give_back
+from bdbnet.gallery.rows import blocks_of
 from bdbnet.regular_files import require_regular
 from bdbnet.results import write_atomically
 
@@ -147,11 +147,22 @@ def open_part(folder: Path, part: Part, format: str, dimensions: int) -> OpenPar
     table = table.set_column(table.column_names.index("path"), "path", paths).replace_schema_metadata(None)
     removed = np.empty(0, np.int64)
     if part.removed is not None:
-        require_regular(folder / part.removed)
-        removed = np.load(folder / part.removed, allow_pickle=False)
+        removed = read_numbers(folder / part.removed)
         if removed.dtype != np.int64 or removed.shape != (part.gone,) or not _is_ascending(removed, part.rows):
             raise StoreError(f"{folder / part.removed} is damaged. {AGAIN}")
     return OpenPart(part, embeddings, table, ids, removed)
+
+
+def read_numbers(file: Path) -> np.ndarray:
+    """The array of an `.npy` file.  Raises ValueError for a damaged one."""
+    require_regular(file)
+    try:
+        found: np.ndarray = np.load(file, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy reads the header as Python's text: any error of its parser
+        raise ValueError(f"{file} is no array that NumPy reads: {error}") from error
+    return found
 
 
 def _is_ascending(numbers: np.ndarray, below: int) -> bool:
@@ -192,9 +203,8 @@ def _parquet(table: pa.Table) -> bytes:
 def digest_of(table: Path, embeddings: np.ndarray) -> str:
     """SHA-256 of the bytes of a table's file and of embeddings."""
     digest = hashlib.sha256(table.read_bytes())
-    for first in range(0, len(embeddings), _ROWS):
-        digest.update(np.ascontiguousarray(embeddings[first : first + _ROWS]).data)
-    give_back(embeddings)
+    for _, block in blocks_of(embeddings, _ROWS):
+        digest.update(np.ascontiguousarray(block).data)
     return digest.hexdigest()
 
 

@@ -99,6 +99,7 @@ class Rows:
             own = flat[mine] - self._begins[number]
             live = self._live[number]
             found[mine] = self._parts[number][own if live is None else live[own]]
+            give_back(self._parts[number])  # around each row the system maps up to 2 MiB
         return found.reshape(*numbers.shape, self.shape[1])
 
 

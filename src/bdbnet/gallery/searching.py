@@ -91,9 +91,8 @@ def search(config: DictConfig, folder: Path) -> Found:
         "engine": config.engine,
     }
     if config.engine != "exact":
-        built = "kept from before" if index.build_seconds is None else f"built in {index.build_seconds:.1f} s"
         quality = quality_of(index, index_folder(config) / f"{config.engine}.recall.json", queries.embeddings)
-        facts["engine"] += f", {built}; without a filter {quality}"
+        facts["engine"] += f", {index.built}; without a filter {quality}"
     rows = results_table(queries, gallery, *index.search(queries.embeddings, config.k, allowed=allowed))
     _write_rows(rows, settings, folder / FOUND)
     name = Path(config.index).resolve().name
@@ -176,12 +175,7 @@ def open_index(config: DictConfig, gallery: EmbeddingStore) -> GalleryIndex:
     """
     if config.engine not in ENGINES:
         raise ConfigError(f"engine={config.engine}: choose one of {', '.join(ENGINES)}")
-    columns: dict[str, Any] = {
-        "cameras": gallery.table.get("camera"),
-        "times": gallery.table.get("time"),
-        "distance": config.distance,
-        "fingerprint": gallery.fingerprint,
-    }
+    columns = index_columns(gallery, config.distance)
     if config.engine == "exact":
         return ExactIndex(gallery.embeddings, **columns)
     folder = index_folder(config)
@@ -198,6 +192,18 @@ def open_index(config: DictConfig, gallery: EmbeddingStore) -> GalleryIndex:
             )
     kind = config.engine.removeprefix("faiss_")
     return FaissIndex(gallery.embeddings, kind=kind, folder=folder, **config[kind], **columns)
+
+
+def index_columns(gallery: EmbeddingStore, distance: str) -> dict[str, Any]:
+    """What an index knows of a gallery besides its embeddings: arguments of every `GalleryIndex`."""
+    return {
+        "cameras": gallery.table.get("camera"),
+        "times": gallery.table.get("time"),
+        "distance": distance,
+        "fingerprint": gallery.fingerprint,
+        "ids": gallery.ids,
+        "history": gallery.history,
+    }
 
 
 def index_folder(config: DictConfig) -> Path:

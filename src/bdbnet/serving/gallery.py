@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from bdbnet.evaluation.embedder import Embedder, EmbeddingError
 from bdbnet.evaluation.inputs import InputError, boxes_in
 from bdbnet.gallery.indexes.exact import ExactIndex, Filter, GalleryIndex, GalleryIndexError
 from bdbnet.gallery.indexes.faiss import KINDS, FaissIndex
+from bdbnet.gallery.searching import index_columns
 from bdbnet.gallery.store import META, EmbeddingStore, StoreError
 from bdbnet.reporting.run_folder import file_below
 from bdbnet.serving.errors import RequestError, UnavailableError
@@ -102,24 +104,23 @@ class ServedGallery:
         return None
 
     def _open(self, store: EmbeddingStore, state: tuple[int, int, int]) -> _Opened:
-        columns: dict[str, Any] = {
-            "cameras": store.table.get("camera"), "times": store.table.get("time"), "distance": self.distance,
-            "fingerprint": store.fingerprint,
-        }  # fmt: skip
+        columns = index_columns(store, self.distance)
         indexes: dict[str, GalleryIndex] = {"exact": ExactIndex(store.embeddings, **columns)}
         for kind in KINDS:
             options = self._kept(kind, store)
             if options is not None:
-                indexes[f"faiss_{kind}"] = FaissIndex(
-                    store.embeddings, kind=kind, folder=self._index_folder, **options, **columns
-                )
+                with suppress(GalleryIndexError):  # it would have to be built anew, which takes long
+                    indexes[f"faiss_{kind}"] = FaissIndex(
+                        store.embeddings, kind=kind, folder=self._index_folder, build=False, **options, **columns
+                    )
         return _Opened(store, indexes, state)
 
     def _kept(self, kind: str, store: EmbeddingStore) -> dict[str, Any] | None:
-        """The settings of the FAISS index that is kept for this gallery; None where there is none."""
+        """The settings of the FAISS index that is kept for this gallery or an earlier state of it; None where there is none."""
         try:
             record = read_json(self._index_folder / f"faiss-{kind}.json")
-            fits = record["measure"] == self.distance and record["fingerprint"] == store.fingerprint
+            states = {store.fingerprint, *(fingerprint for fingerprint, _ in store.history)}
+            fits = record["measure"] == self.distance and record["fingerprint"] in states
             name = "lists" if kind == "ivf" else "links"
             options = {name: int(record[name])} if fits else None
         except (OSError, ValueError, KeyError, TypeError):

@@ -5,6 +5,7 @@ import pytest
 
 from bdbnet.gallery.indexes import exact as module
 from bdbnet.gallery.indexes.exact import ExactIndex, Filter, GalleryIndexError
+from bdbnet.gallery.indexes.faiss import FaissIndex
 from bdbnet.gallery.indexes.quality import measure_index, recall_against_exact
 from bdbnet.gallery.rows import Rows
 
@@ -58,12 +59,20 @@ def test_a_large_gallery_is_measured_without_being_held_in_memory(monkeypatch):
     assert len(index.fingerprint) == 64
 
 
-def test_a_row_that_can_not_be_compared_is_named(monkeypatch):
+def test_a_row_that_can_not_be_compared_is_named_when_it_is_read(monkeypatch):
     monkeypatch.setattr(module, "_LARGEST_AT_ONCE", 0)
+    monkeypatch.setattr(module, "_SAMPLED", 10)
     embeddings = gallery()
-    embeddings[250] = np.nan
-    with pytest.raises(GalleryIndexError, match="gallery embedding 250 contains NaN"):
-        ExactIndex(in_parts(embeddings))
-    embeddings[250] = 0
-    with pytest.raises(GalleryIndexError, match="gallery embedding 250 is all zeros"):
-        ExactIndex(in_parts(embeddings), distance="cosine")
+    queries = embeddings[:2].copy()
+    for value, distance, message in (
+        (np.nan, "euclidean", "NaN"),
+        (np.inf, "cosine", "NaN"),
+        (0, "cosine", "is all zeros"),
+    ):
+        embeddings[250] = value
+        with pytest.raises(GalleryIndexError, match=f"gallery embedding 250 .*{message}"):
+            ExactIndex(in_parts(embeddings), distance=distance).search(queries, 3)
+        with pytest.raises(GalleryIndexError, match=f"gallery embedding 250 .*{message}"):
+            FaissIndex(in_parts(embeddings), distance=distance, kind="hnsw")
+    embeddings[250] = 3e19  # whose square is too large for its kind of number
+    assert ExactIndex(in_parts(embeddings)).search(queries, 3)[0][0, 0] == 0

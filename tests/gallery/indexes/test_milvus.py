@@ -111,6 +111,42 @@ def test_a_build_that_breaks_off_before_its_index_is_made_up_for(gallery, tmp_pa
     index.close()
 
 
+def test_the_collection_of_an_earlier_state_is_brought_up_to_date(gallery, tmp_path, monkeypatch):
+    images, queries, _ = gallery
+
+    def index_of(ids, number, history):
+        return MilvusIndex(
+            images[ids], uri=tmp_path / "milvus.db", ef_search=300, cameras=ids % 4, fingerprint=f"state {number}",
+            ids=ids if history else None, history=history,
+        )  # fmt: skip
+
+    first = index_of(np.arange(200), 0, ())
+    history, ids = [("state 0", 200)], np.arange(200)
+    for number, (add, gone) in enumerate([(60, []), (0, [1, 2, 230]), (40, [*range(150, 210)])], 1):
+        ids = np.concatenate([np.setdiff1d(ids, gone), np.arange(history[-1][1], history[-1][1] + add)])
+        history.append((f"state {number}", history[-1][1] + add))
+        if number == 3:  # killed when all is inserted, before what is gone is deleted
+            with monkeypatch.context() as patch:
+                patch.setattr("pymilvus.MilvusClient.delete", _stop)
+                with pytest.raises(KeyboardInterrupt):
+                    index_of(ids, number, tuple(history))
+            add = 0
+        index = index_of(ids, number, tuple(history))
+        assert index.built.startswith(f"{add} images added and {len(gone)} taken out")
+        for allowed in (Filter(), Filter(np.arange(20) % 4)):
+            expected = ExactIndex(images[ids], cameras=ids % 4).search(queries, 30, allowed=allowed)
+            for ours, exact in zip(index.search(queries, 30, allowed=allowed), expected, strict=True):
+                np.testing.assert_array_equal(ours, exact)
+        assert index_of(ids, number, tuple(history)).build_seconds is None
+        assert index._client.list_collections() == [index.collection]
+    first.close()
+    index.close()
+
+
+def _stop(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_a_closed_port_is_an_error_at_once(gallery):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from bdbnet.gallery.rows import Rows, blocks_of
+from bdbnet.gallery.rows import Rows, blocks_of, give_back
 from bdbnet.retrieval.distances import DISTANCES, distance_blocks, product
 from bdbnet.retrieval.knn import smallest
 from bdbnet.retrieval.matches import label_array
@@ -64,14 +64,17 @@ class GalleryIndex(ABC):
 
     Args:
         embeddings: (G, D) floating point, NumPy or torch, or the `Rows` of a gallery; a memory-mapped matrix is never copied
-            as a whole, and of `Rows` above 1 GiB only a block at a time is in memory.
+            as a whole, and of one above 1 GiB only a block at a time is in memory, whose rows are checked when they are used.
         cameras: integers (G,), needed by `Filter.not_cameras`; -1 for an image without one.
         times: numbers (G,), needed by `Filter.after` and `before`; NaN for an image without one.
         distance: `euclidean` or `cosine`.
         fingerprint: of embeddings, cameras and times, where it is known; None: it is taken from them.
+        ids, history: see `EmbeddingStore`. With them an index of an earlier state of the gallery is brought up to date instead
+            of built anew, where the engine can.
 
     Attributes:
-        build_seconds: time that building took; None where there was nothing to build.
+        build_seconds: time that building or bringing up to date took; None where there was nothing to do.
+        built: in words what was done, and why.
 
     Raises:
         GalleryIndexError: an unknown distance, times of another length, a row with NaN or infinity, or one of zeros,
@@ -87,20 +90,23 @@ class GalleryIndex(ABC):
         times: Array | None = None,
         distance: str = "euclidean",
         fingerprint: str | None = None,
+        ids: np.ndarray | None = None,
+        history: Sequence[tuple[str, int]] = (),
     ) -> None:
         if distance not in DISTANCES:
             raise GalleryIndexError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
         self.distance, self._known_fingerprint = distance, fingerprint
         self.build_seconds: float | None = None
+        self.built = "kept from before"
         self.embeddings: np.ndarray | Rows
-        if isinstance(embeddings, Rows) and embeddings.nbytes > _LARGEST_AT_ONCE:
-            _check_rows(embeddings, "gallery", distance)
-            self.embeddings = embeddings
-        else:
-            given = np.asarray(embeddings) if isinstance(embeddings, Rows) else embeddings
-            self.embeddings = _checked(given, "gallery", distance)
+        if isinstance(embeddings, Rows) and embeddings.nbytes <= _LARGEST_AT_ONCE:
+            embeddings = np.asarray(embeddings)
+        self.embeddings = embeddings if isinstance(embeddings, Rows) else _numpy_matrix(embeddings, "gallery")
+        if self.embeddings.nbytes <= _LARGEST_AT_ONCE:
+            _check_rows(self.embeddings, "gallery", distance)
         count = len(self.embeddings)
         self.cameras = None if cameras is None else label_array(cameras, count, "gallery cameras")
+        self.ids, self.history = np.arange(count) if ids is None else np.asarray(ids, np.int64), tuple(history)
         self.times = None if times is None else np.asarray(times, np.float64)
         if self.times is not None and self.times.shape != (count,):
             raise GalleryIndexError(
@@ -180,7 +186,13 @@ class GalleryIndex(ABC):
 
     def sampled(self) -> np.ndarray:
         """Embeddings of at most 1,000 gallery images, evenly spread."""
-        return self.embeddings[np.unique(np.linspace(0, len(self) - 1, min(_SAMPLED, len(self))).astype(np.int64))]
+        found = self.embeddings[self._sampled_rows()]
+        if isinstance(self.embeddings, np.ndarray):
+            give_back(self.embeddings)
+        return found
+
+    def _sampled_rows(self) -> np.ndarray:
+        return np.unique(np.linspace(0, len(self) - 1, min(_SAMPLED, len(self))).astype(np.int64))
 
     @cached_property
     def _prepared(self) -> Prepared:
@@ -189,7 +201,11 @@ class GalleryIndex(ABC):
     @cached_property
     def _offset(self) -> np.ndarray | None:
         """What is taken from all embeddings so that rounding does no harm, see `matrices.centred`, judged by some of them."""
-        return prepared(self.sampled()).offset if self.distance == "euclidean" else None
+        if self.distance != "euclidean":
+            return None
+        sample = self.sampled()
+        _check_block(self._sampled_rows(), sample, "gallery", self.distance)
+        return prepared(sample).offset
 
     def _exactly(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> np.ndarray:
         """Indices (Q, k) of the nearest gallery images among `rows`, of which there are at least `k`."""
@@ -222,6 +238,8 @@ class GalleryIndex(ABC):
             part = np.ascontiguousarray(block if there is None or len(there) == len(block) else block[there])
             part = part if self._offset is None else part - self._offset
             squared = np.einsum("ij,ij->i", part, part)
+            if not np.isfinite(squared).all() or (self.distance == "cosine" and not squared.all()):
+                _check_block(np.arange(begin, begin + len(block)), block, "gallery", self.distance)
             for first in range(0, len(queries), _QUERIES_PER_PASS):
                 own = slice(first, first + _QUERIES_PER_PASS)
                 away = np.empty((len(scaled[own]), len(part)), part.dtype)
@@ -250,10 +268,30 @@ class GalleryIndex(ABC):
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.ascontiguousarray(vectors, np.float32)
 
-    def _comparable_parts(self, rows: int = _ROWS_PER_PASS) -> Iterator[tuple[int, np.ndarray]]:
-        """`(first row, comparable vectors)` of the gallery, so many rows at a time."""
-        for begin in range(0, len(self), rows):
-            yield begin, self._comparable(self.embeddings[begin : begin + rows])
+    def _comparable_parts(
+        self, chosen: np.ndarray | None = None, rows: int = _ROWS_PER_PASS
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Numbers of rows and their comparable vectors, so many at a time: of the rows `chosen`, None for all."""
+        if chosen is None:
+            for begin, block in blocks_of(self.embeddings, rows):
+                yield (
+                    np.arange(begin, begin + len(block)),
+                    self._comparable_rows(np.arange(begin, begin + len(block)), block),
+                )
+            return
+        for begin in range(0, len(chosen), rows):
+            numbers = chosen[begin : begin + rows]
+            yield numbers, self._comparable_rows(numbers, self.embeddings[numbers])
+
+    def _comparable_rows(self, numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Comparable vectors of these rows of the gallery, checked."""
+        _check_block(numbers, rows, "gallery", self.distance)
+        return self._comparable(rows)
+
+    def _rows_with(self, ids: np.ndarray) -> np.ndarray:
+        """The row of each of these numbers of images, -1 where the gallery has no such image."""
+        place = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
+        return np.where(self.ids[place] == ids, place, -1)
 
     def _groups(self, count: int, allowed: Filter) -> Iterator[tuple[np.ndarray, Allowed]]:
         """Query numbers that may find the same images, and what they may find."""
@@ -298,20 +336,26 @@ def _keep_smallest(values: np.ndarray, numbers: np.ndarray, more: np.ndarray, th
 
 def _checked(embeddings: Array, name: str, distance: str) -> np.ndarray:
     """A NumPy matrix whose rows can all be compared."""
-    matrix = as_matrix(embeddings, name)
-    if isinstance(matrix, Tensor):
-        matrix = matrix.cpu().numpy()
+    matrix = _numpy_matrix(embeddings, name)
     _check_rows(matrix, name, distance)
     return matrix
 
 
+def _numpy_matrix(embeddings: Array, name: str) -> np.ndarray:
+    matrix = as_matrix(embeddings, name)
+    return matrix.cpu().numpy() if isinstance(matrix, Tensor) else matrix
+
+
 def _check_rows(matrix: np.ndarray | Rows, name: str, distance: str) -> None:
     for begin, rows in blocks_of(matrix, _ROWS_PER_PASS):
-        finite = np.isfinite(rows).all(axis=1)
-        if not finite.all():
-            raise GalleryIndexError(f"{name} embedding {begin + int(finite.argmin())} contains NaN or infinity")
-        if distance == "cosine" and not (pointing := rows.any(axis=1)).all():
-            row = begin + int(pointing.argmin())
-            raise GalleryIndexError(
-                f"{name} embedding {row} is all zeros and so has no direction for the cosine distance"
-            )
+        _check_block(np.arange(begin, begin + len(rows)), rows, name, distance)
+
+
+def _check_block(numbers: np.ndarray, rows: np.ndarray, name: str, distance: str) -> None:
+    """Raise GalleryIndexError, which gives the number of the row, unless all can be compared."""
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise GalleryIndexError(f"{name} embedding {numbers[finite.argmin()]} contains NaN or infinity")
+    if distance == "cosine" and not (pointing := rows.any(axis=1)).all():
+        row = numbers[pointing.argmin()]
+        raise GalleryIndexError(f"{name} embedding {row} is all zeros and so has no direction for the cosine distance")

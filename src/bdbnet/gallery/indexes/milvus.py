@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from bdbnet.retrieval.matrices import Array
 
 _BATCH_BYTES = 8 * 2**20  # of vectors per insertion; a server takes messages of up to 64 MiB
 _QUERIES_PER_CALL = 1000
+_IDS_PER_CALL = 1000
 _DIFFERENCES_MB = 512  # Milvus Lite holds all differences of a call's queries and images where it has no index
 _MOST = 16_384  # neighbours that Milvus gives for one query
 _EF_CONSTRUCTION = 200  # nodes kept in view while the graph is built
@@ -30,8 +31,10 @@ class MilvusIndex(GalleryIndex):
     """A gallery in a collection of Milvus, which finds its neighbours.
 
     The collection's name is derived from the content, so that one is filled once and then found again, and several
-    galleries can share a database. A collection with another number of images, as an interrupted build leaves it, is
-    filled anew. One process at a time may fill a collection.
+    galleries can share a database. The collection of an earlier state of the gallery (`history`) is brought up to date: new
+    images are inserted, those that are gone are deleted, then it gets the name of the new state; a search that has the
+    earlier state open goes on and finds all images that are still there. A collection with another number of images, as an
+    interrupted build leaves it, is filled anew. One process at a time may fill a collection.
 
     Args:
         embeddings, cameras, times, distance, fingerprint: see `GalleryIndex`. Cameras and times become scalar fields.
@@ -43,7 +46,7 @@ class MilvusIndex(GalleryIndex):
         progress: called with the number of images inserted so far.
 
     Attributes:
-        build_seconds: time the filling took; None for a collection that was there.
+        build_seconds: time that filling or bringing up to date took; None for a collection that was there.
 
     Raises:
         GalleryIndexError: pymilvus, or Milvus Lite for a local file, is not installed, or the address does not answer,
@@ -60,24 +63,32 @@ class MilvusIndex(GalleryIndex):
         times: Array | None = None,
         distance: str = "euclidean",
         fingerprint: str | None = None,
+        ids: np.ndarray | None = None,
+        history: Sequence[tuple[str, int]] = (),
         token: str | None = None,
         timeout: float = 10,
         links: int = 32,
         ef_search: int = 128,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        super().__init__(embeddings, cameras=cameras, times=times, distance=distance, fingerprint=fingerprint)
+        super().__init__(
+            embeddings,
+            cameras=cameras,
+            times=times,
+            distance=distance,
+            fingerprint=fingerprint,
+            ids=ids,
+            history=history,
+        )
         for name, value in (("links", links), ("ef_search", ef_search)):
             if value < 1:
                 raise GalleryIndexError(f"{name} must be at least 1, got {value}")
         self.uri, self.links, self.ef_search = str(uri), links, ef_search
         self._local = "://" not in self.uri
         self._client, self._library = self._connect(token or os.environ.get("MILVUS_TOKEN", ""), timeout)
-        made_from = f"{self.links} {self.distance} {self.fingerprint}"
-        content = hashlib.sha256(made_from.encode()).hexdigest()
-        self.collection = f"bdbnet_{content[:24]}"
+        self.collection = self._name_of(len(self.history) - 1, self.fingerprint)
         try:
-            if self._count() != len(self):
+            if self._count() != len(self) and not self._extended(progress):
                 self._fill(progress)
         except BaseException as error:
             self._client.close()
@@ -111,6 +122,12 @@ class MilvusIndex(GalleryIndex):
             )
             raise GalleryIndexError(f"{self.uri}: {advice} ({error.message})") from error
 
+    def _name_of(self, number: int, fingerprint: str) -> str:
+        """Name of the collection of a state: the gallery's first (number 0 or below), whose images are numbered by their rows,
+        or a later one."""
+        content = f"{self.links} {self.distance} {fingerprint}" + (" by id" if number > 0 else "")
+        return f"bdbnet_{hashlib.sha256(content.encode()).hexdigest()[:24]}"
+
     def _count(self) -> int | None:
         if not self._client.has_collection(self.collection):
             return None
@@ -119,6 +136,44 @@ class MilvusIndex(GalleryIndex):
         self._client.load_collection(self.collection)
         rows = self._client.query(self.collection, output_fields=["count(*)"], consistency_level="Strong")
         return int(rows[0]["count(*)"])
+
+    def _extended(self, progress: Callable[[int], object] | None) -> bool:
+        """Bring the collection of the latest earlier state up to date, if there is one with an index.
+
+        A process that is killed meanwhile leaves a collection that still has the earlier name; what it holds is looked up here
+        again.
+        """
+        there = set(self._client.list_collections())
+        names = [self._name_of(number, fingerprint) for number, (fingerprint, _) in enumerate(self.history)]
+        earlier = [name for name in names if name in there and name != self.collection]
+        if not earlier or not self._client.list_indexes(earlier[-1]):
+            return False
+        name, begin = earlier[-1], time.perf_counter()
+        self._client.load_collection(name)
+        ids = self._ids_in(name)
+        gone, new = ids[self._rows_with(ids) < 0], np.flatnonzero(~np.isin(self.ids, ids))
+        self._insert(name, new, progress)
+        for first in range(0, len(gone), _IDS_PER_CALL):
+            self._client.delete(name, ids=gone[first : first + _IDS_PER_CALL].tolist())
+        self._client.flush(name)
+        if self.collection in there:  # filled in part only
+            self._client.drop_collection(self.collection)
+        self._client.rename_collection(name, self.collection)
+        if self._count() != len(self):  # it was not what its name says
+            return False
+        self.build_seconds = time.perf_counter() - begin
+        self.built = f"{len(new):,} images added and {len(gone):,} taken out in {self.build_seconds:.1f} s"
+        return True
+
+    def _ids_in(self, name: str) -> np.ndarray:
+        pages = self._client.query_iterator(
+            name, batch_size=_IDS_PER_CALL, filter="id >= 0", output_fields=["id"], consistency_level="Strong"
+        )
+        found: list[int] = []
+        while page := pages.next():
+            found += [row["id"] for row in page]
+        pages.close()
+        return np.array(found, np.int64)
 
     def _fill(self, progress: Callable[[int], object] | None) -> None:
         begin = time.perf_counter()
@@ -131,19 +186,7 @@ class MilvusIndex(GalleryIndex):
         schema.add_field("camera", kinds.INT64)
         schema.add_field("time", kinds.DOUBLE)
         self._client.create_collection(self.collection, schema=schema)
-        cameras = np.full(len(self), -1) if self.cameras is None else self.cameras
-        times = np.full(len(self), _NO_TIME) if self.times is None else np.nan_to_num(self.times, nan=_NO_TIME)
-        for first, vectors in self._comparable_parts(max(1, _BATCH_BYTES // (4 * self.dimensions))):
-            rows = zip(vectors, cameras[first:].tolist(), times[first:].tolist(), strict=False)
-            self._client.insert(
-                self.collection,
-                [
-                    {"id": number, "embedding": vector, "camera": camera, "time": moment}
-                    for number, (vector, camera, moment) in enumerate(rows, first)
-                ],
-            )
-            if progress is not None:
-                progress(first + len(vectors))
+        self._insert(self.collection, None, progress)
         self._client.flush(self.collection)
         indexes = self._client.prepare_index_params()
         graph = {"M": self.links, "efConstruction": _EF_CONSTRUCTION}
@@ -151,6 +194,25 @@ class MilvusIndex(GalleryIndex):
         self._client.create_index(self.collection, indexes)  # after the insertions: it ends when the index is there
         self._client.load_collection(self.collection)
         self.build_seconds = time.perf_counter() - begin
+        self.built = f"built in {self.build_seconds:.1f} s"
+
+    def _insert(self, name: str, chosen: np.ndarray | None, progress: Callable[[int], object] | None) -> None:
+        """Insert rows of the gallery, None for all."""
+        cameras = np.full(len(self), -1) if self.cameras is None else self.cameras
+        times = np.full(len(self), _NO_TIME) if self.times is None else np.nan_to_num(self.times, nan=_NO_TIME)
+        done = 0
+        for rows, vectors in self._comparable_parts(chosen, max(1, _BATCH_BYTES // (4 * self.dimensions))):
+            facts = zip(self.ids[rows].tolist(), vectors, cameras[rows].tolist(), times[rows].tolist(), strict=True)
+            self._client.insert(
+                name,
+                [
+                    {"id": number, "embedding": vector, "camera": camera, "time": moment}
+                    for number, vector, camera, moment in facts
+                ],
+            )
+            done += len(rows)
+            if progress is not None:
+                progress(done)
 
     def _nearest(self, queries: np.ndarray, k: int, allowed: Allowed) -> np.ndarray:
         if k > _MOST:
@@ -163,6 +225,7 @@ class MilvusIndex(GalleryIndex):
         step = _QUERIES_PER_CALL
         if self._local:
             step = max(1, min(step, _DIFFERENCES_MB * 2**20 // (4 * self.embeddings.size)))
+        expression = " and ".join(filter(None, [_expression(allowed), f"id <= {self.ids[-1]}" if self.history else ""]))
         for begin in range(0, len(vectors), step):
             try:
                 lists = self._client.search(
@@ -170,7 +233,7 @@ class MilvusIndex(GalleryIndex):
                     list(vectors[begin : begin + step]),
                     anns_field="embedding",
                     limit=k,
-                    filter=_expression(allowed),
+                    filter=expression,
                     search_params={"params": {"ef": ef_search}},
                     output_fields=["id"],
                     consistency_level="Strong",
@@ -179,7 +242,7 @@ class MilvusIndex(GalleryIndex):
                 raise GalleryIndexError(f"{self.uri}: Milvus could not search: {error.message}") from error
             for number, hits in enumerate(lists, begin):
                 found[number, : len(hits)] = [hit["id"] for hit in hits]
-        return found
+        return np.where(found < 0, -1, self._rows_with(found))
 
 
 def _expression(allowed: Allowed) -> str:
