@@ -13,7 +13,14 @@ from bdbnet.config import ConfigError, check_settings, config_dir, plain
 from bdbnet.datasets import Manifest
 from bdbnet.datasets.inspection import match_advice
 from bdbnet.evaluation.embedder import scale_embeddings
-from bdbnet.evaluation.evaluate import build_test_set, describe, earlier_result, refuse_other_data, write_evaluation
+from bdbnet.evaluation.evaluate import (
+    build_test_set,
+    check_calibration,
+    describe,
+    earlier_result,
+    refuse_other_data,
+    write_evaluation,
+)
 from bdbnet.evaluation.feature_files import read_arrays
 from bdbnet.evaluation.feature_sets import FEATURES, Features, align, assemble
 from bdbnet.evaluation.features import FeatureError, Side, sides_of
@@ -54,6 +61,7 @@ def evaluate_features(config: DictConfig, folder: Path, *, read_folder: FolderRe
     features = _features(config, sides)
     notes += features.notes
     manifest = features.manifest
+    check_calibration(config, test_rows(manifest), manifest.name)
     if earlier is not None:
         refuse_other_data(folder, earlier, config, manifest)
     began = time.perf_counter()
@@ -88,7 +96,9 @@ def evaluate_features(config: DictConfig, folder: Path, *, read_folder: FolderRe
         embedding_dim=dimensions,
         seconds={"evaluate": round(seconds, 2)},
     )
-    write_evaluation(result, test, folder, config)
+    # What else decides the embeddings, nobody knows: such a threshold fits no embedder.
+    made_for = {"normalize": config.evaluation.normalize, "preprocessing": "unknown"}
+    write_evaluation(result, test, folder, config, made_for=made_for)
     return result, notes
 
 
