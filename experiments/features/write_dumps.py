@@ -26,8 +26,8 @@ def main(query: str, gallery: str, output: str) -> None:
     of = {
         side: (
             np.array(store.embeddings),
-            store.table["label"].to_numpy(),
-            store.table["camera"].to_numpy(),
+            store.table["label"].to_numpy().copy(),
+            store.table["camera"].to_numpy().copy(),
             store.table["path"],
         )
         for side, store in stores.items()
