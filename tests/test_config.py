@@ -30,7 +30,9 @@ def test_every_group_of_the_architecture_is_there():
 @pytest.mark.parametrize("group", [group for group in GROUPS.split() if group not in ("experiment", "logger")])
 def test_every_choice_of_every_group_composes(group):
     for path in sorted((config_dir() / group).glob("*.yaml")):
-        command = "evaluate" if path.stem == "features" else "train"  # embeddings from a file have no images to train on
+        command = (
+            "evaluate" if path.stem == "features" else "train"
+        )  # embeddings from a file have no images to train on
         config = composed(command, f"{group}={path.stem}")
         OmegaConf.to_container(config, resolve=True)
         check_settings(config, command)

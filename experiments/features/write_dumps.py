@@ -26,8 +26,8 @@ def main(query: str, gallery: str, output: str) -> None:
     of = {
         side: (
             np.array(store.embeddings),
-            store.table["label"].to_numpy(),
-            store.table["camera"].to_numpy(),
+            store.table["label"].to_numpy().copy(),
+            store.table["camera"].to_numpy().copy(),
             store.table["path"],
         )
         for side, store in stores.items()
@@ -37,6 +37,9 @@ def main(query: str, gallery: str, output: str) -> None:
         plain |= {f"{side}_embeddings": embeddings, f"{side}_labels": labels, f"{side}_cameras": cameras}
     np.savez(folder / "plain.npz", **plain)
     safetensors.numpy.save_file(plain, folder / "plain.safetensors")
+    torch.save({name: torch.from_numpy(values) for name, values in plain.items()}, folder / "plain.pt")
+    # One array alone, in the order of the data set.
+    np.save(folder / "plain.npy", np.concatenate([of["query"][0], of["gallery"][0]]))
     # layumi's Person_reID_baseline: rows of labels, as MATLAB has them.
     savemat(
         folder / "pytorch_result.mat",

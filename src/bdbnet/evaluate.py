@@ -19,9 +19,10 @@ def main(config: DictConfig) -> float:
     from bdbnet.evaluation.evaluate import evaluate
     from bdbnet.evaluation.protocol import main_metric
     from bdbnet.reporting.analysis import analysis_text
-    from bdbnet.reporting.run_folder import read_analysis
+    from bdbnet.reporting.calibration import calibration_text
+    from bdbnet.reporting.run_folder import read_analysis, read_calibration
     from bdbnet.reporting.terminal import metrics_table
-    from bdbnet.results import ANALYSIS, PER_QUERY
+    from bdbnet.results import ANALYSIS, CALIBRATION, PER_QUERY
 
     folder = shown_path(HydraConfig.get().runtime.output_dir)
     say = rank_zero_only(print)
@@ -40,6 +41,9 @@ def main(config: DictConfig) -> float:
     say(f"result: {folder / 'result.json'}\nranking lists: {folder / 'topk.parquet'}")
     if config.analysis and (analysis := read_analysis(folder / ANALYSIS)) is not None:
         say(f"\n{analysis_text(analysis)}\n\nanalysis: {folder / ANALYSIS}\nevery query: {folder / PER_QUERY}")
+    if config.calibrate and (calibration := read_calibration(folder / CALIBRATION)) is not None:
+        say(f"\n{calibration_text(calibration)}\n\ncalibration: {folder / CALIBRATION}")
+    if config.analysis or config.calibrate:
         say(f"with pictures: python -m bdbnet.report run={folder}")
     return result.metrics[main_metric(OmegaConf.create(dict(result.config)))]
 

@@ -234,6 +234,8 @@ TABLES: dict[str, Table] = {
         "queries": PATH | NULL,
         "image_size": SIZE | whole(1) | NULL,
         "analysis": BOOLEAN,
+        "calibrate": BOOLEAN,
+        "fmr": number(above=0) | NULL,
         "overwrite": BOOLEAN,
         "seed": SEED,
         **_below("loading", _READING | _CACHING),

@@ -35,6 +35,7 @@ SETTINGS = {
     "":                                Setting(False, "yes",  "yes",  True),   # whatever is not listed
     # Names, places and what is done beside a training.
     "analysis":                        Setting(False, "no",   "no",   False),
+    "calibrate":                       Setting(False, "no",   "no",   False),
     "callbacks":                       Setting(False, "no",   "yes",  True),
     "callbacks.progress":              Setting(False, "no",   "no",   False),
     "ckpt_path":                       Setting(False, "no",   "no",   False),

@@ -72,7 +72,9 @@ def test_the_falling_fit_is_scikit_learns(seed):
     assert falling_fit(values, weights) == pytest.approx(own.predict(np.arange(40)))
 
 
-@pytest.mark.parametrize(("identities", "message"), [(38, "19 identities.*at least 20"), (4, "at least 20")])
+@pytest.mark.parametrize(
+    ("identities", "message"), [(38, "^drawn: 19 identities on one side .*20 are needed"), (4, "2 identities")]
+)
 def test_fewer_than_20_identities_are_refused(identities, message):
     with pytest.raises(CalibrationError, match=message):
         calibrate(*compared(identities).halves(seed=0), fmr=0.1)

@@ -16,10 +16,13 @@ from omegaconf import OmegaConf
 from scipy.io import savemat
 
 from bdbnet.config import ConfigError
+from bdbnet.evaluation.calibrating import CalibrationError, Comparison, calibrate
+from bdbnet.evaluation.calibration import Calibration
 from bdbnet.evaluation.evaluate_features import evaluate_features
 from bdbnet.evaluation.features import KINDS, FeatureError, Role, role_of, sides_of
 from bdbnet.gallery.stored_features import read_stored
 from bdbnet.models import CheckpointError
+from bdbnet.reporting import ReportError, read_run, write_report
 from bdbnet.results import read_result
 from bdbnet.retrieval import reid_metrics
 
@@ -146,7 +149,6 @@ def test_re_ranking_expansion_distance_and_scaling_are_those_of_networks(run, tm
 
 
 def test_analysis_comparison_and_page_are_there_as_for_a_network(run, tmp_path):
-    from bdbnet.reporting import write_report
     from bdbnet.reporting.compare_runs import compare_runs
 
     path = write_npz(tmp_path)
@@ -164,8 +166,6 @@ def test_analysis_comparison_and_page_are_there_as_for_a_network(run, tmp_path):
 
 def test_paths_of_images_show_pictures(run, tmp_path):
     from PIL import Image
-
-    from bdbnet.reporting import write_report
 
     (tmp_path / "img").mkdir()
     for path in {*GALLERY[3], *QUERY[3]}:
@@ -216,7 +216,7 @@ def test_two_files_are_gallery_and_queries(run, tmp_path):
     assert any("pids as labels" in note for note in notes)
 
 
-def test_a_bare_tensor_goes_with_a_data_set(run, tiny_config, tmp_path, finished_run):
+def test_a_bare_tensor_goes_with_a_data_set(run, tiny_config, tmp_path):
     from bdbnet.loading.datamodule import test_rows as rows_of
     from bdbnet.loading.from_config import build_manifest
 
@@ -369,3 +369,56 @@ def test_what_is_left_out_is_said():
     _, notes = sides_of({**PLAIN, "logits": np.zeros(3)}, "x.npz")
     assert notes == ["left out logits"]
     assert OmegaConf.create({"notes": notes})
+
+
+def many(folder, identities):
+    """Queries and gallery of so many identities, two images of each under two cameras on either side."""
+    rng = np.random.default_rng(1)
+    centres, labels = rng.normal(size=(identities, 8)), np.repeat(np.arange(identities), 2)
+    arrays = {}
+    for of in ("query", "gallery"):
+        arrays[f"{of}_embeddings"] = (centres[labels] + 0.5 * rng.normal(size=(len(labels), 8))).astype(np.float32)
+        arrays |= {f"{of}_labels": labels, f"{of}_cameras": np.tile([1, 2], identities)}
+    np.savez(folder / "many.npz", **arrays)
+    return folder / "many.npz", arrays
+
+
+def test_a_threshold_is_chosen_on_half_of_the_identities_and_shown_on_the_page(run, tmp_path):
+    path, arrays = many(tmp_path, 60)
+    folder = tmp_path / "out"
+    run(path, "calibrate=true", "fmr=0.02", "evaluation.rerank={k1:4,k2:2}")
+    made = Calibration.from_json(json.loads((folder / "calibration.json").read_text()))
+    values = [arrays[f"{of}_{name}"] for name in NAMES for of in ("query", "gallery")]
+    by_hand = calibrate(*Comparison(*values).halves(1), fmr=0.02, seed=1)
+    assert (made.threshold, made.reached, made.true_positive_rate) == (
+        by_hand.threshold, by_hand.reached, by_hand.true_positive_rate,
+    )  # fmt: skip
+    assert made.made_for == {"distance": "euclidean", "normalize": "none", "preprocessing": "unknown"}
+    page = write_report(folder, queries=0).read_text()
+    section = page[page.index("<h2>The same identity?</h2>") :]
+    assert section.count("data:image/svg+xml") == 4  # two figures, light and dark
+    assert f"Same identity: nearer than {made.threshold:#.3g}" in section
+    (folder / "calibration.json").write_text("{}")
+    with pytest.raises(ReportError, match=r"calibration\.json: not a complete calibration .*calibrate=true"):
+        write_report(folder)
+    run(path, "fmr=0.02", "calibrate=true", "evaluation.rerank={k1:4,k2:2}")
+    assert read_run(folder).calibration == made
+    run(path, "overwrite=true")
+    assert not (folder / "calibration.json").exists()
+    assert "The same identity?" not in write_report(folder, queries=0).read_text()
+
+
+def test_what_can_not_be_calibrated_is_said_before_or_beside_the_metrics(run, tmp_path, capsys):
+    path, _ = many(tmp_path, 39)
+    with pytest.raises(CalibrationError, match=r"features test: 19 identities on one side of the calibration; 20 are"):
+        run(path, "calibrate=true")
+    with pytest.raises(ConfigError, match=r"fmr=0\.02: goes with calibrate=true"):
+        run(path, "fmr=0.02")
+    with pytest.raises(ConfigError, match=r"fmr=3: give a share of the pairs of two people, between 0 and 1"):
+        run(path, "fmr=3", "calibrate=true")
+    assert not (tmp_path / "out").exists()
+    path, _ = many(tmp_path, 60)
+    with pytest.raises(CalibrationError, match=r"no threshold for fmr=1e-08: .* Give a larger fmr, or more images"):
+        run(path, "fmr=1e-8", "calibrate=true")
+    result = read_result(tmp_path / "out" / "result.json")
+    assert f"measured: Rank-1 {100 * result.metrics['rank1']:.1f} %" in capsys.readouterr().out

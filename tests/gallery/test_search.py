@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError, config_dir
 from bdbnet.datasets import Manifest
+from bdbnet.evaluation.calibration import Calibration
 from bdbnet.gallery import EmbeddingStore, StoreError, write_store
 from bdbnet.gallery.embedding import Embedder, build_embedder
 from bdbnet.gallery.indexes.exact import GalleryIndexError
@@ -27,6 +28,7 @@ from bdbnet.gallery.indexes.faiss import FaissIndex
 from bdbnet.gallery.searching import ENGINES, FOUND, PAGE, results_text, search
 from bdbnet.gallery.shards import embed_into
 from bdbnet.loading.sources import find_images
+from calibrations import calibration
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,73 @@ def test_table_and_page_hold_what_is_nearest(settings, stores, tmp_path):
     assert len(lines) == 2 * 6
     assert lines[1].split()[0] == "1"
     assert rows["gallery_path"][0] in lines[1]
+
+
+@pytest.fixture
+def stamped(stores, tmp_path):
+    """``stamped(calibration)``: the gallery with a calibration in its stamp."""
+
+    def build(made: Calibration) -> Path:
+        shutil.copytree(stores["gallery"], tmp_path / "stamped", dirs_exist_ok=True)
+        meta = json.loads((tmp_path / "stamped" / "meta.json").read_text())
+        meta["model"]["calibration"] = made.record()
+        (tmp_path / "stamped" / "meta.json").write_text(json.dumps(meta))
+        return tmp_path / "stamped"
+
+    return build
+
+
+def test_results_are_marked_by_the_calibration_in_the_gallerys_stamp(settings, stores, stamped, embedder, tmp_path):
+    first = search(settings("k=19"), tmp_path / "plain")
+    assert "mark" not in first.rows
+    assert first.facts["marks"] == "none: no threshold is known for this network; python -m bdbnet.calibrate finds one"
+    low, high = np.quantile(first.rows["distance"], [0.3, 0.6])
+    made = calibration(float(low), float(high), **{k: v for k, v in embedder.made_for.items() if k != "distance"})
+    found = search(settings(f"index={stamped(made)}", "k=19", "pictures=2"), tmp_path / "out")
+    wanted = ["same" if far < low else "unsure" if far < high else "not same" for far in found.rows["distance"]]
+    assert found.rows["mark"].tolist() == wanted
+    assert set(wanted) == {"same", "unsure", "not same"}
+    assert pd.read_parquet(tmp_path / "out" / FOUND)["mark"].tolist() == wanted
+    page = (tmp_path / "out" / PAGE).read_text()
+    for mark in ("same", "unsure", "not same"):
+        shown = f'<span class="mark {mark.replace(" ", "-")}">{mark}</span>'
+        assert page.count(shown) == (found.rows["query_index"] < 2)[found.rows["mark"] == mark].sum()
+    assert results_text(found, 1).splitlines()[1].split()[3] == found.rows["mark"][0]
+    assert found.facts["marks"].startswith(
+        f"same: nearer than {low:#.3g}, unsure: up to {high:#.3g} (the gallery: calibrated"
+    )
+
+
+def test_a_calibration_of_another_distance_or_of_other_settings_marks_nothing(settings, stamped, embedder, tmp_path):
+    rest = {name: value for name, value in embedder.made_for.items() if name != "distance"}
+    of_search = settings(f"index={stamped(calibration(1.0, 2.0, **rest))}", "distance=cosine")
+    found = search(of_search, tmp_path / "cosine")
+    assert "mark" not in found.rows
+    assert found.facts["marks"] == (
+        "none: the calibration of the gallery was made for distance euclidean, not cosine: search with distance=euclidean, or "
+        "calibrate again with python -m bdbnet.calibrate"
+    )
+    assert 'class="mark' not in (tmp_path / "cosine" / PAGE).read_text()
+    flipped = stamped(calibration(1.0, 2.0, **{**rest, "flip": True}))
+    said = search(settings(f"index={flipped}"), tmp_path / "flip").facts["marks"]
+    assert said.startswith("none: the calibration of the gallery was made for flip True, not False: calibrate again")
+
+
+def test_the_network_that_embeds_the_queries_brings_the_newer_calibration(
+    settings, stamped, embedder, rendered, tables, tmp_path
+):
+    rest = {name: value for name, value in embedder.made_for.items() if name != "distance"}
+    calibrated = Embedder(
+        embedder.network, embedder.preprocessing, embedder.settings, origin=embedder.origin,
+        calibration=calibration(0.5, 2.0, **rest),
+    )  # fmt: skip
+    calibrated.save(tmp_path / "model")
+    index = stamped(calibration(1.0, 2.0, **rest))
+    source = f"images={tables['query']}"
+    overrides = f"index={index}", f"root={rendered.root}", f"checkpoint={tmp_path / 'model'}"
+    by_network = search(settings(*overrides, source=source), tmp_path / "a").facts["marks"]
+    assert by_network.startswith("same: nearer than 0.500, ")
+    assert search(settings(f"index={index}"), tmp_path / "b").facts["marks"].startswith("same: nearer than 1.00, ")
 
 
 def test_images_are_embedded_as_the_index_was(settings, rendered, stores, tables, tmp_path):

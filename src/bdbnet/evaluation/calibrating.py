@@ -12,7 +12,8 @@ from bdbnet.datasets import Manifest
 from bdbnet.evaluation.calibration import Calibration, Measured, Pairs, Reliable
 from bdbnet.evaluation.isotonic import falling_fit
 from bdbnet.evaluation.verification import PairCounts, at_false_positive_rate, pair_distances
-from bdbnet.retrieval import Matches, distance_blocks
+from bdbnet.results import Result
+from bdbnet.retrieval import Evaluated, Matches, distance_blocks
 
 #: Identities on either side below which nothing is calibrated.
 LEAST_IDENTITIES = 20
@@ -112,12 +113,8 @@ def calibrate(
     Raises:
         CalibrationError: fewer than 20 identities on either side, too few pairs of two identities for `fmr`, none of one.
     """
-    for name, of in (("choose the threshold on", chosen_on), ("test it on", held_out)):
-        if of.identities < LEAST_IDENTITIES:
-            raise CalibrationError(
-                f"{of.data or 'the data'}: {of.identities} identities to {name}; at least "
-                f"{LEAST_IDENTITIES} are needed on either side. Give images of more people"
-            )
+    for of in (chosen_on, held_out):
+        require_identities(of.identities, of.data or "the data", of.split)
     if not (0 < fmr < 1 and 0 < prior < 1):
         raise CalibrationError(f"fmr={fmr:g} and prior={prior:g}: give numbers between 0 and 1")
     counts = _counted(chosen_on, distance)
@@ -132,7 +129,7 @@ def calibrate(
     distances, probabilities = curve(counts, prior)
     return Calibration(
         threshold=point.threshold,
-        made_for={**(made_for or {}), "distance": distance},
+        made_for={"distance": distance} | dict(made_for or {}) | {"distance": distance},
         fmr=fmr,
         chosen_fmr=point.false_positive_rate,
         reached=reached,
@@ -145,6 +142,49 @@ def calibrate(
         reliability=reliability(other, distances, probabilities, prior),
         seed=seed,
     )
+
+
+def identities_of(table: pd.DataFrame) -> int:
+    """How many identities the queries among some images show: all images where none is a query."""
+    queries = table["split"].isin(("query", "test"))
+    return int(table.loc[queries if queries.any() else slice(None), "label"].nunique())
+
+
+def require_identities(count: int, data: str, of: str) -> None:
+    """Raise CalibrationError where so many identities on one side are too few, which is known before anything is embedded."""
+    if count < LEAST_IDENTITIES:
+        raise CalibrationError(
+            f"{data}{of and f' {of}'}: {count} identities on one side of the calibration; {LEAST_IDENTITIES} are needed to "
+            "choose a threshold on, and as many others to test it on. Give images of more people"
+        )
+
+
+def calibrate_evaluated(
+    evaluated: Evaluated, result: Result, *, fmr: float, made_for: Mapping[str, Any]
+) -> Calibration:
+    """Calibrate on one half of the identities of an evaluation, and test on the other; by the distance of its search.
+
+    Distances are between the embeddings, neither re-ranked nor expanded.
+
+    Args:
+        result: of the evaluation: says the data, and the seed of halves and draws.
+        made_for: settings of the embedding; the distance is filled in.
+    """
+    matches = evaluated.matches
+    query = evaluated.query.numpy()
+    whole = Comparison(
+        query,
+        query if evaluated.gallery is evaluated.query else evaluated.gallery.numpy(),
+        matches.query_labels,
+        matches.gallery_labels,
+        matches.query_cameras,
+        matches.gallery_cameras,
+        str(result.data["name"]),
+        str(result.data["fingerprint"]),
+        "test",
+    )
+    distance = evaluated.search.distance
+    return calibrate(*whole.halves(result.seed), fmr=fmr, distance=distance, made_for=made_for, seed=result.seed)
 
 
 def _blocks(of: Comparison, distance: str) -> Iterator[tuple[int, np.ndarray]]:

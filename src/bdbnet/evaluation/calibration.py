@@ -111,6 +111,17 @@ class Calibration:
         choices = [away < self.threshold, self.probability(away) <= UNLIKELY]
         return np.select(choices, ["same", "not same"], "unsure")
 
+    @property
+    def unsure_until(self) -> float:
+        """The distance from which on `marks` says `not same`, at least the threshold; infinite where the curve stays above 5 %."""
+        x, y = np.asarray(self.distances), np.asarray(self.probabilities)
+        below = np.flatnonzero(y <= UNLIKELY)
+        if not len(below):
+            return float("inf")
+        first = below[0]
+        away = x[0] if first == 0 else np.interp(-UNLIKELY, -y[first - 1 : first + 1], x[first - 1 : first + 1])
+        return max(self.threshold, float(away))
+
     def differences(self, made_for: Mapping[str, Any]) -> list[str]:
         """What is not as it was measured with, in words: none where the threshold may be used."""
         mine = dict(self.made_for)

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, check_settings, plain
 from bdbnet.datasets import READERS, Manifest
+from bdbnet.evaluation.calibrating import CalibrationError, calibrate_evaluated, identities_of, require_identities
 from bdbnet.evaluation.error_analysis import analyse, clear_analysis
 from bdbnet.evaluation.load import Wanted, from_file, open_embedder, require_source, settings_of, training_of
 from bdbnet.evaluation.module import EvaluationModule
@@ -24,6 +26,7 @@ from bdbnet.loading.datamodule import test_rows
 from bdbnet.loading.from_config import build_data, build_manifest
 from bdbnet.overwriting import refuse_other_settings, settings_that_count
 from bdbnet.results import (
+    CALIBRATION,
     LABEL_NAMES,
     REPORT,
     RESULT,
@@ -65,6 +68,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     manifest = build_manifest(config)
     if earlier is not None:
         refuse_other_data(folder, earlier, config, manifest)
+    check_calibration(config, test_rows(manifest), manifest.name)
     size = embedder.preprocessing.image_size
     data = build_data(config, manifest, test_size=list(size), channels_last=True)
     data.test_transform = embedder.preprocessing.transform
@@ -88,7 +92,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         images_per_second={"evaluate": round(len(data.test_table) / module.evaluation_seconds, 2)},
     )
     if trainer.is_global_zero:
-        write_evaluation(result, test, folder, config)
+        write_evaluation(result, test, folder, config, made_for=embedder.made_for)
     return result
 
 
@@ -134,13 +138,36 @@ def write_outcome(result: Result, test: TestSet, folder: Path, top_k: int) -> No
     write_ranking_lists(found, test.table, folder)
 
 
-def write_evaluation(result: Result, test: TestSet, folder: Path, config: DictConfig) -> None:
-    """Write the files of an evaluation, with the analysis where `config.analysis` asks for one.  For rank 0 alone.
+def check_calibration(config: DictConfig, test: pd.DataFrame, name: str) -> None:
+    """Raise ConfigError or CalibrationError where `config.calibrate` can't be done on this test set."""
+    if config.fmr is not None and not config.calibrate:
+        raise ConfigError(f"fmr={config.fmr}: goes with calibrate=true; give both, or leave it out")
+    if config.fmr is not None and config.fmr >= 1:
+        raise ConfigError(
+            f"fmr={config.fmr}: give a share of the pairs of two people, between 0 and 1, such as fmr=1e-3"
+        )
+    if config.calibrate:
+        require_identities(identities_of(test) // 2, name, "test")
+
+
+def write_evaluation(
+    result: Result, test: TestSet, folder: Path, config: DictConfig, *, made_for: Mapping[str, Any]
+) -> None:
+    """Write the files of an evaluation, with the analysis where `config.analysis` asks for one, and the calibration where
+    `config.calibrate` does.  For rank 0 alone.
+
+    Args:
+        made_for: settings of the embedding, which a threshold holds for.
 
     Raises:
-        WriteError: what was measured is printed first.
+        WriteError, CalibrationError: what was measured is printed first.
     """
+    values = [f"{metric_of(name).title} {metric_of(name).text(value)}" for name, value in result.metrics.items()]
     try:
+        if (folder / CALIBRATION).is_file():
+            (folder / CALIBRATION).unlink()
+            if not config.calibrate:
+                print(f"removed from {folder}: the earlier {CALIBRATION}; calibrate=true makes one anew")
         removed = clear_analysis(folder)
         if removed and not config.analysis:
             print(f"removed from {folder}: the earlier analysis ({', '.join(removed)}); analysis=true makes one anew")
@@ -150,8 +177,15 @@ def write_evaluation(result: Result, test: TestSet, folder: Path, config: DictCo
         write_outcome(result, test, folder, config.evaluation.top_k)
         if config.analysis:
             analyse(test, folder, result)
+        if config.calibrate:
+            assert test.evaluated is not None
+            fmr = 1e-3 if config.fmr is None else config.fmr
+            found = calibrate_evaluated(test.evaluated, result, fmr=fmr, made_for=made_for)
+            write_atomically(folder / CALIBRATION, (json.dumps(found.record(), indent=2) + "\n").encode())
+    except CalibrationError:
+        print(f"measured: {', '.join(values)}\nresult: {folder / RESULT}")
+        raise
     except WriteError:  # what was measured is not lost with it
-        values = [f"{metric_of(name).title} {metric_of(name).text(value)}" for name, value in result.metrics.items()]
         print(f"measured, but not written: {', '.join(values)}")
         raise
 

@@ -15,6 +15,7 @@ from bdbnet.datasets.inspection import match_advice
 from bdbnet.evaluation.embedder import scale_embeddings
 from bdbnet.evaluation.evaluate import (
     build_test_set,
+    check_calibration,
     describe,
     earlier_result,
     refuse_other_data,
@@ -63,6 +64,7 @@ def evaluate_features(config: DictConfig, folder: Path, *, read_folder: FolderRe
     features = _features(config, sides)
     notes += features.notes
     manifest = features.manifest
+    check_calibration(config, test_rows(manifest), manifest.name)
     if earlier is not None:
         refuse_other_data(folder, earlier, config, manifest)
     began = time.perf_counter()
@@ -97,7 +99,9 @@ def evaluate_features(config: DictConfig, folder: Path, *, read_folder: FolderRe
         embedding_dim=dimensions,
         seconds={"evaluate": round(seconds, 2)},
     )
-    write_evaluation(result, test, folder, config)
+    # What else decides the embeddings, nobody knows: such a threshold fits no embedder.
+    made_for = {"normalize": config.evaluation.normalize, "preprocessing": "unknown"}
+    write_evaluation(result, test, folder, config, made_for=made_for)
     return result, notes
 
 

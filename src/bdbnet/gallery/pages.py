@@ -7,9 +7,13 @@ from typing import Any
 
 import pandas as pd
 
+from bdbnet.evaluation.calibration import MARKS
 from bdbnet.reporting.page import html_row, html_table, page
 from bdbnet.reporting.pictures import box_of, picture
 from bdbnet.wording import distance
+
+# In words, for the borders and signs say whether the label is right.
+_MARKS = {mark: f'<span class="mark {mark.replace(" ", "-")}">{mark}</span>' for mark in MARKS}
 
 
 def search_page(
@@ -43,6 +47,8 @@ def search_page(
         if "correct" in rows
         else ""
     )
+    if "mark" in rows:
+        marks += " <b>same, unsure, not same</b>: what the distance says about the identity."
     found = (
         f'<section>\n<h2>Found</h2>\n<p class="soft">{len(lists):,} of {len(paths):,} queries. The query at the left, then the '
         f"images nearest to it with rank and distance.{marks}</p>\n{''.join(lists)}</section>"
@@ -69,10 +75,11 @@ def _ranks(hits: pd.DataFrame, query_root: Path, gallery_root: Path) -> str:
     for row in records:
         word, mark = {True: ("right", " ✓"), False: ("wrong", " ✗"), None: ("", "")}[row.get("correct")]
         away = distance(float(row["distance"]))
-        alt = f"rank {row['rank']}{f', {word}' if word else ''}, distance {away}"
+        said = row.get("mark", "")
+        alt = f"rank {row['rank']}{f', {word}' if word else ''}, distance {away}{f', {said}' if said else ''}"
         items.append(
             f'<li class="{word}">{picture(gallery_root, row["gallery_path"], alt, box_of(row, "gallery"))}'
-            f"<b>{row['rank']}{mark}</b><span>{away}</span>{_known(row, 'gallery')}"
+            f"<b>{row['rank']}{mark}</b><span>{away}</span>{_MARKS.get(said, '')}{_known(row, 'gallery')}"
             f'<span class="file">{escape(_file_name(row["gallery_path"])).replace("/", "/<wbr>")}</span></li>'
         )
     ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"

@@ -18,11 +18,13 @@ from tqdm import tqdm
 from bdbnet.checked import checked, read_json
 from bdbnet.config import ConfigError, plain
 from bdbnet.datasets import BOX_COLUMNS
+from bdbnet.evaluation.embedder import Embedder
 from bdbnet.gallery.embedding import checkpoint_of, embedder_of
 from bdbnet.gallery.indexes.exact import ExactIndex, Filter, GalleryIndex
 from bdbnet.gallery.indexes.faiss import FaissIndex
 from bdbnet.gallery.indexes.milvus import MilvusIndex
 from bdbnet.gallery.indexes.quality import IndexQuality, measure_index
+from bdbnet.gallery.marks import Marks, marking_of
 from bdbnet.gallery.pages import search_page
 from bdbnet.gallery.store import EmbeddingStore, check_same_model
 from bdbnet.loading.sources import find_images
@@ -43,11 +45,19 @@ _ENOUGH_QUERIES = 100  # below that many the recall is measured on gallery image
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Embeddings (Q, D) of the queries, their table with `path` and what else is known, and the folder of their paths."""
+    """Queries of a search.
+
+    Attributes:
+        embeddings: (Q, D).
+        table: with `path` and what else is known.
+        root: folder of their paths.
+        embedder: that embedded them just now; None where they come from a folder.
+    """
 
     embeddings: np.ndarray
     table: pd.DataFrame
     root: Path
+    embedder: Embedder | None = None
 
 
 class Found(NamedTuple):
@@ -93,7 +103,8 @@ def search(config: DictConfig, folder: Path) -> Found:
     if config.engine != "exact":
         quality = quality_of(index, index_folder(config) / f"{config.engine}.recall.json", queries.embeddings)
         facts["engine"] += f", {index.built}; without a filter {quality}"
-    rows = results_table(queries, gallery, *index.search(queries.embeddings, config.k, allowed=allowed))
+    marks, facts["marks"] = marking_of(gallery.model, config.distance, queries.embedder)
+    rows = results_table(queries, gallery, *index.search(queries.embeddings, config.k, allowed=allowed), marks)
     _write_rows(rows, settings, folder / FOUND)
     name = Path(config.index).resolve().name
     text = search_page(
@@ -163,7 +174,7 @@ def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
         backbone=config.get("backbone"),
     )
     embeddings = embedder.embed(images.manifest, batch_size=config.batch_size, num_workers=config.num_workers)
-    return Queries(embeddings, images.table, images.root)
+    return Queries(embeddings, images.table, images.root, embedder)
 
 
 def open_index(config: DictConfig, gallery: EmbeddingStore) -> GalleryIndex:
@@ -273,12 +284,15 @@ def seconds_of(value: Any, key: str) -> float | None:
 
 
 def results_table(
-    queries: Queries, gallery: EmbeddingStore, indices: np.ndarray, distances: np.ndarray
+    queries: Queries, gallery: EmbeddingStore, indices: np.ndarray, distances: np.ndarray, marks: Marks | None = None
 ) -> pd.DataFrame:
-    """A row for each image found: `query_index`, `rank` (from 1), `distance`, and for query and image what their tables
-    hold, as `query_path`, `gallery_path`, `query_label`, `gallery_label` and so on; `correct` where both have labels."""
+    """A row for each image found: `query_index`, `rank` (from 1), `distance`, `mark` where there are any, and for query and
+    image what their tables hold, as `query_path`, `gallery_path`, `query_label`, `gallery_label` and so on; `correct` where
+    both have labels."""
     query, place = np.nonzero(indices >= 0)
     rows = pd.DataFrame({"query_index": query, "rank": place + 1, "distance": distances[query, place]})
+    if marks is not None:
+        rows["mark"] = marks.of(rows["distance"])
     for name, table, chosen in (
         ("query", queries.table, query),
         ("gallery", gallery.table, indices[query, place]),
@@ -299,7 +313,8 @@ def results_text(found: Found, queries: int) -> str:
         lines.append(_described(hits.iloc[0], "query") if len(hits) else f"{path}  nothing found")
         for row in hits.to_dict("records"):
             mark = {True: " ✓", False: " ✗"}[row["correct"]] if "correct" in row else ""
-            lines.append(f"{row['rank']:>5}{mark}  {row['distance']:<10.4g}  {_described(row, 'gallery')}")
+            said = f"{row['mark']:<8}  " if "mark" in row else ""
+            lines.append(f"{row['rank']:>5}{mark}  {row['distance']:<10.4g}  {said}{_described(row, 'gallery')}")
     return "\n".join(lines)
 
 

@@ -104,6 +104,15 @@ class ModelStamp:
     calibration: Calibration | None = field(default=None, compare=False)
 
     @property
+    def made_for(self) -> dict[str, Any]:
+        """The settings of the embedding that a calibration has to be made with, as `Embedder.made_for` without the distance."""
+        return {
+            "image_size": list(self.image_size), "pad_to_square": self.pad_to_square, "decode_margin": self.decode_margin,
+            "precision": self.precision, "normalize": self.normalize, "flip": self.flip, "scales": list(self.scales),
+            **self.preprocessing,
+        }  # fmt: skip
+
+    @property
     def shown(self) -> str:
         """The checkpoint's name with the beginning of the fingerprint: many are called `last.ckpt`."""
         return f"{self.checkpoint} (fingerprint {self.fingerprint[:12]})"

@@ -2,13 +2,23 @@
 
 import base64
 import json
+from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bdbnet.evaluation.calibration import Calibration, Measured
-from bdbnet.reporting.pictures import svg
-from bdbnet.reporting.table import Grid, as_text
+from bdbnet.reporting.page import note_paragraphs
+from bdbnet.reporting.pictures import svg, themed_picture
+from bdbnet.reporting.table import Grid, as_html, as_text
 from bdbnet.results import CALIBRATION, CALIBRATION_FIGURE, write_atomically
 from bdbnet.wording import distance, percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bdbnet.figures import Theme
 
 
 def calibration_text(calibration: Calibration) -> str:
@@ -16,12 +26,42 @@ def calibration_text(calibration: Calibration) -> str:
     return as_text(_table(calibration))
 
 
+def calibration_section(calibration: Calibration | None) -> str:
+    """Section of a run's page with rates, curve and reliability; empty for a run that was not calibrated."""
+    if calibration is None:
+        return ""
+    from bdbnet.figures import calibration as vis
+
+    grid = _table(calibration)
+    until = calibration.unsure_until
+    beyond = f", not the same from {distance(until)} on" if np.isfinite(until) else ""
+    pictures = (
+        themed_picture(
+            lambda theme: _curve(calibration, theme),
+            "Probability of the same identity by distance",
+            f"threshold {distance(calibration.threshold)}{beyond}",
+        ),
+        themed_picture(
+            lambda theme: vis.reliability_plot(*_reliability(calibration), theme=theme),
+            "Reliability on the held-out identities",
+            "; ".join(
+                f"predicted {percent(of.predicted)}, observed {percent(of.observed)}" for of in calibration.reliability
+            ),
+        ),
+    )
+    return (
+        f'<section>\n<h2>The same identity?</h2>\n<div class="curves">\n{"".join(pictures)}</div>\n'
+        f"<h3>{escape(grid.title)}</h3>\n{as_html(grid)}\n{note_paragraphs(grid.notes)}</section>"
+    )
+
+
 def write_figure(calibration: Calibration, folder: Path) -> Path:
     """Write curve and reliability side by side as `calibration.svg`."""
+    from bdbnet.figures import LIGHT
     from bdbnet.figures import calibration as vis
 
     parts = (
-        svg(vis.probability_curve(calibration.distances, calibration.probabilities, threshold=calibration.threshold)),
+        svg(_curve(calibration, LIGHT)),
         svg(vis.reliability_plot(*_reliability(calibration))),
     )
     images = "".join(
@@ -36,6 +76,15 @@ def write_calibration(calibration: Calibration, folder: Path) -> Path:
     """Write `calibration.json` and its figure."""
     write_figure(calibration, folder)
     return write_atomically(folder / CALIBRATION, (json.dumps(calibration.record(), indent=2) + "\n").encode())
+
+
+def _curve(calibration: Calibration, theme: "Theme") -> "Figure":
+    from bdbnet.figures import calibration as vis
+
+    return vis.probability_curve(
+        calibration.distances, calibration.probabilities, threshold=calibration.threshold,
+        unsure_until=calibration.unsure_until, theme=theme,
+    )  # fmt: skip
 
 
 def _reliability(calibration: Calibration) -> tuple[list[float], list[float]]:
@@ -75,4 +124,4 @@ def _interval(measured: Measured) -> str:
 
 def _fine(fraction: float) -> str:
     """In percent, below 1 % with two significant digits."""
-    return percent(fraction) if fraction >= 0.01 else f"{100 * fraction:.2g} %"
+    return percent(fraction) if fraction >= 0.00995 else f"{100 * fraction:.2g} %"

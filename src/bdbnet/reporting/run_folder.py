@@ -13,9 +13,10 @@ import pandas as pd
 from bdbnet import plugins
 from bdbnet.checked import Column, UnfitError, checked, read_json, read_parquet
 from bdbnet.datasets import BOX_COLUMNS, DatasetError, load_manifest
+from bdbnet.evaluation.calibration import Calibration
 from bdbnet.evaluation.feature_sets import FEATURES
 from bdbnet.reporting.analysis_record import read_record
-from bdbnet.results import ANALYSIS, HISTORY, LABEL_NAMES, RESULT, TOP_K, Result, read_result
+from bdbnet.results import ANALYSIS, CALIBRATION, HISTORY, LABEL_NAMES, RESULT, TOP_K, Result, read_result
 
 _SIDES = ("query", "gallery")
 _BOXES = tuple(f"{side}_{column}" for side in _SIDES for column in BOX_COLUMNS)
@@ -36,13 +37,14 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A finished run. `history`, `ranking` and `analysis` are None where the run wrote none."""
+    """A finished run. `history`, `ranking`, `analysis` and `calibration` are None where the run wrote none."""
 
     path: Path
     result: Result
     history: pd.DataFrame | None
     ranking: pd.DataFrame | None
     analysis: Mapping[str, Any] | None = None
+    calibration: Calibration | None = None
 
 
 class Selection(NamedTuple):
@@ -71,7 +73,10 @@ def read_run(folder: str | Path, *, key: str = "run") -> RunFolder:
     result, history = read_result(path / RESULT), _read_history(path / HISTORY)
     ranking, analysis = _read_ranking(path / TOP_K), read_analysis(path / ANALYSIS)
     names = _read_label_names(path / LABEL_NAMES)
-    return RunFolder(path, result, history, _named_ranking(ranking, names), _named_analysis(analysis, names))
+    calibration = read_calibration(path / CALIBRATION)
+    return RunFolder(
+        path, result, history, _named_ranking(ranking, names), _named_analysis(analysis, names), calibration
+    )
 
 
 def _read_history(path: Path) -> pd.DataFrame | None:
@@ -145,6 +150,18 @@ def read_analysis(path: Path) -> Mapping[str, Any] | None:
         raise ReportError(f"{path}: {error}. {advice}") from error
     except (ValueError, OSError) as error:
         raise ReportError(f"{path}: not a complete analysis ({error}). {advice}") from error
+
+
+def read_calibration(path: Path) -> Calibration | None:
+    """Read a `calibration.json`; None where there is none.  Raises ReportError."""
+    if not path.is_file():
+        return None
+    try:
+        return Calibration.from_json(read_json(path))
+    except (ValueError, OSError) as error:
+        raise ReportError(
+            f"{path}: not a complete calibration ({error}). Move it away, or evaluate again with calibrate=true."
+        ) from error
 
 
 def choose_queries(ranking: pd.DataFrame, count: int, seed: int) -> Selection:

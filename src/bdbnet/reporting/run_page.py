@@ -10,6 +10,7 @@ from bdbnet.config import flatten
 from bdbnet.overwriting import refuse_other_settings
 from bdbnet.reporting.analysis import analysis_section
 from bdbnet.reporting.analysis_record import check_complete
+from bdbnet.reporting.calibration import calibration_section
 from bdbnet.reporting.heading import date_of, headline, run_title
 from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page, settings_of_page
 from bdbnet.reporting.pictures import Images, curves, ranking_lists, worst_queries
@@ -27,7 +28,7 @@ def write_report(
 
     Args:
         run_folder: of a training run or an evaluation, with `result.json` and, where there are, `history.csv`,
-            `topk.parquet` and `analysis.json`.
+            `topk.parquet`, `analysis.json` and `calibration.json`.
         queries: number of ranking lists; half of them are drawn at random, the others are among the worst. 0 for none.
         top: gallery images shown per query, at least 1; no more than `topk.parquet` holds.
         seed: of the random choice of queries.
@@ -70,6 +71,7 @@ def run_page(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
         _metrics(result),
         curves(run),
         analysis_section(run.analysis, worst_queries(run, images)),
+        calibration_section(run.calibration),
         ranking_lists(run, images, queries, top, seed),
         _data(result),
         _machine(result),

@@ -19,11 +19,11 @@ from bdbnet.evaluation.embedder import Embedder, EmbeddingError
 from bdbnet.evaluation.inputs import InputError, boxes_in
 from bdbnet.gallery.indexes.exact import ExactIndex, Filter, GalleryIndex, GalleryIndexError
 from bdbnet.gallery.indexes.faiss import KINDS, FaissIndex
+from bdbnet.gallery.marks import marking_of
 from bdbnet.gallery.searching import index_columns
 from bdbnet.gallery.store import META, EmbeddingStore, StoreError
 from bdbnet.reporting.run_folder import file_below
 from bdbnet.serving.errors import RequestError, UnavailableError
-from bdbnet.serving.marks import marks_of
 from bdbnet.serving.pictures import jpeg
 from bdbnet.serving.uploads import Upload
 
@@ -59,7 +59,7 @@ class ServedGallery:
     ) -> None:
         self.folder, self.embedder, self.distance = store.folder, embedder, distance
         self.fingerprint = store.model.fingerprint
-        self.marks = marks_of(embedder, distance)
+        self.marks, self.marking = marking_of(store.model, distance, embedder)
         self._index_folder, self._verify = index_folder, verify
         self._lock = threading.Lock()
         self._looked = time.monotonic()
@@ -179,7 +179,7 @@ class ServedGallery:
         self, query: np.ndarray, k: int, engine: str = "exact", allowed: Filter | None = None, *, but: int | None = None
     ) -> list[dict[str, Any]]:
         """The `k` images of the gallery nearest to the query (1, D), nearest first, each as `facts` with `rank`, `distance`
-        and `same`.
+        and `same`: `same`, `unsure`, `not same`, or None where no threshold is known.
 
         Args:
             but: row that is not found: the query's own.
@@ -203,7 +203,7 @@ class ServedGallery:
             {
                 "rank": rank,
                 "distance": far,
-                "same": None if self.marks is None else self.marks.of(far),
+                "same": None if self.marks is None else str(self.marks.of(far)),
                 **facts(opened.store.table, row),
             }
             for rank, (row, far) in enumerate(hits, 1)

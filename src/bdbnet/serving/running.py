@@ -82,6 +82,8 @@ def greeting(config: DictConfig, gallery: ServedGallery, token: str | None, port
     ]
     shown = "" if token is None else f"?token={token}" if config.token == "auto" else "?token=<your token>"
     lines.append(f"open http://{shown_host(str(config.host))}:{port}/{shown}   (Ctrl-C ends the server)")
+    if gallery.marks is not None or gallery.embedder.threshold is not None:
+        lines.append(f"marks: {gallery.marking}")
     if not is_loopback(str(config.host)):
         lines.append("note: the connection is not encrypted; put a proxy with HTTPS before it where others can listen")
     return lines
