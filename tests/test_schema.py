@@ -115,6 +115,7 @@ def test_words_of_the_schema_are_those_of_the_code(configs):
         ("prepare", ["dataset=market1501", "chek_images=false"], "did you mean check_images?"),
         ("prepare", ["dataset=market1501", "dataset.image_size=[64,32]"], "bdbnet.prepare does not use it"),
         ("embed", ["dataset.root=photos"], "dataset.root: no dataset is chosen; write dataset=CHOICE too"),
+        ("train", ["dataset=features"], "they go with bdbnet.evaluate features=FILE"),
         ("embed", ["+normalise=joint"], "did you mean evaluation.normalize?"),
         ("search", ["engin=exact"], "did you mean engine?"),
         ("search", ["ivf.probes=3"], "ivf.probes has an effect with engine=faiss_ivf alone, not with exact"),
