@@ -29,6 +29,7 @@ from bdbnet.models import (
     TimmNetwork,
     TorchvisionBackbone,
 )
+from bdbnet.results import versions
 
 COLUMNS = (
     "network",
@@ -112,11 +113,12 @@ def main() -> None:
             for precision, having in PRECISIONS.items()
             if format in having
         ]
+    chosen = {name: make for name, make in chosen.items() if options.only in name}
+    if not chosen:
+        parser.error(f"--only={options.only}: no network's name holds this")
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
     failed = 0
     for name, make in chosen.items():
-        if options.only not in name:
-            continue
         torch.manual_seed(0)
         network = make()
         for format, precision in kinds:
@@ -130,7 +132,7 @@ def main() -> None:
                 print(f"| {name} | {format} | {precision} | {error} |", flush=True)
                 continue
             print(row(name, report), flush=True)
-    print(f"\n{torch.get_num_threads()} threads; versions: {json.dumps(report['versions'])}")
+    print(f"\n{torch.get_num_threads()} threads; versions: {json.dumps(versions())}")
     sys.exit(failed > 0)
 
 

@@ -478,7 +478,9 @@ def check(config: DictConfig, command: str, typed: Collection[str] = ()) -> list
         ConfigError: names the key and what to type instead.
     """
     if command != "evaluate" and OmegaConf.select(config, "dataset.name") == "features":
-        raise ConfigError("dataset=features: embeddings from a file have no images; they go with bdbnet.evaluate features=FILE")
+        raise ConfigError(
+            "dataset=features: embeddings from a file have no images; they go with bdbnet.evaluate features=FILE"
+        )
     table, built = TABLES[command], []
     passed_on: dict[str, dict[str, Any]] = {}
     for key, value in _leaves(config, table):
