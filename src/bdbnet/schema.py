@@ -382,6 +382,9 @@ TABLES: dict[str, Table] = {
         "compare": PATH | NULL,
         "queries": whole(0),
         "top": whole(1),
+        "maps": BOOLEAN,
+        "checkpoint": PATH | NULL,
+        "pdf": BOOLEAN,
         "seed": whole(0),
         "overwrite": BOOLEAN,
     },
@@ -478,7 +481,9 @@ def check(config: DictConfig, command: str, typed: Collection[str] = ()) -> list
         ConfigError: names the key and what to type instead.
     """
     if command != "evaluate" and OmegaConf.select(config, "dataset.name") == "features":
-        raise ConfigError("dataset=features: embeddings from a file have no images; they go with bdbnet.evaluate features=FILE")
+        raise ConfigError(
+            "dataset=features: embeddings from a file have no images; they go with bdbnet.evaluate features=FILE"
+        )
     table, built = TABLES[command], []
     passed_on: dict[str, dict[str, Any]] = {}
     for key, value in _leaves(config, table):
