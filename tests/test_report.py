@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from bdbnet.report import main
 from bdbnet.results import Protocol, Result
+from browser import chromium
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
@@ -86,3 +87,20 @@ def test_command_takes_a_run_folder_as_it_is_named_and_writes_nothing_else(run_f
     assert [path.name for path in run_folder.parent.iterdir()] == [run_folder.name]
     assert sorted(path.name for path in run_folder.iterdir()) == ["report.html", "result.json"]
     assert done.stderr == ""
+
+
+def test_a_page_is_printed_by_a_browser_or_it_is_said_what_to_do(run_folder, capsys, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setenv("PATH", "")
+        with pytest.raises(SystemExit):
+            main(config(run=str(run_folder), pdf=True))
+        assert "pdf=true needs a browser" in capsys.readouterr().err
+    page = run_folder / "report.html"
+    assert page.is_file()
+    with pytest.raises(SystemExit):
+        main(config(run=str(page)))
+    assert "a page already; add pdf=true" in capsys.readouterr().err
+    if chromium() is None:
+        pytest.skip("no Chromium here")
+    main(config(run=str(page), pdf=True))
+    assert (run_folder / "report.pdf").read_bytes().startswith(b"%PDF-")

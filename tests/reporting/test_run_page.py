@@ -293,3 +293,20 @@ def test_ranks_and_cameras_are_escaped(run_folder):
     table["query_label"] = "<script>"
     table.to_parquet(path)
     assert "<script" not in Page(write_report(run_folder)).source
+
+
+def test_maps_stand_beneath_the_ranking_lists(run_folder):
+    plain = Page(write_report(run_folder, queries=2, top=3))
+    with pytest.raises(ReportError, match=r"maps=true needs the run's network: .*no such file.*checkpoint=FILE"):
+        write_report(run_folder, queries=2, top=3, maps=True)
+    with_maps = Page(write_report(run_folder, queries=2, top=3, maps=True, checkpoint="bdb_osnet_x0_25_synthetic"))
+    assert with_maps.source.count('<ol class="ranks maps">') == 2
+    assert with_maps.source.count("<img") == plain.source.count("<img") + 2 * 4
+    assert "where rank 3 agrees with the query" in with_maps.source
+    (run_folder.parent / "images" / "gallery" / "0.png").unlink()  # in every list
+    assert (
+        "ranks maps"
+        not in Page(
+            write_report(run_folder, queries=2, top=3, maps=True, checkpoint="bdb_osnet_x0_25_synthetic")
+        ).source
+    )

@@ -26,6 +26,7 @@ def search_page(
     facts: Mapping[str, str],
     name: str,
     date: str,
+    navigation: str = "",
 ) -> str:
     """The HTML text of a page that needs no other file.
 
@@ -37,6 +38,7 @@ def search_page(
         facts: what was searched and how; plain text.
         name: of the gallery, its heading.
         date: of the search.
+        navigation: links at its top; HTML already.
     """
     lists = []
     for number, path in enumerate(paths[:queries]):
@@ -56,9 +58,10 @@ def search_page(
     table = html_table(
         ["", ""], [html_row(escape(key.capitalize()), [escape(value)]) for key, value in facts.items()], "runs"
     )
+    sections = [found, f"<section>\n<h2>Search</h2>\n{table}\n</section>"]
     return page(
-        name, "Search", facts["gallery"], [found, f"<section>\n<h2>Search</h2>\n{table}\n</section>"], date=date
-    )
+        name, "Search", facts["gallery"], sections, date=date, navigation=navigation,
+    )  # fmt: skip
 
 
 def _nothing(path: str) -> str:

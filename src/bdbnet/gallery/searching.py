@@ -30,6 +30,7 @@ from bdbnet.gallery.store import EmbeddingStore, check_same_model
 from bdbnet.loading.sources import find_images
 from bdbnet.overwriting import refuse_other_settings, settings_that_count
 from bdbnet.regular_files import require_regular
+from bdbnet.reporting.index_page import links_of, navigation, update_index
 from bdbnet.results import write_atomically
 
 # Files of a search.
@@ -116,8 +117,10 @@ def search(config: DictConfig, folder: Path) -> Found:
         facts=facts,
         name=name,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        navigation=navigation(links_of(folder)),
     )
     write_atomically(folder / PAGE, text.encode("utf-8", "xmlcharrefreplace"))
+    update_index(folder)
     return Found(rows, queries.table["path"].tolist(), facts)
 
 

@@ -1,10 +1,14 @@
 """A self-contained HTML page, its tables and notes."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from importlib import resources
 from pathlib import Path
+
+#: Name of what a page says of itself, for lists of pages.
+ABOUT = "bdbnet-page"
 
 
 def page(
@@ -18,6 +22,8 @@ def page(
     name: str = "",
     footer: str = "Made by bdbnet.",
     settings: str = "",
+    navigation: str = "",
+    script: str = "",
 ) -> str:
     """The HTML text of a page that needs no other file.
 
@@ -29,22 +35,28 @@ def page(
         name: of the folder that the page is about.
         footer: plain text.
         settings: what the page was made with, for `settings_of_page`; plain text.
+        navigation: links at its top; HTML already.
+        script: the hash of the only script that may run, as a content security policy has it; none runs without.
     """
     style = resources.files("bdbnet.reporting").joinpath("report.css").read_text(encoding="utf-8")
     title = f"{heading}: {name}" if name else heading
     code = f"<p><code>{escape(name)}</code></p>\n" if name else ""
     numbers = "".join(f"<span>{escape(what)} <b>{escape(value)}</b></span> " for what, value in headline)
     main = f'<p class="headline">{numbers.strip()}</p>\n' if numbers else ""
+    about = json.dumps({"heading": heading, "kind": kind, "date": date, "headline": [[*pair] for pair in headline]})
+    scripts = f"; script-src {script}" if script else ""
     return "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             # The browser itself then refuses whatever is not in this file.
             '<meta http-equiv="Content-Security-Policy" '
-            "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+            f"content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'{scripts}\">",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<meta name="{ABOUT}" content="{escape(about)}">',
             *([f'<meta name="bdbnet-settings" content="{escape(settings)}">'] if settings else []),
             f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>",
-            f'<header>\n<p class="kind">{escape(" · ".join(filter(None, [kind, date])))}</p>\n<h1>{escape(heading)}</h1>',
+            f"{navigation}<header>",
+            f'<p class="kind">{escape(" · ".join(filter(None, [kind, date])))}</p>\n<h1>{escape(heading)}</h1>',
             f'{main}{code}<p class="soft">{escape(subtitle)}</p>\n</header>',
             "<main>",
             *sections,
@@ -58,7 +70,7 @@ def settings_of_page(file: Path) -> str:
     """The settings that a page was made with; empty where there is no such page or it says none."""
     try:
         with file.open(encoding="utf-8", errors="replace") as text:
-            found = re.search(r'<meta name="bdbnet-settings" content="([^"]*)">', text.read(2_000))
+            found = re.search(r'<meta name="bdbnet-settings" content="([^"]*)">', text.read(16_384))
     except FileNotFoundError:
         return ""
     return unescape(found[1]) if found else ""

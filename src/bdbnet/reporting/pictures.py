@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
+from PIL import Image
 
 from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.datasets.images import Box, ImageError, read_image
@@ -20,6 +21,7 @@ from bdbnet.wording import distance, percent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from bdbnet.evaluation.embedder import Embedder
     from bdbnet.figures import Theme
 
 
@@ -107,8 +109,13 @@ def _data_uri(mime: str, content: bytes) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
-def ranking_lists(run: RunFolder, images: Images, queries: int, top: int, seed: int) -> str:
-    """Section with ranking lists, in words and borders that need no colour; empty for a run without them."""
+def ranking_lists(
+    run: RunFolder, images: Images, queries: int, top: int, seed: int, embedder: "Embedder | None" = None
+) -> str:
+    """Section with ranking lists, in words and borders that need no colour; empty for a run without them.
+
+    With the network each list has maps beneath it: where its images agree with the query.
+    """
     ranking = run.ranking
     if ranking is None or ranking.empty or queries == 0:
         return ""
@@ -135,15 +142,49 @@ def ranking_lists(run: RunFolder, images: Images, queries: int, top: int, seed: 
         "rank and distance. <b>✓</b> solid green border: correct. <b>✗</b> dashed red border: wrong.</p>\n",
         *(f'<p class="note">{escape(text)}</p>\n' for text in remarks),
     ]
+    if embedder is not None and root is not None:
+        words = (
+            "Beneath each list: where its images agree with the query, that is each place's share of the inner product of the "
+            "two embeddings. The query's own map is that for rank 1."
+        )
+        parts.append(f'<p class="soft">{words}</p>\n')
     for heading, explanation, members in groups:
         if members:
             parts.append(f'<h3>{heading}</h3>\n<p class="soft">{escape(explanation)}</p>\n')
         for query in members:
-            parts.append(_ranking_list(ranking[ranking["query_index"] == query], root, top, run.result.protocol.task))
+            rows = ranking[ranking["query_index"] == query]
+            maps = "" if embedder is None or root is None else _maps_of(embedder, root, rows.head(top))
+            parts.append(_ranking_list(rows, root, top, run.result.protocol.task, maps))
     return "".join(parts) + "</section>"
 
 
-def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str) -> str:
+def _maps_of(embedder: "Embedder", root: Path, rows: pd.DataFrame) -> str:
+    """A row of maps beneath a ranking list; empty where an image can't be read."""
+    from bdbnet.reporting.list_maps import overlays
+
+    found = overlays(embedder, root, rows)
+    if found is None:
+        return ""
+    words = [
+        "where the query agrees with rank 1",
+        *(f"where rank {rank} agrees with the query" for rank in rows["rank"]),
+    ]
+    items = []
+    for number, (pixels, alt) in enumerate(zip(found, words, strict=True)):
+        uri, size = _jpeg(Image.fromarray(pixels))
+        kind = ' class="asked"' if number == 0 else ""
+        items.append(f'<li{kind}><img src="{uri}" {size} alt="{alt}"></li>')
+    return '<ol class="ranks maps">\n' + "\n".join(items) + "\n</ol>\n"
+
+
+def _jpeg(image: Image.Image) -> tuple[str, str]:
+    """An image as a data URI, and its size as attributes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return _data_uri("image/jpeg", buffer.getvalue()), f'width="{image.width}" height="{image.height}"'
+
+
+def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str, maps: str = "") -> str:
     noun = "identity" if task.startswith("reid") else "class"
     first = rows.iloc[0]
     who = _who(noun, first.query_label, first.query_camera)
@@ -167,7 +208,7 @@ def _ranking_list(rows: pd.DataFrame, root: Path | None, top: int, task: str) ->
             f"<span>{away}</span>{_small(noun, label, camera)}</li>"
         )
     ranks = '<ol class="ranks">\n' + "\n".join(items) + "\n</ol>"
-    return f'<div class="query">\n<p>{escape(f"{who[:1].upper()}{who[1:]}: {found}")}</p>\n{ranks}\n</div>\n'
+    return f'<div class="query">\n<p>{escape(f"{who[:1].upper()}{who[1:]}: {found}")}</p>\n{ranks}\n{maps}</div>\n'
 
 
 def worst_queries(run: RunFolder, images: Images) -> str:
@@ -235,10 +276,7 @@ def picture(root: Path | None, path: str, alt: str, box: Box | None) -> str:
         else:
             if image is None:
                 return _no_picture(path, alt, "not in the data set's folder")
-            buffer = io.BytesIO()
-            image.save(buffer, format="JPEG", quality=85)
-            uri = _data_uri("image/jpeg", buffer.getvalue())
-            size = f'width="{image.width}" height="{image.height}"'
+            uri, size = _jpeg(image)
             return f'<img src="{uri}" {size} alt="{escape(alt)}" title="{escape(path)}">'
     return _no_picture(path, alt, problem)
 

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from bdbnet.checked import UnfitError
 from bdbnet.config import flatten
+from bdbnet.evaluation.embedder import Embedder
 from bdbnet.overwriting import refuse_other_settings
 from bdbnet.reporting.analysis import analysis_section
 from bdbnet.reporting.analysis_record import check_complete
 from bdbnet.reporting.calibration import calibration_section
 from bdbnet.reporting.heading import date_of, headline, run_title
+from bdbnet.reporting.index_page import Link, links_of, navigation, update_index
+from bdbnet.reporting.list_maps import network_of
 from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page, settings_of_page
 from bdbnet.reporting.pictures import Images, curves, ranking_lists, worst_queries
 from bdbnet.reporting.run_folder import ReportError, RunFolder, image_root, read_run
@@ -20,7 +23,14 @@ from bdbnet.wording import BEST_CHECKPOINT, duration, further_lines, protocol_li
 
 
 def write_report(
-    run_folder: str | Path, *, queries: int = 8, top: int = 10, seed: int = 0, overwrite: bool = True
+    run_folder: str | Path,
+    *,
+    queries: int = 8,
+    top: int = 10,
+    seed: int = 0,
+    maps: bool = False,
+    checkpoint: str | None = None,
+    overwrite: bool = True,
 ) -> Path:
     """Write `report.html` into a run's folder and return its path.
 
@@ -32,6 +42,8 @@ def write_report(
         queries: number of ranking lists; half of them are drawn at random, the others are among the worst. 0 for none.
         top: gallery images shown per query, at least 1; no more than `topk.parquet` holds.
         seed: of the random choice of queries.
+        maps: beneath each ranking list, where its images agree with the query; that needs the network.
+        checkpoint: the network's file, where it is not at the place that the run remembers.
         overwrite: replace a page that was made with other arguments.
 
     Raises:
@@ -54,15 +66,18 @@ def write_report(
     if earlier and not overwrite:
         then, now = (
             dict(part.split("=", 1) for part in settings.split() if "=" in part)
-            for settings in (earlier, _arguments(queries, top, seed))
+            for settings in (earlier, _arguments(queries, top, seed, maps))
         )
         refuse_other_settings(run.path / REPORT, then, now, keep="move that file away")
-    text = run_page(run, queries=queries, top=top, seed=seed)
-    return write_atomically(run.path / REPORT, text.encode("utf-8", "xmlcharrefreplace"))
+    embedder = network_of(run, checkpoint) if maps and run.ranking is not None and queries else None
+    text = run_page(run, queries=queries, top=top, seed=seed, embedder=embedder)
+    written = write_atomically(run.path / REPORT, text.encode("utf-8", "xmlcharrefreplace"))
+    update_index(run.path)
+    return written
 
 
-def run_page(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
-    """The HTML text of a run's page."""
+def run_page(run: RunFolder, *, queries: int, top: int, seed: int, embedder: Embedder | None = None) -> str:
+    """The HTML text of a run's page; with its network the ranking lists have maps."""
     result = run.result
     kind = {"train": "Training run", "evaluate": "Evaluation"}.get(result.kind, result.kind)
     shows_images = run.analysis is not None or (run.ranking is not None and queries > 0)
@@ -72,7 +87,7 @@ def run_page(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
         curves(run),
         analysis_section(run.analysis, worst_queries(run, images)),
         calibration_section(run.calibration),
-        ranking_lists(run, images, queries, top, seed),
+        ranking_lists(run, images, queries, top, seed, embedder),
         _data(result),
         _machine(result),
         _settings(result),
@@ -80,12 +95,21 @@ def run_page(run: RunFolder, *, queries: int, top: int, seed: int) -> str:
     footer = f"Made by bdbnet from the run of {result.created}."
     return page(
         run_title(result), kind, _summary(result), sections, headline=headline(result), date=date_of([result]),
-        name=run.path.resolve().name, footer=footer, settings=_arguments(queries, top, seed),
+        name=run.path.resolve().name, footer=footer, settings=_arguments(queries, top, seed, embedder is not None),
+        navigation=navigation(_links(run)),
     )  # fmt: skip
 
 
-def _arguments(queries: int, top: int, seed: int) -> str:
-    return f"queries={queries} top={top} seed={seed}"
+def _links(run: RunFolder) -> list[Link]:
+    """To the index, the page of the run's sweep, and of an evaluation to that of the training."""
+    others = [("Sweep", run.path.absolute().parent / REPORT)]
+    if run.result.kind == "evaluate":
+        others.append(("Training", Path(run.result.checkpoint).expanduser().absolute().parent / REPORT))
+    return links_of(run.path, *others)
+
+
+def _arguments(queries: int, top: int, seed: int, maps: bool) -> str:
+    return f"queries={queries} top={top} seed={seed}" + " maps=true" * maps
 
 
 def _summary(result: Result) -> str:

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from bdbnet.figures import ConfigurationDot, ParameterCurve, configuration_dots, parameter_curves
 from bdbnet.reporting.heading import date_of, title_of
+from bdbnet.reporting.index_page import links_of, navigation, update_index
 from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.settings import ABSENT, heads_of, is_numeric, shown, sort_key
@@ -44,6 +45,7 @@ def write_sweep_report(folder: str | Path) -> tuple[str, list[Path]]:
     paths = [
         write_atomically(sweep.path / file, text.encode("utf-8", "xmlcharrefreplace")) for file, text in texts.items()
     ]
+    update_index(sweep.path)
     return sweep_text(sweep), paths
 
 
@@ -152,6 +154,7 @@ def sweep_page(sweep: Sweep, grids: Sequence[Grid]) -> str:
     return page(
         title_of(results), kind, " · ".join(facts), sections,
         headline=main, date=date_of(results), name=sweep.path.resolve().name,
+        navigation=navigation(links_of(sweep.path)),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -22,9 +23,11 @@ from bdbnet.datasets.images import read_image
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.map_areas import ALL, area_differences, map_areas, mean_area
 from bdbnet.evaluation.maps import MapError, Maps, class_maps, energy_maps, similarity_maps
-from bdbnet.figures import RankedImage, RankingList, activation_maps_figure, overlay, ranking_lists_figure, upsampled
+from bdbnet.figures import RankedImage, RankingList, activation_maps_figure, overlay, ranking_lists_figure
 from bdbnet.loading.sources import Images
 from bdbnet.overwriting import refuse_other_settings, settings_that_count
+from bdbnet.reporting.index_page import links_of, navigation, update_index
+from bdbnet.reporting.list_maps import agreement
 from bdbnet.reporting.page import note_paragraphs, page, settings_of_page
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.table import Grid, as_html, as_text
@@ -137,9 +140,12 @@ def visualize(
         f"{', '.join(embedders)} on {source}",
         [section_html(section) for section in sections],
         name=folder.name,
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         settings=json.dumps(settings),
+        navigation=navigation(links_of(folder)),
     )
     files.append(write_atomically(folder / PAGE, text.encode("utf-8", "xmlcharrefreplace")))
+    update_index(folder)
     tables = [as_text(section.table) for section in sections if section.table is not None]
     return [*tables, f"{', '.join(file.name for file in files)} in {folder}"]
 
@@ -331,7 +337,7 @@ def _with_maps(
     own, theirs = similarity_maps(
         embedder, asked.expand(len(rows), *asked.shape[1:]), images.prepared(embedder, rows), tokens=tokens
     )
-    left, right = _added(own), _added(theirs)
+    left, right = agreement(own), agreement(theirs)
     highest = float(max(left[0].max(), right.max()))
     arrays["/".join(filter(None, ["ranking", name, images.manifest.paths[query].rpartition("/")[2]]))] = right
     results = [
@@ -339,15 +345,6 @@ def _with_maps(
         for result, one in zip(plain.results, right, strict=True)
     ]
     return RankingList(overlay(plain.query, left[0], highest), results, "agrees")
-
-
-def _added(maps: Maps) -> np.ndarray:
-    """The maps of all branches as one, at the size of the largest."""
-    height, width = max(one.shape[1:] for one in maps.values())
-    total: np.ndarray = np.sum(
-        [np.stack([upsampled(one, height, width) for one in branch]) for branch in maps.values()], axis=0
-    )
-    return total
 
 
 def _area(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig, folder: Path) -> Section:

@@ -11,6 +11,8 @@ from typing import Any
 from bdbnet.config import ConfigError
 from bdbnet.figures import ParameterCurve, parameter_curves
 from bdbnet.overwriting import refuse_other_settings
+from bdbnet.reporting.heading import date_of
+from bdbnet.reporting.index_page import links_of, navigation, relative, update_index
 from bdbnet.reporting.page import note_paragraphs, page
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.table import Grid, Spread, as_csv, as_html, as_latex, as_markdown, scaled, spread_text
@@ -21,7 +23,7 @@ from bdbnet.reproduction.measured import Entry, Measured
 from bdbnet.reproduction.pictures import DPI, FORMATS, Drawn, pictures_of
 from bdbnet.reproduction.spec import Axis
 from bdbnet.reproduction.statistics import statistics_grid
-from bdbnet.results import Metric, Result, metric_heads, metric_of, versions, write_atomically
+from bdbnet.results import REPORT, Metric, Result, metric_heads, metric_of, versions, write_atomically
 from bdbnet.wording import duration
 
 _HEADS = [
@@ -174,7 +176,9 @@ def write_tables(
             written.append(write_atomically(folder / f"{measured.table.name}.{suffix}", text.encode()))
     names = [measured.table.name for measured in tables]
     name = "-".join(names) if len(names) <= 3 else "all"
-    return [write_atomically(folder / f"{name}.html", _page(tables, grids, drawn).encode()), *written]
+    page = write_atomically(folder / f"{name}.html", _page(tables, grids, drawn, folder).encode())
+    update_index(folder)
+    return [page, *written]
 
 
 def refuse_other_tables(tables: Sequence[Measured], folder: Path, runs_root: Path, version: str | None = None) -> None:
@@ -241,7 +245,7 @@ def write_summary(tables: Sequence[Measured], path: Path, command: str) -> Path:
     return write_atomically(path, ("\n\n".join(part.strip() for part in parts) + "\n").encode())
 
 
-def _page(tables: Sequence[Measured], grids: Sequence[Grid], drawn: Sequence[Sequence[Drawn]]) -> str:
+def _page(tables: Sequence[Measured], grids: Sequence[Grid], drawn: Sequence[Sequence[Drawn]], folder: Path) -> str:
     titles = list(dict.fromkeys(measured.table.heading for measured in tables))
     heading = titles[0] if len(titles) == 1 else "Tables and figures of the paper"
     sections = []
@@ -251,8 +255,25 @@ def _page(tables: Sequence[Measured], grids: Sequence[Grid], drawn: Sequence[Seq
         body = (
             f"{shown}{remarks}{_curves(measured)}{drop_masks(measured)}{as_html(grid)}\n{note_paragraphs(grid.notes)}"
         )
-        sections.append(f"<section>\n<h2>{escape(grid.title)}</h2>\n{body}</section>")
-    return page(heading, "Reproduction", "Batch DropBlock Network", sections)
+        sections.append(f"<section>\n<h2>{escape(grid.title)}</h2>\n{body}{_runs(measured, folder)}</section>")
+    results = [result for measured in tables for result in _results(measured)]
+    return page(
+        heading, "Reproduction", "Batch DropBlock Network", sections, date=date_of(results) if results else "",
+        navigation=navigation(links_of(folder)),
+    )  # fmt: skip
+
+
+def _runs(measured: Measured, folder: Path) -> str:
+    """Links to the pages of a table's trainings, where they have one."""
+    links = {}
+    for entry in measured:
+        x = "" if entry.row.x is None else f" {entry.row.x:g}"
+        for run in entry.counted:
+            if (run.folder / REPORT).is_file():
+                where = measured.stand_in(entry.dataset)
+                links[relative(run.folder / REPORT, folder)] = f"{entry.row.name}{x}, {where}, seed {run.seed}"
+    items = " · ".join(f'<a href="{escape(href)}">{escape(title)}</a>' for href, title in links.items())
+    return f'<p class="soft">Pages of runs: {items}</p>\n' if links else ""
 
 
 def _curves(measured: Measured) -> str:
