@@ -179,6 +179,11 @@ _EVALUATION = _EMBEDDING | {
     "top_k": whole(0),
     "chunk_memory_mb": number(above=0),
 }
+_LOGGERS = {
+    key: kind
+    for group in ("logger", "loggers.*")
+    for key, kind in ((f"{group}.logger", CLASS | NULL), (f"{group}.images", BOOLEAN | NULL))
+}
 _DEVICE = {"accelerator": TEXT, "devices": _DEVICES}
 
 #: Keys of each command: dotted key -> what its value may be. Below a class its arguments are keys too; ``*`` is any name.
@@ -206,8 +211,7 @@ TABLES: dict[str, Table] = {
         "schedule": CLASS,
         "schedule.interval": choice("epoch", "step"),
         "schedule.monitor": TEXT | NULL,
-        "logger.logger": CLASS | NULL,
-        "loggers.*.logger": CLASS | NULL,
+        **_LOGGERS,
         **_below("sampler", {
             "batch_size": whole(1), "images_per_identity": whole(1), "epoch": choice("identities", "images"),
         }),
@@ -236,6 +240,7 @@ TABLES: dict[str, Table] = {
         "analysis": BOOLEAN,
         "overwrite": BOOLEAN,
         "seed": SEED,
+        **_LOGGERS,
         **_below("loading", _READING | _CACHING),
         **_below("evaluation", _EVALUATION),
         **_below("trainer", _DEVICE),
