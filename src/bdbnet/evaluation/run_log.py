@@ -1,9 +1,12 @@
 """What a run tells its loggers: who it is when it begins, a row per epoch, and its result when it ends.
 
-Any logger of Lightning gets the numbers that the modules log, and the final ones. One that is a `Dashboard` gets each epoch's row of
+Any logger of Lightning gets the numbers that the modules log, and the final ones. A `Dashboard` gets each epoch's row of
 the history instead, under the names of `section`, and the rest too: name, group, tags, pictures, and the run's exit status.
 """
 
+import hashlib
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,8 +24,10 @@ from torch import nn
 from bdbnet.command_line import PATH_KEYS
 from bdbnet.config import flatten
 from bdbnet.evaluation.test_set import TestSet
+from bdbnet.overwriting import settings_that_count
 from bdbnet.results import Result, is_metric
 from bdbnet.run_names import without_hash
+from bdbnet.settings import setting_of
 from bdbnet.stopping import Stopped
 
 if TYPE_CHECKING:
@@ -79,11 +84,22 @@ class RunFacts:
         return dataset.get("name") in ("synthetic_reid", "synthetic_retrieval") and dataset.get("reader") is None
 
     def flat(self) -> dict[str, Any]:
-        """Protocol, fingerprint and counts as keys of one level: ``protocol_task``, ``data_fingerprint``, ``data_query_images``."""
+        """Protocol, fingerprint and counts as keys of one level: ``protocol_task``, ``data_fingerprint``, ``data_query_images``.
+
+        ``settings`` is the same for runs that differ in the seed alone.
+        """
         data = {"name": self.data.get("name"), "fingerprint": self.data.get("fingerprint")}
         counts = self.data.get("counts") or {}
         data |= {f"{role}_{what}": number for role, row in counts.items() for what, number in row.items()}
         flat = [(f"data_{key}", value) for key, value in data.items()]
+        counted = settings_that_count(self.settings())
+        of_seed = [
+            "run_name",
+            "sweep_name",
+            *(key for key in counted if key == "seed" or setting_of(key).follows == "seed"),
+        ]
+        same = {key: value for key, value in counted.items() if key not in of_seed}
+        flat.append(("settings", hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:10]))
         flat += [(f"protocol_{key.replace('.', '_')}", value) for key, value in flatten(self.protocol)]
         return {key: "x".join(map(str, value)) if isinstance(value, list | tuple) else value for key, value in flat}
 
@@ -245,7 +261,7 @@ def facts_of(
     if place is not None:
         return RunFacts(place.command, folder, settled, data, protocol, place.name, place.group,
                         (*dict.fromkeys([*tags, *place.tags]),), anew)  # fmt: skip
-    sweeps = hydra is not None and hydra.mode == RunMode.MULTIRUN
+    sweeps = (hydra is not None and hydra.mode == RunMode.MULTIRUN) or bool(os.environ.get("WANDB_SWEEP_ID"))
     return RunFacts(
         command=command,
         folder=folder,

@@ -287,7 +287,8 @@ def _mode(offline: bool | None) -> str:
         return "offline"
     if variable in ("offline", "dryrun", "disabled"):
         return "offline" if variable == "dryrun" else variable
-    return "online" if offline is False or variable in ("online", "run", "shared") else "offline"
+    by_agent = offline is None and bool(os.environ.get("WANDB_SWEEP_ID"))  # which looks at what its runs send
+    return "online" if offline is False or variable in ("online", "run", "shared") or by_agent else "offline"
 
 
 def _why(error: Exception, project: str) -> str:
