@@ -1,8 +1,9 @@
 """Saved views of a W&B project, as specifications of wandb-workspaces: a run, the height ratio, and the paper's tables."""
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bdbnet.config import ConfigError
@@ -139,26 +140,29 @@ def ratio_view(library: Library, entity: str, project: str) -> Any:
     return _workspace(ws, entity, project, RATIO, sections, runs)
 
 
-def paper_report(library: Library, entity: str, project: str, tables: Sequence[tuple[str, str]]) -> Any:
+def paper_report(
+    library: Library, entity: str, project: str, tables: Sequence[tuple[str, str]], *, offline: bool = False
+) -> Any:
     """The paper's tables beside ours, per protocol.
 
     Args:
-        tables: heading of a table, the group of its runs, and the table itself in Markdown with the paper's numbers and ours.
+        tables: heading of a table, which is the group of its runs too, and the table in Markdown with the paper's numbers and ours.
+        offline: W&B is not asked for the project's number, which the specification lacks then.
     """
     wr = library.reports
     blocks = [
         wr.P(
-            "The paper's numbers are those that it prints; ours come from bdbnet.reproduce. Below each table are its runs, grouped by "
-            "settings without the seed and by protocol: numbers under different protocols are not comparable."
+            "The paper's numbers are those that it prints; ours come from bdbnet.reproduce. Below each table are its runs, grouped "
+            "by settings without the seed and by protocol: numbers under different protocols are not comparable."
         ),
         wr.TableOfContents(),
     ]
     for heading, text in tables:
         runs = wr.Runset(
-            entity=entity,
-            project=project,
+            entity="" if offline else entity,
+            project="" if offline else project,
             name=heading,
-            filters=f"Metric('Group') = '{heading}'",
+            filters=f"Tags() in ['{heading}']",  # a training may stand in several tables
             groupby=["config.protocol_dataset", "config.protocol_task", f"config.{_SAME}"],
         )
         panels = [
@@ -178,11 +182,54 @@ def paper_report(library: Library, entity: str, project: str, tables: Sequence[t
 
 def specification(view: Any) -> dict[str, Any]:
     """What a view sends to W&B, as plain data; without what is drawn at random at every call."""
-    if hasattr(view, "_spec") and hasattr(view, "sections"):
-        content = view._to_model().model_dump_json(by_alias=True, exclude_none=True)
-    else:
-        content = view._to_model().model_dump_json(by_alias=True, exclude_none=True)
-    return dict(_numbered(json.loads(content)))
+    return dict(_numbered(json.loads(view._to_model().model_dump_json(by_alias=True, exclude_none=True))))
+
+
+def default_entity(*, offline: bool) -> str:
+    """The team or user to whom projects belong unless they say so.
+
+    Raises:
+        ConfigError: without a key of W&B.
+    """
+    named = os.environ.get("WANDB_ENTITY", "")
+    if named or offline:
+        return named
+    return str(_asked(lambda: _api().default_entity) or "")
+
+
+def save(view: Any) -> str:
+    """Save a view in W&B; its address.
+
+    Raises:
+        ConfigError: without a key, for a project that can't be written, or where W&B doesn't answer.
+    """
+    _asked(_api)
+    _asked(view.save)
+    return str(view.url)
+
+
+def _api() -> Any:
+    import wandb
+
+    return wandb.Api()
+
+
+def _asked(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        advice = (
+            "run `wandb login`, or set WANDB_API_KEY"
+            if "log in" in text.lower()
+            or "login" in text.lower()
+            or "api key" in text.lower()
+            or "api_key" in text.lower()
+            else "check project= and entity=, and that you may write there"
+        )
+        raise ConfigError(
+            f"W&B does not save the view ({text}): {advice}. dry_run=true writes it as JSON instead"
+        ) from error
 
 
 def _workspace(ws: Any, entity: str, project: str, name: str, sections: Sequence[Any], runs: Any) -> Any:
@@ -206,7 +253,9 @@ def _numbered(node: Any) -> Any:
     """The same with random ids replaced by a fixed text, so that two calls can be compared."""
     if isinstance(node, Mapping):
         return {
-            key: "" if key in ("id", "__id__", "createdAt", "updatedAt", "created_at", "updated_at") else _numbered(value)
+            key: ""
+            if key in ("id", "__id__", "createdAt", "updatedAt", "created_at", "updated_at")
+            else _numbered(value)
             for key, value in node.items()
         }
     if isinstance(node, list):
