@@ -199,14 +199,16 @@ class WandbDashboard(WandbLogger):
         wandb = _wandb()
         if wandb.run is not None:
             wandb.finish()  # of somebody's earlier run in this process, which would swallow this one
+        folder = Path(str(self.save_dir))
+        if self._mode != "disabled":
+            folder.mkdir(parents=True, exist_ok=True)
         try:
+            wandb.setup(settings=self._quiet(wandb))  # of what it says before a run begins
             run = wandb.init(**self._arguments(wandb))
         except Exception as error:
             raise ConfigError(_why(error, self._project_shown())) from error
         if run.disabled:
             return run
-        folder = Path(str(self.save_dir))
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RUN_ID, f"{'/'.join(filter(None, (run.entity, run.project, run.id)))}\n".encode())
         run.define_metric("epoch", hidden=True)
         run.define_metric("images_seen", hidden=True)
@@ -227,11 +229,6 @@ class WandbDashboard(WandbLogger):
         if found.get("name"):
             found["name"] = str(found["name"])[:_LONGEST_NAME]
         tags = [*self._tags, *(() if facts is None else facts.tags), *os.environ.get("WANDB_TAGS", "").split(",")]
-        settings = {
-            key: value
-            for key, value in (("console", "off"), ("silent", True))
-            if not os.environ.get(f"WANDB_{key.upper()}")
-        }
         return {
             **found,
             "tags": [*dict.fromkeys(tag.strip()[:64] for tag in map(str, tags) if tag.strip())],
@@ -239,8 +236,13 @@ class WandbDashboard(WandbLogger):
             "resume": os.environ.get("WANDB_RESUME") or "allow",
             "dir": None if os.environ.get("WANDB_DIR") else self.save_dir,
             "mode": self._mode,
-            "settings": wandb.Settings(**settings),
+            "settings": self._quiet(wandb),
         }
+
+    def _quiet(self, wandb: Any) -> Any:
+        """Settings that leave the terminal to bdbnet, unless the user's variables say otherwise."""
+        own = {"console": "off", "silent": True}
+        return wandb.Settings(**{key: own[key] for key in own if not os.environ.get(f"WANDB_{key.upper()}")})
 
     def _earlier_id(self) -> str:
         """The id that the run folder has; a new one for a folder without, and where its run is replaced."""
