@@ -38,9 +38,9 @@ QUIET = [
     for key in ("ranking_lists=0", "worst_queries=0", "distances=false", "masks=false", "model=false")
 ]
 EVALUATE = [
-    "run_name=e", "logger=wandb", "logger.logger.ranking_lists=0", "loading.num_workers=0", "trainer.accelerator=cpu", "analysis=true",
+    "run_name=e", "logger=wandb", "logger.logger.ranking_lists=0", "loading.num_workers=0", "trainer.accelerator=cpu",
+    "analysis=true",
 ]  # fmt: skip
-]
 VARIABLES = (
     "PROJECT",
     "ENTITY",
