@@ -158,6 +158,8 @@ def test_what_is_mistyped_is_refused_with_what_to_type(name, arguments, said, ty
                    "hydra.output_subdir=null", 'backbone.weights="a=b.pth"']),
         ("evaluate", ["+evaluation.rerank={k1:30}", "evaluation.scales=[1,1.5]", "image_size=[256,128]"]),
         ("search", ["engine=faiss_ivf", "ivf.probes=3", "after=2024-05-31"]),
+        ("reproduce", ["table=3", "logger=wandb"]),
+        ("reproduce", ["table=3", "logger=[wandb,tensorboard]"]),
         ("reproduce", ["table=[3,7a]", "figure=7a", "overrides=['a=1']", "max_hours=0.5"]),
     ],
 )  # fmt: skip

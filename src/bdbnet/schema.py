@@ -390,7 +390,7 @@ TABLES: dict[str, Table] = {
         "list": BOOLEAN,
         "overwrite": BOOLEAN,
         "overrides": _OVERRIDES,
-        "logger": TEXT | listed("loggers, such as [wandb,tensorboard]", TEXT, least=1) | NULL,
+        "loggers": TEXT | listed("loggers, such as [wandb,tensorboard]", TEXT, least=1) | NULL,
         "retry": BOOLEAN,
         "max_hours": number(0) | NULL,
         "version": TEXT | NULL,
