@@ -26,7 +26,8 @@ NEEDED = {
 #: Rows of keys that the chosen groups do not have, but others.
 OF_OTHER_CHOICES = {
     "dataset.reader", "dataset.manifest", "dataset.train_classes", "dataset.recall_at", "loss.per_class",
-    "optimizer.fused", "schedule.interval", "schedule.monitor", "loggers.*.logger", "backbone.weights", "model", "backbone",
+    "optimizer.fused", "schedule.interval", "schedule.monitor", "logger.logger", "logger.images", "loggers.*.logger",
+    "loggers.*.images", "backbone.weights", "model", "backbone",
 }  # fmt: skip
 
 
@@ -159,6 +160,8 @@ def test_what_is_mistyped_is_refused_with_what_to_type(name, arguments, said, ty
                    "hydra.output_subdir=null", 'backbone.weights="a=b.pth"']),
         ("evaluate", ["+evaluation.rerank={k1:30}", "evaluation.scales=[1,1.5]", "image_size=[256,128]"]),
         ("search", ["engine=faiss_ivf", "ivf.probes=3", "after=2024-05-31"]),
+        ("reproduce", ["table=3", "logger=wandb"]),
+        ("reproduce", ["table=3", "logger=[wandb,tensorboard]"]),
         ("reproduce", ["table=[3,7a]", "figure=7a", "overrides=['a=1']", "max_hours=0.5"]),
     ],
 )  # fmt: skip

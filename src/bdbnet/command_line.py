@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -254,3 +255,60 @@ def one_logger_each(arguments: Sequence[str]) -> list[str]:
         names = list(dict.fromkeys(re.findall(r"\w+", match[1]))) if match else []
         spelled += [f"logger={names[0]}", *(f"+logger@loggers.{n}={n}" for n in names[1:])] if names else [argument]
     return spelled
+
+
+def of_agent(arguments: Sequence[str], environment: Mapping[str, str], *, named: bool = True) -> list[str]:
+    """The arguments of a command that an agent of a W&B sweep started, with the values that it drew; others as they are.
+
+    The agent writes them as ``key=value`` or ``--key=value``, or leaves them to a file that ``WANDB_SWEEP_PARAM_PATH`` names. Every
+    draw has a run folder of its own, whose name ends with the id that the agent gave the run: the same values may be drawn again.
+
+    Args:
+        named: whether the command names its folder by its settings.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    path = environment.get("WANDB_SWEEP_PARAM_PATH")
+    if not environment.get("WANDB_SWEEP_ID") or not path:
+        return [*arguments]
+    drawn = _drawn(Path(path))
+    given = [_without_hyphens(argument, drawn) for argument in arguments]
+    typed = {argument.partition("=")[0].lstrip("+") for argument in given}
+    given += [f"{key}={_typed_value(value)}" for key, value in drawn.items() if key not in typed]
+    identity = environment.get("WANDB_RUN_ID")
+    if named and identity and "run_name" not in typed:
+        shown = ",".join(f"{key}={value}" for key, value in drawn.items())
+        given.append(f"run_name={re.sub(r'[^=,.+-]', _safe, shown)[:100]}-{identity}")
+    return given
+
+
+def _safe(match: re.Match[str]) -> str:
+    return match[0] if match[0].isalnum() or match[0] == "_" else "_"
+
+
+def _drawn(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"WANDB_SWEEP_PARAM_PATH={path}: the agent's values can't be read ({error}); start `wandb agent` again"
+        ) from error
+    entries = content.items() if isinstance(content, dict) else ()
+    return {str(key): entry["value"] for key, entry in entries if isinstance(entry, dict) and "value" in entry}
+
+
+def _without_hyphens(argument: str, drawn: Mapping[str, Any]) -> str:
+    bare = argument.removeprefix("--")
+    return bare if bare.partition("=")[0] in drawn and "=" in bare else argument
+
+
+def _typed_value(value: Any) -> str:
+    """A drawn value in Hydra's grammar."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_typed_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_typed_value, value))}]"
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    )

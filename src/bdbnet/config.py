@@ -31,6 +31,7 @@ from bdbnet.command_line import (
     is_multirun,
     keys_of,
     list_of_plugins,
+    of_agent,
     one_logger_each,
     typed_plugins,
     with_override,
@@ -38,7 +39,7 @@ from bdbnet.command_line import (
 from bdbnet.command_line import quote_paths as quote_paths
 from bdbnet.files import WriteError, is_about_writing
 from bdbnet.renamed import TARGETS, rename_keys, with_todays_keys
-from bdbnet.run_names import name_sweep, register_resolvers, remember_former_keys
+from bdbnet.run_names import NAMED, name_sweep, register_resolvers, remember_former_keys
 from bdbnet.run_names import run_name as run_name
 from bdbnet.schema import BESIDE_CLASS, FILLED_IN, PASSED_ON, check, nearest
 from bdbnet.settings import ConfigError as ConfigError
@@ -322,9 +323,9 @@ def command(
 
         def speaking(call: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(call)
-            def run(*config: DictConfig) -> Any:
+            def run(*arguments: Any, **options: Any) -> Any:
                 try:
-                    return call(*config)
+                    return call(*arguments, **options)
                 except KeyboardInterrupt:
                     _tell_stopped(again, told=False)
                     sys.exit(130)
@@ -360,10 +361,14 @@ def command(
                 if isinstance(stream, io.TextIOWrapper):
                     # Names of files may hold bytes that are no text; a log file shows each line when it is said.
                     stream.reconfigure(errors="backslashreplace", line_buffering=True)
+            sys.argv[1:] = speaking(of_agent)(sys.argv[1:], os.environ, named=config_name in NAMED)
             renamed, notes = with_todays_keys(sys.argv[1:])
             _tell(notes)
             remember_former_keys(sys.argv[1:])
-            sys.argv[1:] = name_sweep(config_name, one_logger_each(quote_paths(renamed)))
+            spelled = one_logger_each(quote_paths(renamed))
+            if config_name == "reproduce":  # a group of its trainings, not its own
+                spelled = [re.sub(r"^\+*logger=", "loggers=", argument) for argument in quote_paths(renamed)]
+            sys.argv[1:] = name_sweep(config_name, spelled)
             CheckSettings.command = config_name
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, then, instead of printing half a trace and leaving
 

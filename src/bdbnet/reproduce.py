@@ -59,6 +59,7 @@ def main(config: DictConfig) -> None:
                 keep_checkpoints=budget.keep_checkpoints,
                 seconds=None if config.max_hours is None else 3600 * config.max_hours,
                 device=device_of(config.worker),
+                loggers=[config.loggers] if isinstance(config.loggers, str) else list(config.loggers or ()),
             )
             measured = look()
         measured = [table for table in measured if table.datasets]

@@ -219,7 +219,16 @@ def _hash(text: str) -> str:
 
 
 def _looks_hashed(name: str) -> bool:
-    return re.search(rf"-[0-9a-f]{{{_HASH}}}$", name) is not None
+    return without_hash(name) != name
+
+
+def without_hash(name: str) -> str:
+    """A name without the hash behind it.
+
+    >>> without_hash("seed=1-97a515524d52"), without_hash("seed=1")
+    ('seed=1', 'seed=1')
+    """
+    return re.sub(rf"-[0-9a-f]{{{_HASH}}}$", "", name)
 
 
 def _bytes(text: str) -> int:

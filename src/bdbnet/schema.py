@@ -179,6 +179,11 @@ _EVALUATION = _EMBEDDING | {
     "top_k": whole(0),
     "chunk_memory_mb": number(above=0),
 }
+_LOGGERS = {
+    key: kind
+    for group in ("logger", "loggers.*")
+    for key, kind in ((f"{group}.logger", CLASS | NULL), (f"{group}.images", BOOLEAN | NULL))
+}
 _DEVICE = {"accelerator": TEXT, "devices": _DEVICES}
 
 #: Keys of each command: dotted key -> what its value may be. Below a class its arguments are keys too; ``*`` is any name.
@@ -206,8 +211,7 @@ TABLES: dict[str, Table] = {
         "schedule": CLASS,
         "schedule.interval": choice("epoch", "step"),
         "schedule.monitor": TEXT | NULL,
-        "logger.logger": CLASS | NULL,
-        "loggers.*.logger": CLASS | NULL,
+        **_LOGGERS,
         **_below("sampler", {
             "batch_size": whole(1), "images_per_identity": whole(1), "epoch": choice("identities", "images"),
         }),
@@ -238,6 +242,7 @@ TABLES: dict[str, Table] = {
         "fmr": number(above=0) | NULL,
         "overwrite": BOOLEAN,
         "seed": SEED,
+        **_LOGGERS,
         **_below("loading", _READING | _CACHING),
         **_below("evaluation", _EVALUATION | {"distance": choice("euclidean", "cosine") | NULL}),
         **_below("trainer", _DEVICE),
@@ -388,6 +393,20 @@ TABLES: dict[str, Table] = {
         "seed": whole(0),
         "overwrite": BOOLEAN,
     },
+    "dashboard": {
+        "project": TEXT | NULL,
+        "entity": TEXT | NULL,
+        "views": listed("views: run, height_ratio, paper", choice("run", "height_ratio", "paper"), least=1),
+        "dry_run": BOOLEAN,
+        "output": PATH,
+        "table": TEXT | listed("tables, such as [2,3]", TEXT),
+        "budget": TEXT,
+        "seeds": listed("whole numbers, such as [1,2,3]", SEED, least=1),
+        "overrides": _OVERRIDES,
+        "runs_root": PATH,
+        "data_root": PATH,
+        "weights_root": PATH,
+    },
     "reproduce": {
         "table": TEXT | listed("tables, such as [2,3]", TEXT) | NULL,
         "figure": TEXT | listed("figures, such as [7a,7b]", TEXT) | NULL,
@@ -400,6 +419,7 @@ TABLES: dict[str, Table] = {
         "list": BOOLEAN,
         "overwrite": BOOLEAN,
         "overrides": _OVERRIDES,
+        "loggers": TEXT | listed("loggers, such as [wandb,tensorboard]", TEXT, least=1) | NULL,
         "retry": BOOLEAN,
         "max_hours": number(0) | NULL,
         "version": TEXT | NULL,

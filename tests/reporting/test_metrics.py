@@ -12,7 +12,6 @@ from bdbnet.reporting.analysis import analysis_tables
 from bdbnet.reporting.compare_runs import compare_runs
 from bdbnet.reporting.sweep_page import write_sweep_report
 from bdbnet.reporting.terminal import metrics_table
-from bdbnet.reporting.wandb import _summaries
 from bdbnet.results import METRICS, Metric, add_metric, read_result
 
 VALUES = {"soft_rank1": 0.5, "mean_rank": 12.3}
@@ -121,10 +120,3 @@ def test_the_error_analysis_shows_it_with_its_interval():
     (table,) = analysis_tables(record)
     assert table.title == "Metrics over 6 queries"
     assert table.rows == [["Soft Rank-1, %", "50.0", "50.0 to 100.0"], ["Mean <rank>, images", "12.3", "12.3 to 24.6"]]
-
-
-def test_weights_and_biases_summarise_it_by_its_best_value():
-    found = _summaries()
-    assert (found["soft_rank1"], found["mean_rank"]) == ("max", "min")
-    assert (found["rank*"], found["recall@*"], found["mAP"], found["map@r"]) == ("max",) * 4
-    assert "valid_queries" not in found

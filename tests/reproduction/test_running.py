@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+import wandb_files
 from bdbnet.files import LOCK
 from bdbnet.reproduction import running
 from bdbnet.reproduction.cells import FAILURE, State
@@ -93,6 +94,18 @@ def test_sigterm_stops_all_trainings_and_the_same_call_resumes(jobs, trained, mo
     runs = run_missing(jobs())
     assert [run.state for run in runs] == [State.DONE] * 2
     check_complete(runs, "weights")
+
+
+def test_trainings_log_where_reproduce_is_told(jobs, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (done,) = run_missing(jobs()[:1], loggers=["wandb", "tensorboard"])
+    (run,) = wandb_files.runs(done.folder)
+    table, _, place = jobs()[0].places[0].partition(":")
+    assert (run.job_type, run.group, run.exit_code) == ("reproduce", table, 0)
+    assert run.name == f"{table}:{place}, seed 1"
+    assert table in run.tags
+    assert run.summary["final/mAP"] == done.result.metrics["mAP"]
+    assert list((done.folder / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_trainings_without_a_result_are_counted_with_their_reasons(jobs):

@@ -58,7 +58,7 @@ def test_every_logger_of_a_list_is_the_trainer_s(tiny_config, tmp_path):
     ]
     trainer = build_trainer(tiny_config(*typed, *kept, "loggers.second.logger.name=second"), tmp_path, [])
     assert [(type(logger).__name__, logger.name) for logger in trainer.loggers] == [
-        ("TensorBoardLogger", "tensorboard"), ("TensorBoardLogger", "second")
+        ("TensorBoardDashboard", "tensorboard"), ("TensorBoardDashboard", "second")
     ]  # fmt: skip
     assert build_trainer(tiny_config("logger=csv"), tmp_path, []).loggers == []
 

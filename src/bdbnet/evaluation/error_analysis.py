@@ -67,7 +67,7 @@ def analyse(test: TestSet, folder: Path, result: Result) -> Path:
     )  # fmt: skip
     pairs = pair_distances(plain, matches, seed=result.seed)
     cameras = evaluated.camera_pairs
-    queries = _query_table(test.table, evaluated, facts, test.plugin_values)
+    queries = query_table(test.table, evaluated, facts, test.plugin_values)
     record = {
         "schema": ANALYSIS_SCHEMA,
         "data": {name: result.data[name] for name in ("name", "fingerprint")},
@@ -80,13 +80,13 @@ def analyse(test: TestSet, folder: Path, result: Result) -> Path:
         "metrics": _intervals(values, matches.query_labels, result.seed),
         "camera_pairs": None if cameras is None else _camera_record(cameras),
         "by_gallery_images": _by_gallery_images(facts),
-        "worst_queries": _worst(queries),
+        "worst_queries": worst_queries(queries),
         "confused_identities": _confused(queries),
         "distractors_at_rank_1": int(
             ((queries["first_match_rank"] > 1) & ~queries["negative_label"].isin(queries["label"])).sum()
         ),
         "average_precision": np.histogram(facts.ap[facts.matches > 0], 20, (0, 1))[0].tolist(),
-        "pairs": _pair_record(pairs),
+        "pairs": pair_record(pairs),
     }
     buffer = io.BytesIO()
     queries.to_parquet(buffer, index=False)
@@ -105,9 +105,10 @@ def clear_analysis(folder: Path) -> list[str]:
     return found
 
 
-def _query_table(
+def query_table(
     table: pd.DataFrame, evaluated: Evaluated, facts: QueryFacts, of_plugins: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
+    """A row per query with what happened to it; the columns are those of ``per_query.parquet``, see `analyse`."""
     rows, paths = table.iloc[evaluated.query_rows], table["path"].to_numpy()
     columns: dict[str, Any] = {
         "query_index": evaluated.query_rows, "path": rows["path"].to_numpy(), "label": rows["label"].to_numpy(),
@@ -182,17 +183,17 @@ def _by_gallery_images(facts: QueryFacts) -> list[dict[str, Any]]:
     return rows
 
 
-def _worst(queries: pd.DataFrame) -> list[dict[str, Any]]:
+def worst_queries(queries: pd.DataFrame, listed: int = _LISTED) -> list[dict[str, Any]]:
     """Queries of the lowest AP, and what stood at rank 1 instead."""
-    worst = queries[queries["matches"] > 0].sort_values(["ap", "query_index"]).head(_LISTED)
-    listed = []
+    worst = queries[queries["matches"] > 0].sort_values(["ap", "query_index"]).head(listed)
+    found = []
     for row in worst.to_dict("records"):
         nearest = "match" if row["first_match_rank"] == 1 else "negative"
-        listed.append(
+        found.append(
             {name: row[name] for name in ("path", "label", "camera", "matches", "ap", "first_match_rank")}
             | {"nearest": {name: row[f"{nearest}_{name}"] for name in ("path", "label", "camera", "distance")}}
         )
-    return listed
+    return found
 
 
 def _confused(queries: pd.DataFrame) -> list[dict[str, int]]:
@@ -209,7 +210,8 @@ def _confused(queries: pd.DataFrame) -> list[dict[str, int]]:
     ]
 
 
-def _pair_record(pairs: PairDistances) -> dict[str, Any]:
+def pair_record(pairs: PairDistances) -> dict[str, Any]:
+    """Distances of pairs as `analysis.json` holds them: rates, thresholds, ROC and histogram."""
     everything = pairs.everything
     positives, negatives = int(everything.positives.sum()), int(everything.negatives.sum())
     if not negatives:  # nobody to be mistaken for

@@ -19,6 +19,7 @@ from bdbnet.evaluation.network import count_parameters
 from bdbnet.evaluation.progress import EvaluationProgress
 from bdbnet.evaluation.protocol import build_metric, build_protocol
 from bdbnet.evaluation.ranking_lists import write_ranking_lists
+from bdbnet.evaluation.run_log import Outcome, facts_of, logged
 from bdbnet.evaluation.test_set import TestSet
 from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_libraries, seed_everything
 from bdbnet.files import WriteError
@@ -76,23 +77,28 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     test = build_test_set(config, manifest, progress=True, top_k=top_k, facts=config.analysis)
     module = EvaluationModule(embedder, [test])
     trainer = build_trainer(config, folder, [EvaluationProgress()])
-    trainer.validate(module, data, verbose=False)
-    result = Result(
-        kind="evaluate",
-        metrics=module.metrics,
-        plain=module.plain_metrics,
-        protocol=replace(build_protocol(config, data), preprocessing=embedder.preprocessing.unusual() or None),
-        checkpoint=str(config.checkpoint),
-        data=describe(manifest),
-        config={**plain(config), "trained_with": embedder.origin.trained_with},
-        seed=config.seed,
-        parameters=count_parameters(embedder.network),
-        embedding_dim=embedder.dimensions,
-        seconds={"evaluate": round(module.evaluation_seconds, 2)},
-        images_per_second={"evaluate": round(len(data.test_table) / module.evaluation_seconds, 2)},
-    )
-    if trainer.is_global_zero:
-        write_evaluation(result, test, folder, config, made_for=embedder.made_for)
+    protocol = replace(build_protocol(config, data), preprocessing=embedder.preprocessing.unusual() or None)
+    facts = facts_of("evaluate", config, folder, data=describe(manifest), protocol=protocol.record(), anew=overwrite)
+    trained_with = embedder.origin.trained_with
+    with logged(trainer.loggers, replace(facts, config={**facts.config, "trained_with": trained_with})) as log:
+        trainer.validate(module, data, verbose=False)
+        result = Result(
+            kind="evaluate",
+            metrics=module.metrics,
+            plain=module.plain_metrics,
+            protocol=protocol,
+            checkpoint=str(config.checkpoint),
+            data=describe(manifest),
+            config={**plain(config), "trained_with": trained_with},
+            seed=config.seed,
+            parameters=count_parameters(embedder.network),
+            embedding_dim=embedder.dimensions,
+            seconds={"evaluate": round(module.evaluation_seconds, 2)},
+            images_per_second={"evaluate": round(len(data.test_table) / module.evaluation_seconds, 2)},
+        )
+        if trainer.is_global_zero:
+            write_evaluation(result, test, folder, config, made_for=embedder.made_for)
+        log.outcome(Outcome(result, folder, test, manifest.root, embedder.network, size))
     return result
 
 

@@ -33,6 +33,9 @@ from bdbnet.evaluation.protocol import (
     reranking,
     single_shot,
 )
+from bdbnet.evaluation.run_log import Outcome, facts_of, logged
+from bdbnet.evaluation.test_set import TestSet
+from bdbnet.evaluation.trainer import build_loggers
 from bdbnet.loading.datamodule import test_rows
 from bdbnet.loading.from_config import build_manifest, is_reid
 from bdbnet.results import Protocol, Result
@@ -67,6 +70,17 @@ def evaluate_features(config: DictConfig, folder: Path, *, read_folder: FolderRe
     check_calibration(config, test_rows(manifest), manifest.name)
     if earlier is not None:
         refuse_other_data(folder, earlier, config, manifest)
+    protocol = _protocol(config, manifest)
+    facts = facts_of("evaluate", config, folder, data=describe(manifest), protocol=protocol.record(), anew=overwrite)
+    with logged(build_loggers(config), facts) as log:
+        result, test = _evaluate(config, folder, features, protocol)
+        root = features.root if config.dataset.name == FEATURES else manifest.root
+        log.outcome(Outcome(result, folder, test, root))
+    return result, notes
+
+
+def _evaluate(config: DictConfig, folder: Path, features: Features, protocol: Protocol) -> tuple[Result, TestSet]:
+    manifest = features.manifest
     began = time.perf_counter()
     # What is mapped from a file can't be written to, which torch does not know.
     own = features.embeddings if features.embeddings.flags.writeable else features.embeddings.copy()
@@ -91,7 +105,7 @@ def evaluate_features(config: DictConfig, folder: Path, *, read_folder: FolderRe
         kind="evaluate",
         metrics=test.metrics,
         plain=None if plain_metrics is None else {name: float(value) for name, value in plain_metrics.items()},
-        protocol=_protocol(config, manifest),
+        protocol=protocol,
         checkpoint=str(config.features),
         data=describe(manifest),
         config=plain(config),
@@ -102,7 +116,7 @@ def evaluate_features(config: DictConfig, folder: Path, *, read_folder: FolderRe
     # What else decides the embeddings, nobody knows: such a threshold fits no embedder.
     made_for = {"normalize": config.evaluation.normalize, "preprocessing": "unknown"}
     write_evaluation(result, test, folder, config, made_for=made_for)
-    return result, notes
+    return result, test
 
 
 def read_sides(config: DictConfig, read_folder: FolderReader) -> tuple[dict[str, Side], list[str]]:

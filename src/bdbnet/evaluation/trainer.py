@@ -64,12 +64,17 @@ def _logger(settings: Any) -> Logger:
     return found
 
 
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """The loggers of the groups `logger` and `loggers`.  Raises ConfigError where one can't be built."""
+    groups = [config.get("logger"), *(config.get("loggers") or {}).values()]
+    return [_logger(group.logger) for group in groups if is_set(group, "logger")]
+
+
 def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning's trainer with the settings of ``config.trainer``, logging into ``folder`` alone."""
     settings: dict[str, Any] = plain(config.trainer)
     for key in _OWN_TRAINER_KEYS:
         settings.pop(key, None)
-    groups = [config.get("logger"), *(config.get("loggers") or {}).values()]
     progress = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
     settings.pop("max_time", None)  # of training, see `EpochTimer`
     for key in _PARTIAL:
@@ -82,7 +87,7 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
     try:
         trainer = pl.Trainer(
             **settings,
-            logger=[_logger(group.logger) for group in groups if is_set(group, "logger")] or False,
+            logger=build_loggers(config) or False,
             callbacks=callbacks,
             default_root_dir=folder,
             num_sanity_val_steps=0,

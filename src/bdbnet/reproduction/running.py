@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from bdbnet.command_line import one_logger_each
 from bdbnet.config import ConfigError, is_ours
+from bdbnet.evaluation.run_log import Place
 from bdbnet.evaluation.test_set import EvaluationError
 from bdbnet.files import LockedError, is_about_writing, locked, write_atomically
 from bdbnet.models import CheckpointError, read_checkpoint
@@ -41,6 +43,14 @@ class Job(NamedTuple):
     pictured: bool = False
 
 
+class _Way(NamedTuple):
+    """How trainings are run: number of the GPU, choices of the group `logger`, and where progress goes."""
+
+    device: int | None
+    loggers: tuple[str, ...]
+    say: Callable[[str], None]
+
+
 def run_missing(
     jobs: Sequence[Job],
     *,
@@ -48,6 +58,7 @@ def run_missing(
     keep_checkpoints: bool = True,
     seconds: float | None = None,
     device: int | None = None,
+    loggers: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> list[Run]:
     """Train and evaluate every job that has no result yet.
@@ -62,6 +73,7 @@ def run_missing(
         keep_checkpoints: false: remove the weights of a run that is done, unless a picture needs them.
         seconds: start no further training after this time.
         device: number of the GPU to use; None leaves the choice to Lightning.
+        loggers: choices of the group `logger`, beside those of the cell.
         say: where progress goes.
 
     Returns:
@@ -78,7 +90,7 @@ def run_missing(
             say(f"{heading}: {_OVER}")
             run = replace(run, remark=_OVER)
         elif wanted:
-            run = _run_locked(job, heading, keep_checkpoints, device, say)
+            run = _run_locked(job, heading, keep_checkpoints, _Way(device, tuple(loggers), say))
         else:
             say(f"{heading}: {run.state}" + (f" ({run.remark})" if run.remark else ""))
         outcomes.append(run)
@@ -116,7 +128,8 @@ def _named(job: Job) -> str:
     return first + (f" (also {', '.join(tables)})" if tables else "") + f", seed {job.seed}"
 
 
-def _run_locked(job: Job, heading: str, keep_checkpoints: bool, device: int | None, say: Callable[[str], None]) -> Run:
+def _run_locked(job: Job, heading: str, keep_checkpoints: bool, way: _Way) -> Run:
+    say = way.say
     folder = job.cell.folder / f"seed={job.seed}"
     try:
         with locked(folder, timeout=2):
@@ -128,7 +141,7 @@ def _run_locked(job: Job, heading: str, keep_checkpoints: bool, device: int | No
             say(f"\n{heading}")
             (folder / FAILURE).unlink(missing_ok=True)
             write_atomically(job.cell.folder / CELL, job.cell.record())
-            refused = _train(job, folder, device, say)
+            refused = _train(job, folder, way)
     except LockedError:
         say(f"{heading}: {State.RUNNING} (another process trains it)")
         return Run(folder, job.seed, State.RUNNING, remark="another process trains it")
@@ -141,16 +154,17 @@ def _run_locked(job: Job, heading: str, keep_checkpoints: bool, device: int | No
     return run
 
 
-def _train(job: Job, folder: Path, device: int | None, say: Callable[[str], None]) -> str:
+def _train(job: Job, folder: Path, way: _Way) -> str:
     """Train in ``folder``; errors are printed, and recorded where the training itself is to blame.
 
     Returns:
         Why it was not trained, where that is to blame on something else; "" where it was.
     """
-    config = _configuration(job, folder, device, say)
+    say = way.say
+    config = _configuration(job, folder, way)
     try:
         _refuse_several_devices(config)
-        train(config, folder)
+        train(config, folder, *_place(job, config))
     except (TrainingError, EvaluationError) as error:
         _record_failure(folder, str(error))
         say(f"failed: {error}")
@@ -169,8 +183,17 @@ def _train(job: Job, folder: Path, device: int | None, say: Callable[[str], None
     return ""
 
 
-def _configuration(job: Job, folder: Path, device: int | None, say: Callable[[str], None]) -> DictConfig:
-    config = deepcopy(compose_training(job.cell.overrides))
+def _place(job: Job, config: DictConfig) -> list[Place]:
+    """What the training is called in its loggers, where it has some."""
+    if config.logger.logger is None and not config.get("loggers"):
+        return []
+    tables = tuple(dict.fromkeys(place.partition(":")[0] for place in job.places))
+    return [Place("reproduce", _named(job), tables[0], tables)]
+
+
+def _configuration(job: Job, folder: Path, way: _Way) -> DictConfig:
+    logged = one_logger_each([f"logger=[{','.join(way.loggers)}]"]) if way.loggers else []
+    config = deepcopy(compose_training((*job.cell.overrides, *logged)))
     config.seed, config.run_name = job.seed, f"{job.cell.folder.name}/seed={job.seed}"
     try:
         if (found := latest_checkpoint(folder)) is not None:
@@ -178,11 +201,12 @@ def _configuration(job: Job, folder: Path, device: int | None, say: Callable[[st
             config.ckpt_path = "last"
     except CheckpointError as error:
         aside = [set_aside(folder / name) for name in (LAST, PREVIOUS) if (folder / name).is_file()]
-        say(f"{error}\nkept as {' and '.join(map(str, aside))}; the training starts from the first epoch")
-    if device is not None:
-        config.trainer.devices = [device]
-    if config.logger.logger is not None and "save_dir" in config.logger.logger:
-        config.logger.logger.save_dir = str(folder)  # otherwise the folder of the command
+        way.say(f"{error}\nkept as {' and '.join(map(str, aside))}; the training starts from the first epoch")
+    if way.device is not None:
+        config.trainer.devices = [way.device]
+    for group in (config.logger, *(config.get("loggers") or {}).values()):
+        if group.logger is not None and "save_dir" in group.logger:
+            group.logger.save_dir = str(folder)  # otherwise the folder of the command
     return config
 
 

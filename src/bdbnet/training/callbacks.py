@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, Timer
 from torch import Tensor
 
+from bdbnet.evaluation.run_log import RunLog
 from bdbnet.files import is_about_writing, write_atomically
 from bdbnet.loading import ReIDDataModule
 from bdbnet.results import BEST, HISTORY, LAST
@@ -137,6 +138,7 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self.before: dict[str, float] | None = None  # metrics of the starting weights, if they were evaluated
         self.epochs_elsewhere = 0  # epochs that another run's folder holds the checkpoints of
+        self.images_seen = 0  # by training, in all epochs that are finished
         self._began = self._waited = self._wait_began = 0.0
         self._rate = 0.0
         self._images = self._replaced = 0
@@ -190,6 +192,7 @@ class History(Callback):
                 trainer.strategy.reduce(torch.tensor(new, device=module.device), reduce_op="sum")
             )
         self.rows.append(row)
+        self.images_seen += self._images
         self._in_epoch = False
         if trainer.is_global_zero:
             self._write()
@@ -237,13 +240,47 @@ class History(Callback):
         return sum(counts) if counts else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "before": self.before, "epochs_elsewhere": self.epochs_elsewhere}
+        return {
+            "rows": self.rows, "before": self.before, "epochs_elsewhere": self.epochs_elsewhere, "images_seen": self.images_seen,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = [dict(row) for row in state_dict["rows"]]
         self.before = state_dict["before"]
+        counted = sum(
+            round(row["seconds"] * row["images_per_second"]) for row in self.rows
+        )  # of older checkpoints, nearly
+        self.images_seen = state_dict.get("images_seen", counted)
         here = self._resumed_here and self.path.with_name(BEST).is_file()
         self.epochs_elsewhere = state_dict["epochs_elsewhere"] if here else len(self.rows)
+
+
+class EpochLog(Callback):
+    """Sends every row of the history to the run's loggers.
+
+    Args:
+        history: whose rows; it comes before this callback.
+
+    Attributes:
+        run_log: where they go; set when the run begins.
+    """
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.run_log: RunLog | None = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.send()
+
+    def send(self) -> None:
+        """Send the last row, again where something was added to it."""
+        if self.run_log is not None:
+            self.run_log.row(self.history.rows[-1], self.history.images_seen)
+
+    def send_before(self) -> None:
+        """Send what was evaluated before the first epoch, as epoch 0."""
+        if self.run_log is not None:
+            self.run_log.row({"epoch": 0, **(self.history.before or {})}, 0)
 
 
 #: Entry of a checkpoint within an epoch: what has been summed up of it.

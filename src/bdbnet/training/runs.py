@@ -18,6 +18,7 @@ from bdbnet.evaluation.evaluate import build_test_set, describe, write_outcome
 from bdbnet.evaluation.load import settings_of
 from bdbnet.evaluation.network import build_network, count_parameters
 from bdbnet.evaluation.protocol import build_protocol, main_metric
+from bdbnet.evaluation.run_log import Outcome, Place, facts_of, logged
 from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_libraries, seed_everything
 from bdbnet.files import LockedError, locked
 from bdbnet.loading import Preprocessing, ReIDDataModule
@@ -26,6 +27,7 @@ from bdbnet.models import EmbeddingNetwork
 from bdbnet.results import BEST, LAST, Result
 from bdbnet.stopping import Stopped
 from bdbnet.training.callbacks import (
+    EpochLog,
     EpochTimer,
     EvaluateLastEpoch,
     FiniteLossGuard,
@@ -49,8 +51,11 @@ from bdbnet.training.resuming import check_resumable, clear_folder, prepare_fold
 from bdbnet.training.setup import build_module, extra_callbacks, resolve_precision
 
 
-def train(config: DictConfig, folder: Path) -> Result:
+def train(config: DictConfig, folder: Path, place: Place | None = None) -> Result:
     """Train, evaluate and record one run in ``folder``.
+
+    Args:
+        place: what the run is called in its loggers, where another command than `train` asks for it.
 
     Raises:
         ConfigError: settings that do not go together, a folder that holds an earlier run, or one that another process trains in.
@@ -59,7 +64,7 @@ def train(config: DictConfig, folder: Path) -> Result:
     """
     if cast(Any, rank_zero_only).rank:  # the first rank holds the lock, and says what happened
         try:
-            return _train(config, folder)
+            return _train(config, folder, place)
         except Stopped:
             raise SystemExit(
                 0
@@ -73,10 +78,10 @@ def train(config: DictConfig, folder: Path) -> Result:
         ) from error
     with lock:
         clear_unfinished(folder)
-        return _train(config, folder)
+        return _train(config, folder, place)
 
 
-def _train(config: DictConfig, folder: Path) -> Result:
+def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
     quiet_libraries()
     keep_freed_memory()
     check_settings(config, "train")
@@ -100,22 +105,8 @@ def _train(config: DictConfig, folder: Path) -> Result:
     module = build_module(config, embedder, tests, data.num_classes, manifest.fingerprint)
     here = resume is None or resume.parent.resolve() == folder.resolve()
     history, signals = History(folder, resumed_here=here), Signals()
-    callbacks = [
-        signals,
-        FiniteLossGuard(),
-        EvaluateLastEpoch(),
-        history,
-        InterruptionHint(),
-        *extra_callbacks(config),
-    ]
-    check_monitors(callbacks, module)
-    if config.callbacks.progress:
-        callbacks.append(TrainingProgress(history))
-    every = config.callbacks.checkpoint_every_n_epochs
-    callbacks += checkpoint_callbacks(folder, main_metric(config), every, signals, resumed_here=here)
-    if config.trainer.max_time is not None:
-        callbacks.append(EpochTimer(config.trainer.max_time))
-    trainer = build_trainer(config, folder, callbacks)
+    log = EpochLog(history)
+    trainer = build_trainer(config, folder, _callbacks(config, folder, module, log, signals, resumed_here=here))
     trainer.strategy.checkpoint_io = CheckpointFiles()
     if resume is not None:
         check_resumable(module, resume, trainer.world_size, other_ranks=config.other_ranks)
@@ -124,16 +115,64 @@ def _train(config: DictConfig, folder: Path) -> Result:
         _announce(config, folder, data, network, loaded, resume)
         if trainer.world_size > 1:
             _announce_ranks(config, network, trainer.world_size)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(dict(module.record.config))
     module.configure_optimizers()  # tried before anything is deleted
-    # A job that SLURM has queued again resumes its own work. The first rank alone holds the folder's lock.
-    if config.overwrite and resume is None and not cast(Any, rank_zero_only).rank:
-        clear_folder(folder)
+    facts = facts_of(
+        "train", config, folder, data=describe(manifest), protocol=build_protocol(config, data).record(), place=place,
+        anew=bool(config.overwrite) and resume is None,
+    )  # fmt: skip
+    with logged(trainer.loggers, facts) as log.run_log:
+        # A job that SLURM has queued again resumes its own work. The first rank alone holds the folder's lock.
+        if config.overwrite and resume is None and not cast(Any, rank_zero_only).rank:
+            clear_folder(folder)
+        result = _fit_and_record(config, folder, trainer, module, data, resume, log)
+        if signals.asked is not None:  # in the last epoch: this run is finished, those that would follow are not wanted
+            raise Stopped(signals.asked)
+        return result
+
+
+def _callbacks(
+    config: DictConfig,
+    folder: Path,
+    module: TrainingModule,
+    log: EpochLog,
+    signals: Signals,
+    *,
+    resumed_here: bool,
+) -> list[pl.Callback]:
+    callbacks: list[pl.Callback] = [
+        signals,
+        FiniteLossGuard(),
+        EvaluateLastEpoch(),
+        log.history,
+        log,
+        InterruptionHint(),
+        *extra_callbacks(config),
+    ]
+    check_monitors(callbacks, module)
+    if config.callbacks.progress:
+        callbacks.append(TrainingProgress(log.history))
+    every = config.callbacks.checkpoint_every_n_epochs
+    callbacks += checkpoint_callbacks(folder, main_metric(config), every, signals, resumed_here=resumed_here)
+    if config.trainer.max_time is not None:
+        callbacks.append(EpochTimer(config.trainer.max_time))
+    return callbacks
+
+
+def _fit_and_record(
+    config: DictConfig,
+    folder: Path,
+    trainer: pl.Trainer,
+    module: TrainingModule,
+    data: ReIDDataModule,
+    resume: Path | None,
+    log: EpochLog,
+) -> Result:
+    history = log.history
     try:
         if config.evaluation.before_training and resume is None:
             trainer.validate(module, data, verbose=False)
             history.before, module.metrics_epoch = module.own_metrics(), None
+            log.send_before()
         fit(trainer, module, data, resume)
         if not history.rows:
             raise TrainingError(
@@ -148,20 +187,18 @@ def _train(config: DictConfig, folder: Path) -> Result:
         if module.metrics_epoch != trainer.current_epoch - 1:  # stopped by time, or resumed at its end
             trainer.validate(module, data, verbose=False)
             history.evaluate_last(trainer, module.metrics)
-        result = _record_training(config, folder, trainer, module, manifest, history)
-        if signals.asked is not None:  # in the last epoch: this run is finished, those that would follow are not wanted
-            raise Stopped(signals.asked)
-        return result
+            log.send()
+        result = _record_training(config, folder, trainer, module, data.manifest, history)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # of which Lightning makes an error of status 1
             raise Stopped(signal.SIGINT) from None
         raise
     except MisconfigurationException as error:
         raise ConfigError(f"trainer, callbacks or logger: {error}") from error
-    finally:
-        for logger in trainer.loggers:
-            if callable(finish := getattr(getattr(logger, "experiment", None), "finish", None)):
-                finish()  # W&B: an unfinished run would swallow the next one of a sweep
+    if log.run_log is not None:
+        size = module.embedder.preprocessing.image_size
+        log.run_log.outcome(Outcome(result, folder, module.tests[0], data.manifest.root, module.network, size))
+    return result
 
 
 def _record_training(
