@@ -5,7 +5,7 @@
 A process adds, replaces and removes images in a loop, by a seed, and brings a FAISS index up to date after each change. Meanwhile
 this one opens the gallery again and again, compares all that it holds with a dictionary to which the same was done, and kills the
 writer with SIGKILL at a random moment. Then the gallery must be in the state that the writer announced last or in the next one, the
-index must find what an exact search finds, and the next writer goes on. The exit status is 1 if one case fails.
+index must find what an exact search finds, and the next writer continues. The exit status is 1 if one case fails.
 """
 
 import argparse
@@ -138,7 +138,7 @@ class Gallery:
         return self._states[number]
 
     def start(self) -> BaseProcess:
-        """Start a writer that goes on from the present state."""
+        """Start a writer that continues from the present state."""
         self._started = self.number
         process = CONTEXT.Process(target=write, args=(self.folder, self.number, self._log), daemon=True)
         process.start()

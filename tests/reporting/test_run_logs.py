@@ -517,7 +517,7 @@ def test_a_run_goes_on_without_wandb_when_that_fails_later(tmp_path, monkeypatch
     logger = wandb_logger(save_dir=tmp_path)
     with logged([logger], facts(tmp_path)) as log:
         monkeypatch.setattr(logger.experiment, "log", lambda *_, **__: 1 / 0)
-        with pytest.warns(UserWarning, match="ZeroDivisionError.*the run goes on without it"):
+        with pytest.warns(UserWarning, match="ZeroDivisionError.*the run continues without it"):
             log.row({"epoch": 1, "loss": math.pi}, 8)
         log.row({"epoch": 2, "loss": math.pi}, 16)  # told once
 

@@ -354,5 +354,5 @@ def _check_same(given: tuple[np.ndarray, str], table: pd.DataFrame, column: str,
     odd = pairs[pairs["given"].duplicated() | pairs["own"].duplicated()].index[0]
     raise FeatureError(
         f"{name}, row {odd + 1}: {values[odd]!s} is not the {column} of {table['path'].iloc[odd]} of {manifest.name} ({own[odd]}), "
-        "judging by the rows before it: the embeddings are in another order. Give the images' paths too, or leave dataset= out"
+        "as the rows before it show: the embeddings are in another order. Give the images' paths too, or leave dataset= out"
     )

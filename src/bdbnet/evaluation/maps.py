@@ -225,7 +225,7 @@ def _recorded(layers: Mapping[str, _Layer], *, as_leaves: bool) -> Iterator[dict
     """While it holds, passes through the network put the layers' outputs in the dictionary.
 
     With `as_leaves` each of them begins a graph of its own: what comes before needs no memory for gradients, and the gradient of
-    a branch's map is that of its own head, also where another branch goes on from it.
+    a branch's map is that of its own head, also where another branch is computed from it.
     """
     found: dict[str, Tensor] = {}
 

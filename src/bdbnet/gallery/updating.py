@@ -74,7 +74,7 @@ def update_store(
     """Embed the images that the gallery in `folder` does not hold yet, and append them.
 
     An image is known by its path, and by its box where it has one. What is embedded when the process is killed is kept, and the
-    same command goes on from there; the gallery changes in one step at the end.
+    same command continues from there; the gallery changes in one step at the end.
 
     Args:
         sync: also embed those again whose file has changed (by size and time, and where these differ by content), take over

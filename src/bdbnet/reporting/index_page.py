@@ -67,8 +67,8 @@ class _Listed(NamedTuple):
 def output_root(folder: Path) -> Path | None:
     """The output folder that a folder of a command's results lies in; None where the folders are not named as commands name them.
 
-    >>> output_root(Path("/work/outputs/evaluate/mine")), output_root(Path("/photos/gallery"))
-    (PosixPath('/work/outputs'), None)
+    >>> output_root(Path("/home/me/outputs/evaluate/mine")), output_root(Path("/photos/gallery"))
+    (PosixPath('/home/me/outputs'), None)
     """
     for parent in list(folder.absolute().parents)[:_DEPTH]:
         if parent.name in _OF_COMMANDS:

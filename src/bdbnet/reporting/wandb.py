@@ -38,7 +38,7 @@ _ID_LETTERS = string.ascii_lowercase + string.digits
 class WandbDashboard(WandbLogger):
     """Lightning's W&B logger that knows what a run of bdbnet is; for the arguments see `bdbnet.reporting.wandb_logger`.
 
-    It begins with `begin`, or with the first number. From then on an error of W&B is told once and the run goes on without it.
+    It begins with `begin`, or with the first number. From then on an error of W&B is told once and the run continues without it.
     """
 
     def __init__(
@@ -185,14 +185,14 @@ class WandbDashboard(WandbLogger):
         self._log({"test/worst_queries": table})
 
     def _guarded(self, log: Callable[[], Any]) -> None:
-        """Log something; an error of W&B must not cost a training, so that the run goes on without it."""
+        """Log something; an error of W&B must not cost a training, so that the run continues without it."""
         if self._broken:
             return
         try:
             log()
         except Exception as error:
             self._broken = not isinstance(error, ValueError | TypeError)  # which is about one thing that was logged
-            rest = "the run goes on without it" if self._broken else "this is left out"
+            rest = "the run continues without it" if self._broken else "this is left out"
             warnings.warn(f"W&B: {type(error).__name__}: {error}; {rest}", stacklevel=3)
 
     def _start(self) -> Any:

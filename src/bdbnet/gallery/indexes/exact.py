@@ -200,7 +200,7 @@ class GalleryIndex(ABC):
 
     @cached_property
     def _offset(self) -> np.ndarray | None:
-        """What is taken from all embeddings so that rounding does no harm, see `matrices.centred`, judged by some of them."""
+        """What is taken from all embeddings so that rounding does no harm, see `matrices.centred`, decided by some of them."""
         if self.distance != "euclidean":
             return None
         sample = self.sampled()

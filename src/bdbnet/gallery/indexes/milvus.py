@@ -33,7 +33,7 @@ class MilvusIndex(GalleryIndex):
     The collection's name is derived from the content, so that one is filled once and then found again, and several
     galleries can share a database. The collection of an earlier state of the gallery (`history`) is brought up to date: new
     images are inserted, those that are gone are deleted, then it gets the name of the new state; a search that has the
-    earlier state open goes on and finds all images that are still there. A collection with another number of images, as an
+    earlier state open still finds all images that are still there. A collection with another number of images, as an
     interrupted build leaves it, is filled anew. One process at a time may fill a collection.
 
     Args:
