@@ -145,3 +145,17 @@ class TestFigure:
             activation_maps_figure(images, {"one": [np.ones((2, 1))]})
         with pytest.raises(ValueError, match="at least one image and one map"):
             activation_maps_figure([], {})
+
+
+def test_queries_of_a_data_set_and_its_gallery(run, tmp_path):
+    tiny = (
+        "train_identities:2,test_identities:4,images_per_camera:2,cameras:2,distractors:2,image_size:[32,16],workers:1"
+    )
+    what = "what=[similarity,ranking,area]"
+    data = ("dataset=synthetic_reid", f"dataset.options={{{tiny}}}")
+    code, out, err = run(f"checkpoint={BUNDLED}", *data, what, "count=2", "top=3", "run_name=d")
+    assert (code, err) == (0, "")
+    arrays = np.load(tmp_path / "outputs/visualize/d/maps.npz")
+    assert arrays["similarity/bdb_osnet_x0_25_synthetic/global"].shape[0] == 4
+    assert [values.shape[0] for name, values in arrays.items() if name.startswith("ranking/")] == [3, 3]
+    assert "over 18 images" in out

@@ -35,10 +35,18 @@ TINY = [
 ]  # fmt: skip
 QUIET = [
     f"logger.logger.{key}"
-    for key in ("ranking_lists=0", "worst_queries=0", "distances=false", "masks=false", "model=false")
+    for key in (
+        "ranking_lists=0",
+        "worst_queries=0",
+        "distances=false",
+        "masks=false",
+        "activation_maps=0",
+        "model=false",
+    )
 ]
 EVALUATE = [
-    "run_name=e", "logger=wandb", "logger.logger.ranking_lists=0", "loading.num_workers=0", "trainer.accelerator=cpu",
+    "run_name=e", "logger=wandb", "logger.logger.ranking_lists=0", "logger.logger.activation_maps=0",
+    "loading.num_workers=0", "trainer.accelerator=cpu",
     "analysis=true",
 ]  # fmt: skip
 VARIABLES = (
@@ -182,6 +190,7 @@ def test_pictures_tables_and_artifacts(written):
     for name in [
         *lists["filenames"],
         *run.summary["train/drop_masks"]["filenames"],
+        *run.summary["test/activation_maps"]["filenames"],
         *run.summary["test/roc"]["filenames"],
     ]:
         assert Image.open(run.folder / "files" / name).size[0] > 100
@@ -268,7 +277,8 @@ def test_tensorboard_has_the_same_sections(written, events):
 
 def test_tensorboard_has_pictures(events):
     tags = set(events.Tags()["images"])
-    assert {"train/drop_masks", "test/roc", "test/distances", "test/ranking_lists/2", "test/worst_queries/1"} <= tags
+    pictures = {"train/drop_masks", "test/activation_maps", "test/roc", "test/distances", "test/ranking_lists/2"}
+    assert pictures | {"test/worst_queries/1"} <= tags
     assert events.Images("test/ranking_lists/1")[0].step == 2
     assert "first match rank" in str(events.Tensors("test/worst_queries/text_summary")[0].tensor_proto.string_val)
 

@@ -25,6 +25,7 @@ def wandb_logger(
     worst_queries: int = 20,
     distances: bool = True,
     masks: bool = True,
+    activation_maps: int = 4,
     model: bool = True,
     result: bool = True,
 ) -> "WandbDashboard":
@@ -38,7 +39,7 @@ def wandb_logger(
         project, entity, name, group, job_type, notes: as W&B has them.
         tags: further ones, beside data set, loss and experiment.
         offline: write files that ``wandb sync`` sends later; nothing leaves the machine. None: as ``WANDB_MODE`` says, else true.
-        images, ranking_lists, worst_queries, distances, masks: see `bdbnet.reporting.run_pictures.Shown`.
+        images, ranking_lists, worst_queries, distances, masks, activation_maps: see `bdbnet.reporting.run_pictures.Shown`.
         model: log the trained network as an artifact, the folder of ``Embedder.save``.
         result: log the files of the result as an artifact.
 
@@ -50,7 +51,8 @@ def wandb_logger(
 
     return WandbDashboard(
         save_dir=str(save_dir), project=project, entity=entity, name=name, group=group, job_type=job_type, notes=notes,
-        tags=list(tags or ()), offline=offline, shown=Shown(images, ranking_lists, worst_queries, distances, masks),
+        tags=list(tags or ()), offline=offline,
+        shown=Shown(images, ranking_lists, worst_queries, distances, masks, activation_maps),
         model=model, result=result,
     )  # fmt: skip
 
@@ -67,13 +69,14 @@ def tensorboard_logger(
     worst_queries: int = 20,
     distances: bool = True,
     masks: bool = True,
+    activation_maps: int = 4,
 ) -> "TensorBoardDashboard":
     """A TensorBoard logger with the sections, pictures and tables of the W&B one.
 
     Args:
         save_dir, name, version, sub_dir: the files lie in ``save_dir/name/version/sub_dir``.
         prefix: before every name.
-        images, ranking_lists, worst_queries, distances, masks: see `bdbnet.reporting.run_pictures.Shown`.
+        images, ranking_lists, worst_queries, distances, masks, activation_maps: see `bdbnet.reporting.run_pictures.Shown`.
 
     Raises:
         ConfigError: tensorboard is missing.
@@ -81,5 +84,5 @@ def tensorboard_logger(
     from bdbnet.reporting.run_pictures import Shown
     from bdbnet.reporting.tensorboard import TensorBoardDashboard
 
-    shown = Shown(images, ranking_lists, worst_queries, distances, masks)
+    shown = Shown(images, ranking_lists, worst_queries, distances, masks, activation_maps)
     return TensorBoardDashboard(str(save_dir), name, version, sub_dir=sub_dir, prefix=prefix, shown=shown)

@@ -1,9 +1,9 @@
-"""Pictures and tables of a finished run for dashboards: ranking lists, worst queries, distances of pairs, drop masks."""
+"""Pictures and tables of a finished run for dashboards: ranking lists, maps, worst queries, distances of pairs, drop masks."""
 
 import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,22 @@ from torch import nn
 
 from bdbnet.datasets import BOX_COLUMNS
 from bdbnet.datasets.images import ImageError, read_image
+from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.error_analysis import pair_record, query_table
 from bdbnet.evaluation.error_analysis import worst_queries as worst_of
+from bdbnet.evaluation.maps import MapError, energy_maps
 from bdbnet.evaluation.run_log import Outcome, Picture
 from bdbnet.evaluation.verification import pair_distances
-from bdbnet.figures import RankedImage, RankingList, drop_masks_figure, ranking_lists_figure, read_thumbnail
+from bdbnet.figures import (
+    RankedImage,
+    RankingList,
+    activation_maps_figure,
+    drop_masks_figure,
+    ranking_lists_figure,
+    read_thumbnail,
+)
+from bdbnet.loading import Preprocessing
+from bdbnet.models import EmbeddingNetwork
 from bdbnet.reporting.run_folder import file_below
 from bdbnet.retrieval import distance_blocks, rank_queries
 
@@ -38,6 +49,7 @@ class Shown:
         worst_queries: rows of the table of the worst queries; 0 for none.
         distances: ROC and histogram of the distances of pairs.
         masks: what the drop layers drop in a training step.
+        activation_maps: of how many queries the squared activation of each branch is shown; 0 for none.
     """
 
     images: bool | None = None
@@ -45,6 +57,7 @@ class Shown:
     worst_queries: int = 20
     distances: bool = True
     masks: bool = True
+    activation_maps: int = 4
 
     def images_of(self, synthetic: bool) -> bool:
         """Whether pictures of a data set's images are shown."""
@@ -74,6 +87,8 @@ def pictures_of(outcome: Outcome, shown: Shown, *, images: bool) -> Iterator[Pic
     """
     if images and shown.ranking_lists and outcome.images is not None and outcome.test.evaluated is not None:
         yield Pictures("test/ranking_lists", _ranking_lists(outcome, shown.ranking_lists), True)
+    if images and shown.activation_maps and (maps := _activation_maps(outcome, shown.activation_maps)) is not None:
+        yield Pictures("test/activation_maps", [maps], True)
     if shown.distances and (pairs := _pairs(outcome)) is not None:
         from bdbnet.figures.error_analysis import distance_distributions, roc_curve
 
@@ -174,6 +189,45 @@ def _ranking_lists(outcome: Outcome, count: int) -> list[Picture]:
             caption = f"{outcome.test.label_names.get(int(labels[row]), labels[row])}: {hit} ({kind})"
             pictures.append(Picture(ranking_lists_figure([ranking], top=_TOP), caption))
     return pictures
+
+
+def _activation_maps(outcome: Outcome, count: int) -> Picture | None:
+    """Squared activation of some queries, drawn at random; None where the network has no map, or the images are not there."""
+    found, network = outcome.test.evaluated, outcome.network
+    if found is None or outcome.image_size is None or not isinstance(network, EmbeddingNetwork):
+        return None
+    labels, paths = outcome.test.table["label"].to_numpy(), outcome.test.table["path"].to_numpy()
+    drawn = np.random.default_rng(outcome.result.seed).permutation(len(found.query_rows))[:count]
+    boxes = _boxes(outcome)
+    shown = [(row, _thumbnail(outcome, paths[row], boxes)) for row in found.query_rows[drawn].tolist()]
+    read = [(row, np.asarray(image)) for row, image in shown if image is not None]
+    if not read:
+        return None
+    images = [image for _, image in read]
+    embedder = Embedder(network, _preprocessing(outcome))
+    training = network.training
+    try:
+        network.eval()
+        maps = energy_maps(embedder, embedder.prepare(images))
+    except MapError:
+        return None
+    finally:
+        network.train(training)
+    names = [str(outcome.test.label_names.get(int(labels[row]), labels[row])) for row, _ in read]
+    figure = activation_maps_figure(
+        images, {name: [*values] for name, values in maps.items()}, captions=names,
+        unit="squared activation, summed over channels",
+    )  # fmt: skip
+    return Picture(figure, "where each branch is active")
+
+
+def _preprocessing(outcome: Outcome) -> Preprocessing:
+    """That of the test images, as the protocol says."""
+    assert outcome.image_size is not None
+    protocol = outcome.result.protocol
+    said = protocol.preprocessing if isinstance(protocol.preprocessing, Mapping) else {}
+    unusual: dict[str, Any] = {key: tuple(of) if isinstance(of, list) else of for key, of in said.items()}
+    return replace(Preprocessing(outcome.image_size, protocol.pad_to_square), **unusual)
 
 
 def _boxes(outcome: Outcome) -> Mapping[str, tuple[int, int, int, int]]:
