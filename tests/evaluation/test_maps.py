@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from bdbnet.evaluation import maps as evaluation_maps
-from bdbnet.evaluation.embedder import Embedder
+from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings
 from bdbnet.evaluation.load import Wanted, open_embedder
 from bdbnet.evaluation.maps import (
     MapError,
@@ -196,6 +196,25 @@ def test_cosine_distance_compares_directions(bdb):
     left, _ = similarity_maps(embedder, a, b)
     similarity = nn.functional.cosine_similarity(*(embedder.network.embed(side / 255.0) for side in (a, b)))
     np.testing.assert_allclose(left["backbone"].sum((1, 2)), similarity.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("normalize", "distance"), [("none", "cosine"), ("joint", "euclidean"), ("per_branch", "cosine")]
+)
+def test_a_branch_counts_as_much_as_in_the_distance(normalize, distance):
+    """Of a branch with a hundredth of the other's length hardly anything is left, unless each branch has unit length."""
+    torch.manual_seed(0)
+    network = BDBNetwork(0, "osnet_x0_25", embedding_dims={"global": 16, "dropping": 24})
+    a, b = images_of(1, size=(64, 32)), images_of(1, seed=5, size=(64, 32))
+    totals = []
+    for factor in (1.0, 0.01):
+        with torch.no_grad():
+            network.branches["dropping"].reduction[1].weight.mul_(factor)
+            network.branches["dropping"].reduction[1].bias.mul_(factor)
+        embedder = embedder_of(network, (64, 32), settings=EmbeddingSettings(normalize=normalize), distance=distance)
+        left, _ = similarity_maps(embedder, a, b)
+        totals.append(left["dropping"].sum() / left["global"].sum())
+    assert totals[1] / totals[0] == pytest.approx(1.0 if normalize == "per_branch" else 1e-4, rel=0.02)
 
 
 @pytest.mark.parametrize("split", [[2, 2], [3, 1]], ids=["two ranks", "an odd share"])

@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def test_the_index_is_made_anew_and_does_not_list_itself(outputs):
     assert "New" in first
     assert "New" not in (outputs / INDEX).read_text()
     assert "2 pages" in (outputs / INDEX).read_text()
+
+
+def test_a_pipe_is_not_waited_for(outputs):
+    os.mkfifo(outputs / "train/a/pipe.html")
+    update_index(outputs / "train/a")
+    assert "3 pages" in (outputs / INDEX).read_text()
 
 
 def test_folders_that_no_command_named_get_no_index(tmp_path):

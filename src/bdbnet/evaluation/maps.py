@@ -119,8 +119,8 @@ def similarity_maps(embedder: "Embedder", a: Tensor, b: Tensor, *, tokens: bool 
     The squared distance of a branch's two embeddings is the sum of their squared norms less twice their inner product. A norm
     belongs to one image alone, so what a pair shares is the inner product; its gradient with respect to the map, times the map, is
     what a position contributes to it. (The gradient of the whole distance vanishes where two embeddings are equal.) Embeddings that
-    the embedder's distance or normalisation scales to unit length are scaled here too, with the lengths held constant. Negative
-    contributions, which hold the pair apart, are 0.
+    the embedder's normalisation and the cosine distance scale to unit length are scaled here in the same way, with the lengths held
+    constant, so that the contributions of several branches may be added. Negative contributions, which hold the pair apart, are 0.
 
     Args:
         a, b: prepared, uint8 RGB (N, 3, H, W); image i of `a` is compared with image i of `b`.
@@ -134,20 +134,30 @@ def similarity_maps(embedder: "Embedder", a: Tensor, b: Tensor, *, tokens: bool 
     count, network = len(a), embedder.network
     inputs = torch.cat([_inputs(embedder, a), _inputs(embedder, b)])
     layers = _layers(network, tokens, inputs)
-    scaled = embedder.distance_name == "cosine" or embedder.settings.normalize != "none"
     sides: tuple[Maps, Maps] = {}, {}
     with torch.enable_grad(), _recorded(layers, as_leaves=True) as found:
         parts = torch.split(network.embed(inputs), list(network.branch_dims), dim=1)
+        lengths = _lengths(parts, embedder.settings.normalize, embedder.distance_name)
         for name, layer in layers.items():
-            own = torch.cat([parts[part] for part in layer.place.parts], dim=1)
-            if scaled:
-                own = own / own.detach().norm(dim=1, keepdim=True).clamp_min(1e-12)
+            own = torch.cat([parts[part] / lengths[part] for part in layer.place.parts], dim=1)
             # The other image's embedding is a constant: each side's map says what it contributes itself.
             fixed = own.detach()
             score = (own * torch.cat([fixed[count:], fixed[:count]])).sum()
             both = _array(_weighed(found[name], score, layer, by_position=True))
             sides[0][name], sides[1][name] = both[:count], both[count:]
     return sides
+
+
+def _lengths(parts: Sequence[Tensor], normalize: str, distance: str) -> list[Tensor]:
+    """What each part of the embedding is divided by before it is compared, (N, 1); constants for gradients."""
+    fixed = [part.detach() for part in parts]
+    own = [part.norm(dim=1, keepdim=True).clamp_min(1e-12) for part in fixed]
+    joint = torch.cat(own, dim=1).norm(dim=1, keepdim=True)
+    lengths = {"none": [torch.ones_like(joint)] * len(own), "joint": [joint] * len(own), "per_branch": own}[normalize]
+    if distance != "cosine":
+        return lengths
+    whole = torch.cat([part / length for part, length in zip(fixed, lengths, strict=True)], dim=1)
+    return [length * whole.norm(dim=1, keepdim=True).clamp_min(1e-12) for length in lengths]
 
 
 def half_energy_area(maps: np.ndarray) -> np.ndarray:
@@ -339,7 +349,11 @@ def _of_other_package(
         raise MapError(f'method={method} needs the package grad-cam: pip install "bdbnet[cam]"') from error
     maps = {}
     wanted = [targets.ClassifierOutputTarget(int(identity)) for identity in chosen]
+    with torch.no_grad():
+        having = {name for name, output in network(inputs[:1]).items() if output.logits is not None}
     for name, layer in layers.items():
+        if not having & {*layer.place.outputs}:
+            continue
         with getattr(package, _OTHERS[method])(
             model=_Logits(network, layer.place.outputs),
             target_layers=[layer.place.module],

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from bdbnet.checked import UnfitError, checked
 from bdbnet.files import WriteError
+from bdbnet.regular_files import require_regular
 from bdbnet.reporting.page import ABOUT, page
 from bdbnet.results import write_atomically
 
@@ -165,6 +166,7 @@ def _pages(root: Path) -> Iterator[_Listed]:
 
 def about_of(file: Path) -> About | None:
     """What a page says of itself; None where it is none of ours.  Raises OSError."""
+    require_regular(file)  # not a pipe, which would be waited for
     with file.open("rb") as content:
         head = content.read(_HEAD).decode("utf-8", "replace")
     found = re.search(rf'<meta name="{ABOUT}" content="([^"]*)">', head)

@@ -7,8 +7,8 @@ import pandas as pd
 
 from bdbnet.config import ConfigError
 from bdbnet.datasets.images import ImageError, read_image
-from bdbnet.evaluation.embedder import Embedder
-from bdbnet.evaluation.load import load
+from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings
+from bdbnet.evaluation.load import Wanted, open_embedder
 from bdbnet.evaluation.maps import Maps
 from bdbnet.figures import overlay, upsampled
 from bdbnet.models import CheckpointError
@@ -17,24 +17,38 @@ from bdbnet.results import LAST
 
 
 def network_of(run: RunFolder, checkpoint: str | None) -> Embedder:
-    """The network whose ranking lists a run holds.
+    """The network whose ranking lists a run holds, with the run's own preprocessing and distance.
 
     Raises:
-        ReportError: its file is not where the run says, and no other is given.
+        ReportError: the run has no ranking lists, or its network is not where it says, and no other is given.
     """
-    place = checkpoint or (str(run.path / LAST) if run.result.kind == "train" else run.result.checkpoint)
+    if run.ranking is None:
+        raise ReportError(f"maps=true: {run.path} has no ranking lists (evaluation.top_k=0)")
+    result = run.result
+    protocol, trains = result.protocol, result.kind == "train"
+    place = checkpoint or (str(run.path / LAST) if trains else result.checkpoint)
+    wanted = Wanted(
+        model=None if trains else result.config.get("model"),
+        backbone=None if trains else result.config.get("backbone"),
+        image_size=protocol.image_size,
+        pad_to_square=protocol.pad_to_square,
+        settings=EmbeddingSettings(normalize=protocol.normalize),
+        distance=protocol.measure,
+    )
     try:
-        return load(place)
+        return open_embedder(place, wanted)
     except (CheckpointError, ConfigError) as error:
         raise ReportError(f"maps=true needs the run's network: {error}. Give its file: checkpoint=FILE") from error
 
 
 def agreement(maps: Maps) -> np.ndarray:
-    """The maps of all branches as one, (N, h, w), at the size of the largest."""
+    """The maps of all branches as one, (N, h, w), at the size of the largest; a smaller one's values are spread over it."""
     height, width = max(one.shape[1:] for one in maps.values())
-    total: np.ndarray = np.sum(
-        [np.stack([upsampled(one, height, width) for one in branch]) for branch in maps.values()], axis=0
-    )
+    large = [
+        np.stack([upsampled(one, height, width) for one in branch]) * (branch[0].size / (height * width))
+        for branch in maps.values()
+    ]
+    total: np.ndarray = np.sum(large, axis=0)
     return total
 
 
@@ -47,10 +61,10 @@ def overlays(embedder: Embedder, root: Path, rows: pd.DataFrame) -> list[np.ndar
     places += [(row["gallery_path"], box_of(row, "gallery")) for row in rows.to_dict("records")]
     images = []
     for path, box in places:
-        file = file_below(root, path)
-        if file is None:
-            return None
         try:
+            file = file_below(root, path)
+            if file is None:
+                return None
             images.append(np.asarray(read_image(str(file), box=box)))
         except (OSError, ValueError, ImageError):
             return None

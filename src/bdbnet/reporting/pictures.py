@@ -144,8 +144,8 @@ def ranking_lists(
     ]
     if embedder is not None and root is not None:
         words = (
-            "Beneath each list: where its images agree with the query, that is each place's share of the inner product of the "
-            "two embeddings. The query's own map is that for rank 1."
+            "Beneath each list: where its images agree with the query, that is each place's contribution to the inner product "
+            "of the two embeddings. The query's own map is that for rank 1."
         )
         parts.append(f'<p class="soft">{words}</p>\n')
     for heading, explanation, members in groups:

@@ -69,7 +69,7 @@ def write_report(
             for settings in (earlier, _arguments(queries, top, seed, maps))
         )
         refuse_other_settings(run.path / REPORT, then, now, keep="move that file away")
-    embedder = network_of(run, checkpoint) if maps and run.ranking is not None and queries else None
+    embedder = network_of(run, checkpoint) if maps and queries else None
     text = run_page(run, queries=queries, top=top, seed=seed, embedder=embedder)
     written = write_atomically(run.path / REPORT, text.encode("utf-8", "xmlcharrefreplace"))
     update_index(run.path)

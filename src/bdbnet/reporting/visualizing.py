@@ -22,7 +22,7 @@ from bdbnet.datasets import BOX_COLUMNS, DatasetError, Manifest
 from bdbnet.datasets.images import read_image
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.map_areas import ALL, area_differences, map_areas, mean_area
-from bdbnet.evaluation.maps import MapError, Maps, class_maps, energy_maps, similarity_maps
+from bdbnet.evaluation.maps import METHODS, MapError, Maps, class_maps, energy_maps, similarity_maps
 from bdbnet.figures import RankedImage, RankingList, activation_maps_figure, overlay, ranking_lists_figure
 from bdbnet.loading.sources import Images
 from bdbnet.overwriting import refuse_other_settings, settings_that_count
@@ -200,10 +200,11 @@ def _class(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig)
         maps[name], identities = class_maps(embedder, prepared, wanted, method=config.method, tokens=config.tokens)
         chosen.append(f"{name}: {', '.join(map(str, identities))}")
     said = "the likeliest training identity" if config.identity is None else f"training identity {config.identity}"
-    words = (
-        f"What speaks for {said} ({config.method}), from the gradient of its logit. Identities: {'; '.join(chosen)}."
-    )
-    return _section("class", "Class maps", words, maps, images, images.rows, "gradient of the logit x activation")
+    own = config.method in METHODS
+    how = "from the gradient of its logit" if own else "by pytorch-grad-cam, each map scaled to 0 to 1"
+    words = f"What speaks for {said} ({config.method}), {how}. Identities: {'; '.join(chosen)}."
+    unit = "gradient of the logit x activation" if own else "from 0 to 1 in each image"
+    return _section("class", "Class maps", words, maps, images, images.rows, unit)
 
 
 def _similarity(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig) -> Section:
@@ -225,9 +226,9 @@ def _similarity(embedders: Mapping[str, Embedder], images: Shown, config: DictCo
             for name, values in away.items()
         )
         captions += [images.caption(int(rows[2 * number])), f"{images.caption(int(rows[2 * number + 1]))}\n{apart}"]
-    words = "Two images beneath each other, and where they agree: each place's share of the inner product of the two embeddings."
+    words = "Pairs of images, one above the other: each place's contribution to the inner product of their embeddings."
     return _section(
-        "similarity", "Where two images agree", words, maps, images, rows, "share of the inner product", captions
+        "similarity", "Where two images agree", words, maps, images, rows, "contribution to the inner product", captions
     )
 
 
@@ -297,8 +298,8 @@ def ranking_section(
     words = "Each query and its nearest images with their distances."
     if with_maps:
         words = (
-            "Each query and its nearest images, and beneath them what makes them near: each place's share of the inner product of "
-            "the two embeddings, of all branches together. The query's map is that for rank 1."
+            "Each query and its nearest images, and beneath them what makes them near: each place's contribution to the inner "
+            "product of the two embeddings, of all branches together. The query's map is that for rank 1."
         )
     return Section(
         "ranking", "Ranking lists", words, lambda theme: ranking_lists_figure(lists, top=top, theme=theme), arrays
@@ -339,7 +340,7 @@ def _with_maps(
     )
     left, right = agreement(own), agreement(theirs)
     highest = float(max(left[0].max(), right.max()))
-    arrays["/".join(filter(None, ["ranking", name, images.manifest.paths[query].rpartition("/")[2]]))] = right
+    arrays["/".join(filter(None, ["ranking", name, f"{query}-{Path(images.manifest.paths[query]).name}"]))] = right
     results = [
         result._replace(picture=overlay(result.picture, one, highest))
         for result, one in zip(plain.results, right, strict=True)

@@ -55,7 +55,7 @@ class Picture:
     """What a figure of pictures shows.
 
     Attributes:
-        kind: `maps` (where the networks look), `ranking` (lists of the first network) or `masks` (what the drop layers drop,
+        kind: `maps` (where the networks look), `ranking` (lists of each network) or `masks` (what the drop layers drop,
             for which nothing is trained).
         images: that are shown, or queries.
         top: images of a ranking list.
