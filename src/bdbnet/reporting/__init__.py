@@ -2,6 +2,7 @@
 
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
 from bdbnet.reporting.run_page import write_report
+from bdbnet.reporting.sweep import read_sweep
 from bdbnet.reporting.wandb import wandb_logger
 
-__all__ = ["ReportError", "RunFolder", "read_run", "wandb_logger", "write_report"]
+__all__ = ["ReportError", "RunFolder", "read_run", "read_sweep", "wandb_logger", "write_report"]
