@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bdbnet.evaluation.calibrating import Comparison, calibrate, comparison_of
     from bdbnet.evaluation.calibration import Calibration
-    from bdbnet.evaluation.map_areas import map_areas, mean_area
     from bdbnet.evaluation.maps import half_energy_area
     from bdbnet.evaluation.significance import bootstrap_interval, paired_difference
     from bdbnet.evaluation.verification import coarse_histogram, equal_error, pair_distances, roc_points
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "bdbnet.evaluation.calibrating": ("Comparison", "calibrate", "comparison_of"),
     "bdbnet.evaluation.calibration": ("Calibration",),
-    "bdbnet.evaluation.map_areas": ("map_areas", "mean_area"),
     "bdbnet.evaluation.maps": ("half_energy_area",),
     "bdbnet.evaluation.significance": ("bootstrap_interval", "paired_difference"),
     "bdbnet.evaluation.verification": ("coarse_histogram", "equal_error", "pair_distances", "roc_points"),
@@ -31,8 +29,6 @@ __all__ = [
     "comparison_of",
     "equal_error",
     "half_energy_area",
-    "map_areas",
-    "mean_area",
     "pair_distances",
     "paired_difference",
     "roc_points",

@@ -54,6 +54,7 @@ def render_frame(
         stand(canvas, identity_appearance(seed, identity), pose, (across, feet), body, settings.light)
         tall, bottom = _BOX * body, feet + 0.06 * body
         boxes[identity] = (across - tall / 4, bottom - tall, across + tall / 4, bottom)
+    placed = np.array([boxes[identity] for identity in identities], np.float64).reshape(-1, 4) / SUPERSAMPLING
     rng = np.random.default_rng([seed, 43, camera])  # one exposure for all frames of a camera
     small = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.BOX)
-    return Frame(np.asarray(expose(small, settings, rng)), np.array([boxes[i] for i in identities]) / SUPERSAMPLING)
+    return Frame(np.asarray(expose(small, settings, rng)), placed)
