@@ -40,7 +40,7 @@ test-fast: $(READY_DEV)  ## unit tests of five packages, which train nothing: ab
 	$(BIN)/python -m pytest -n auto --dist worksteal $(FAST:%=tests/%)
 
 notebooks: $(READY_DEV)  ## run the notebooks in kernels of their own; stored outputs stay: notebooks/record.py writes them anew
-	$(BIN)/python -m pytest --nbmake --nbmake-kernel=python3 --nbmake-timeout=600 notebooks
+	$(BIN)/python -m pytest -n auto --nbmake --nbmake-kernel=python3 --nbmake-timeout=600 notebooks
 
 lint: $(READY_DEV)  ## style, types, import contracts
 	$(BIN)/ruff check .
