@@ -8,7 +8,7 @@ DEMO := outputs/demo
 FAST := datasets figures losses reporting retrieval test_architecture.py test_results.py test_settings.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format bench clean
+.PHONY: help setup demo test test-fast notebooks lint format bench clean
 
 help:  ## this list
 	@echo "bdbnet: everything is set up in $(VENV) at the first call (needs Python 3.11 or later: make PYTHON=python3.12 ...)"
@@ -38,6 +38,9 @@ test: $(READY_DEV)  ## all tests
 
 test-fast: $(READY_DEV)  ## unit tests of five packages, which train nothing: about 2 minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal $(FAST:%=tests/%)
+
+notebooks: $(READY_DEV)  ## run the notebooks in kernels of their own; stored outputs stay: notebooks/record.py writes them anew
+	$(BIN)/python -m pytest -n auto --nbmake --nbmake-kernel=python3 --nbmake-timeout=600 notebooks
 
 lint: $(READY_DEV)  ## style, types, import contracts
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from PIL import Image
 from bdbnet.datasets import DatasetError, Manifest, load_manifest
 from bdbnet.datasets.synthetic import readers, rendering
 from bdbnet.datasets.synthetic.appearance import GROUP_SIZE, group_appearances, identity_appearance
+from bdbnet.datasets.synthetic.frames import render_frame
 from bdbnet.datasets.synthetic.objects import SIBLINGS, object_class, render_object
 from bdbnet.datasets.synthetic.people import Painter, Pose, paint_figure
 from bdbnet.datasets.synthetic.readers import read_synthetic_reid, read_synthetic_retrieval, render_person
@@ -72,7 +73,7 @@ def test_default_sizes_are_those_of_the_configuration() -> None:
         defaults = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in reader.__kwdefaults__.items()
-            if key != "stored_only"  # for programs that read results
+            if key not in ("stored_only", "test_only")  # for programs that read results, and with a trained network
         }
         assert settings_["options"] == defaults
 
@@ -320,3 +321,33 @@ def test_a_coat_hides_the_upper_clothing_and_a_turn_hides_the_parcel() -> None:
     front, back = (painted(1, cover="parcel", yaw=yaw)[chest] for yaw in (0.0, np.pi))
     assert not np.allclose(front, painted(1)[chest])
     assert np.allclose(back, painted(1, yaw=np.pi)[chest])
+
+
+def test_without_training_images_the_others_stay_the_same(tmp_path: Path) -> None:
+    whole = read_synthetic_reid(tmp_path, **REID)
+    test = read_synthetic_reid(tmp_path, **REID, test_only=True)
+    assert set(test.table["split"]) == {"query", "gallery"}
+    assert test.root != whole.root
+    assert contents(test) == {path: pixels for path, pixels in contents(whole).items() if not path.startswith("train/")}
+    with pytest.raises(DatasetError, match="option test_only must be true or false, not 'yes'"):
+        read_synthetic_reid(tmp_path, **REID, test_only="yes")
+
+
+def test_a_frame_holds_its_people_where_the_boxes_are() -> None:
+    frame = render_frame([5, 9], 1, size=(120, 200))
+    assert (frame.image.shape, frame.image.dtype) == ((120, 200, 3), np.uint8)
+    empty = render_frame([], 1, size=(120, 200)).image.astype(int)
+    changed = np.abs(frame.image - empty).max(2) > 60
+    inside = np.zeros_like(changed)
+    for left, top, right, bottom in frame.boxes.round().astype(int):
+        box = np.s_[max(top, 0) : bottom, max(left, 0) : right]
+        assert changed[box].mean() > 0.05
+        inside[box] = True
+    assert changed[inside].sum() > 0.95 * changed.sum()
+
+
+def test_people_walk_and_keep_their_boxes() -> None:
+    one, again, later = (render_frame([5, 9], 2, number, size=(60, 100)) for number in (0, 0, 3))
+    assert np.array_equal(one.image, again.image)
+    assert np.array_equal(one.boxes, again.boxes)
+    assert not np.allclose(one.boxes, later.boxes)

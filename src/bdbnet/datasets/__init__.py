@@ -5,6 +5,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bdbnet import plugins
 from bdbnet.datasets.catalogue import FACTS, PUBLISHED_COUNTS, DatasetFacts
@@ -19,6 +20,9 @@ from bdbnet.datasets.manifest import (
     expanded,
 )
 
+if TYPE_CHECKING:
+    from bdbnet.datasets.inspection import inspect_images, inspect_table
+
 __all__ = [
     "BOX_COLUMNS",
     "FACTS",
@@ -31,6 +35,8 @@ __all__ = [
     "OverlapWarning",
     "Role",
     "SplitCounts",
+    "inspect_images",
+    "inspect_table",
     "load_manifest",
 ]
 
@@ -52,6 +58,12 @@ READERS: dict[str, str] = {
     "synthetic_retrieval": "bdbnet.datasets.synthetic.readers:read_synthetic_retrieval",
     "table": "bdbnet.datasets.tabular:read_table",
 }
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("inspect_images", "inspect_table"):  # imported when first used
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("bdbnet.datasets.inspection"), name)
 
 
 def load_manifest(

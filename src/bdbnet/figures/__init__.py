@@ -1,6 +1,7 @@
 """Matplotlib figures from arrays and tables. Matplotlib itself is imported when the first figure is drawn."""
 
 from bdbnet.figures.activation_maps import activation_maps_figure, overlay, upsampled
+from bdbnet.figures.calibration import probability_curve, reliability_plot
 from bdbnet.figures.curves import (
     DARK,
     LIGHT,
@@ -13,6 +14,7 @@ from bdbnet.figures.curves import (
     metric_curves,
 )
 from bdbnet.figures.drop_masks import drop_masks_figure
+from bdbnet.figures.error_analysis import camera_matrix, distance_distributions, precision_histogram, roc_curve
 from bdbnet.figures.parameter_curves import (
     ConfigurationDot,
     ParameterCurve,
@@ -30,7 +32,9 @@ __all__ = [
     "RankingList",
     "Theme",
     "activation_maps_figure",
+    "camera_matrix",
     "configuration_dots",
+    "distance_distributions",
     "drop_masks_figure",
     "learning_rate_curve",
     "loss_columns",
@@ -40,7 +44,11 @@ __all__ = [
     "metric_curves",
     "overlay",
     "parameter_curves",
+    "precision_histogram",
+    "probability_curve",
     "ranking_lists_figure",
     "read_thumbnail",
+    "reliability_plot",
+    "roc_curve",
     "upsampled",
 ]

@@ -22,6 +22,7 @@ from bdbnet.loading.transforms import (
 
 if TYPE_CHECKING:
     from bdbnet.loading.datamodule import Reading, ReIDDataModule, Sampling
+    from bdbnet.loading.sources import find_images
 
 __all__ = [
     "PROTOCOLS",
@@ -42,6 +43,7 @@ __all__ = [
     "TrainTransform",
     "View",
     "default_workers",
+    "find_images",
     "normalize",
     "open_or_pack",
     "read_image",
@@ -50,10 +52,10 @@ __all__ = [
 ]
 
 # Imported when first used: Lightning takes seconds, and who embeds or searches does not need it.
-_LATER = ("ReIDDataModule", "Reading", "Sampling")
+_LATER = {**dict.fromkeys(("ReIDDataModule", "Reading", "Sampling"), "datamodule"), "find_images": "sources"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("bdbnet.loading.datamodule"), name)
+    return getattr(importlib.import_module(f"bdbnet.loading.{_LATER[name]}"), name)

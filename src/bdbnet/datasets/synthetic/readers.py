@@ -37,6 +37,7 @@ def read_synthetic_reid(
     image_size: Sequence[int] = (128, 64),
     seed: int = 0,
     workers: int | None = None,
+    test_only: bool = False,
     stored_only: bool = False,
 ) -> Manifest:
     """Synthetic people under several cameras, rendered below `root` unless they are there already.
@@ -45,6 +46,7 @@ def read_synthetic_reid(
     camera is a query, the others and the distractors (label 0, in a test group's upper clothing) are the gallery.
     `occlusion` is the share of images in which a thing, a passer-by, a coat or a parcel hides part of the body;
     `image_size` is (height, width) in pixels; `workers` (None: one per core, at most 8) does not change any image.
+    With `test_only` the training images are left out, for a network that is trained already; the others stay the same.
     With `stored_only` nothing is rendered: for options that a file says, not the user.
     Raises DatasetError on a bad option or a folder that can't be written.
     """
@@ -54,10 +56,12 @@ def read_synthetic_reid(
     require_possible((train_identities + test_identities) * cameras * images_per_camera + distractors)
     if isinstance(occlusion, bool) or not isinstance(occlusion, int | float) or not 0 <= occlusion <= 1:
         raise DatasetError(f"option occlusion must be a number from 0 to 1, not {occlusion!r}")
+    if not isinstance(test_only, bool):
+        raise DatasetError(f"option test_only must be true or false, not {test_only!r}")
     size = _checked_size(image_size)
     first_test = -(-train_identities // GROUP_SIZE) * GROUP_SIZE + 1
     shots = []
-    for start, count, test in ((1, train_identities, False), (first_test, test_identities, True)):
+    for start, count, test in ((1, 0 if test_only else train_identities, False), (first_test, test_identities, True)):
         for identity in range(start, start + count):
             for camera in range(1, cameras + 1):
                 for index in range(images_per_camera):
@@ -71,6 +75,8 @@ def read_synthetic_reid(
     render = partial(render_person, seed=seed, size=size, occlusion=float(occlusion), distractor_groups=groups)
     options = {"train": train_identities, "test": test_identities, "cameras": cameras, "images": images_per_camera,
                "distractors": distractors, "occlusion": float(occlusion), "size": size, "seed": seed}  # fmt: skip
+    if test_only:  # folders are named by their options: those rendered before stay what they are
+        options["test_only"] = True
     return rendered(Path(root), "synthetic_reid", options, shots, render, workers, stored_only=stored_only)
 
 
@@ -135,16 +141,16 @@ def render_person(
     if rng.random() < 0.12:  # someone far behind
         place = (width * float(rng.uniform(0.0, 1.0)), height * float(rng.uniform(0.72, 0.8)))
         pose = _draw_pose(rng, camera.yaw, camera.pitch)
-        _stand(canvas, _stranger(seed, rng), pose, place, 0.42 * height, camera.light)
+        stand(canvas, _stranger(seed, rng), pose, place, 0.42 * height, camera.light)
     cover = hidden if hidden in ("coat", "parcel") else "none"
     pose = _draw_pose(rng, camera.yaw, camera.pitch, cover)
     place = (width * float(np.clip(rng.normal(0.5, 0.06), 0.36, 0.64)), height * float(rng.uniform(0.92, 0.985)))
-    _stand(canvas, who, pose, place, height * float(rng.uniform(0.76, 0.88)), camera.light)
+    stand(canvas, who, pose, place, height * float(rng.uniform(0.76, 0.88)), camera.light)
     if hidden == "passer-by":
         side = float(rng.choice([-1, 1]))
         place = (width * (0.5 + side * float(rng.uniform(0.26, 0.42))), height * float(rng.uniform(1.02, 1.15)))
         pose = _draw_pose(rng, camera.yaw, camera.pitch)
-        _stand(canvas, _stranger(seed, rng), pose, place, 1.0 * height, camera.light)
+        stand(canvas, _stranger(seed, rng), pose, place, 1.0 * height, camera.light)
     image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     if hidden == "thing":
         draw_occluder(image, str(rng.choice(OCCLUDERS)), rng)
@@ -169,7 +175,7 @@ def _draw_pose(rng: np.random.Generator, yaw: float, pitch: float, cover: str = 
     )
 
 
-def _stand(
+def stand(
     canvas: np.ndarray, who: Appearance, pose: Pose, place: tuple[float, float], body: float, light: float
 ) -> None:
     """Paint a person and the shadow at `place` (x, y of the feet); `body` is the average height in pixels."""
