@@ -16,7 +16,7 @@ def main(config: DictConfig) -> None:
         raise ConfigError(
             "dataset= is missing: a threshold is found on images whose identities are known, such as market1501"
         )
-    from bdbnet.evaluation.saved import RECORD
+    from bdbnet.evaluation.saved import RECORD, require_place
     from bdbnet.evaluation.trainer import keep_freed_memory, quiet_libraries
     from bdbnet.gallery.calibrated import calibrate_embedder
     from bdbnet.reporting.calibration import calibration_text
@@ -26,6 +26,7 @@ def main(config: DictConfig) -> None:
     folder = shown_path(Path(config.output).expanduser().absolute())
     if (folder / RECORD).exists() and not config.overwrite:
         raise ConfigError(f"output={folder}: holds a saved network already; give another folder, or overwrite=true")
+    require_place(folder)  # before minutes of embedding
     calibration = calibrate_embedder(config, folder)
     print(f"\n{calibration_text(calibration)}\n\nnetwork with its threshold: {folder}")
     print(f"use it: python -m bdbnet.embed {shlex.quote(f'checkpoint={folder}')} images=<folder or table>")

@@ -37,7 +37,7 @@ def main(config: DictConfig) -> None:
         model=config.get("model"),
         backbone=config.get("backbone"),
         image_size=config.image_size,
-        pad_to_square=bool(dataset.pad_test) if padded is None and dataset is not None else padded,
+        pad_to_square=True if padded is None and dataset is not None and dataset.pad_test else padded,
         decode_margin=config.loading.decode_margin,
         distance=config.distance,
         fallback_size=None if dataset is None else dataset.test_size,

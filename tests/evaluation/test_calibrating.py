@@ -101,3 +101,40 @@ def test_another_distance_is_named():
     found = calibrate(*compared(48).halves(seed=3), fmr=0.01, made_for={"normalize": "none"})
     assert found.differences({"distance": "euclidean", "normalize": "none"}) == []
     assert found.differences({"distance": "cosine", "normalize": "none"}) == ["distance euclidean, not cosine"]
+
+
+def test_identities_without_a_pair_make_no_interval_narrower():
+    """Of 40 held-out identities three were seen twice, each near: three trials, not forty."""
+    first = compared(60)
+    rng = np.random.default_rng(9)
+    queries = 50 * rng.normal(size=(40, 8)).astype(np.float32)
+    gallery = np.concatenate([queries[:3] + 0.001, 50 * rng.normal(size=(40, 8)).astype(np.float32)])
+    labels = np.concatenate([np.arange(100, 103), np.arange(200, 240)])
+    second = Comparison(queries, gallery, np.arange(100, 140), labels, None, None, "few")
+    found = calibrate(first, second, fmr=0.01)
+    assert found.held_out.positives == 3
+    assert found.true_positive_rate.value == 1
+    assert found.true_positive_rate.interval == clopper_pearson(3, 3)
+
+
+def test_distractors_weigh_in_the_interval_as_by_a_loop_over_draws():
+    of = compared(25, seed=4)
+    rng = np.random.default_rng(2)
+    extra = rng.normal(size=(30, 8)).astype(np.float32)
+    gallery, labels = np.concatenate([of.gallery, extra]), np.concatenate([of.gallery_labels, 1000 + np.arange(30)])
+    more = Comparison(of.query, gallery, of.query_labels, labels, None, None, "more")
+    found = calibrate(compared(30, seed=7), more, fmr=0.05, seed=3)
+    away = np.sqrt(((more.query[:, None].astype(float) - gallery[None].astype(float)) ** 2).sum(2))
+    other = more.query_labels[:, None] != labels[None]
+    near = (away < found.threshold) & other
+    draws = np.random.default_rng(3)
+    people = draws.multinomial(25, np.full(25, 1 / 25), 1000)
+    strangers = draws.multinomial(30, np.full(30, 1 / 30), 50)
+    rates = []
+    for one, two in zip(people[:50], strangers, strict=True):
+        weights = one[more.query_labels][:, None] * np.concatenate([one[of.gallery_labels], two])[None]
+        rates.append((weights * near).sum() / (weights * other).sum())
+    low, high = found.reached.interval
+    assert low - 0.02 < np.quantile(rates, 0.025)
+    assert np.quantile(rates, 0.975) < high + 0.02
+    assert found.reached.value == pytest.approx(near.sum() / other.sum(), abs=2 / other.sum())

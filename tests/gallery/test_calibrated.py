@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 import bdbnet
@@ -19,8 +20,9 @@ from bdbnet.checked import UnfitError
 from bdbnet.config import check_settings, config_dir
 from bdbnet.evaluation.calibration import Calibration
 from bdbnet.evaluation.embedder import EmbeddingError
+from bdbnet.evaluation.load import Wanted, open_embedder
 from bdbnet.gallery import EmbeddingStore
-from bdbnet.gallery.embedding import stamp_of
+from bdbnet.gallery.embedding import build_embedder, stamp_of
 from bdbnet.gallery.shards import embed_into
 from bdbnet.loading.sources import find_images
 from bdbnet.models import CheckpointError
@@ -182,3 +184,38 @@ def test_the_commands_of_the_documentation_are_ones():
     for name, arguments in commands:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             check_settings(compose(name, [*shlex.split(arguments), "run_name=x"]), name)
+
+
+def test_an_output_with_other_files_is_refused_before_anything_is_embedded(command, tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    monkeypatch.setattr("bdbnet.gallery.calibrated.build_embedder", lambda _: pytest.fail("it went on"))
+    status, _, error = command()
+    assert (status, "the folder holds notes.txt" in error) == (1, True)
+    (tmp_path / "file").write_text("")
+    status, _, error = command("output=file")
+    assert (status, "a file; give a new or empty folder" in error) == (1, True)
+
+
+def test_a_network_of_padded_images_stays_one(command, people, tmp_path):
+    weights = bdbnet.load("bdb_osnet_x0_25_synthetic", device="cpu")
+    weights.preprocessing = replace(weights.preprocessing, pad_to_square=True)
+    weights.save(tmp_path / "padded")
+    record = build_embedder(
+        OmegaConf.create({
+            "checkpoint": str(tmp_path / "padded"), "pad_to_square": None, "image_size": None, "accelerator": "cpu",
+            "dataset": {"pad_test": False, "test_size": None}, "loading": {"decode_margin": 2},
+            "evaluation": {"precision": "32-true", "normalize": "none", "flip": False, "scales": None},
+        })
+    )  # fmt: skip
+    assert record.preprocessing.pad_to_square
+
+
+def test_a_bare_threshold_is_not_used_with_another_distance(tmp_path):
+    embedder = bdbnet.load("bdb_osnet_x0_25_synthetic", device="cpu")
+    embedder.threshold = 12.0
+    embedder.save(tmp_path / "model")
+    assert bdbnet.load(tmp_path / "model", device="cpu").threshold == 12
+    with pytest.warns(UserWarning, match="its threshold 12 is for other settings and is left out"):
+        other = open_embedder(tmp_path / "model", Wanted(distance="cosine"), device="cpu")
+    assert other.threshold is None

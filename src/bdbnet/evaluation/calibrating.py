@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 from scipy.special import betaincinv
 
 from bdbnet.datasets import Manifest
@@ -20,6 +21,7 @@ LEAST_IDENTITIES = 20
 _BINS = 10  # of the reliability
 _KNOTS = 200  # of the curve
 _LEVEL = 0.95
+_AT_ONCE = 50  # draws of a bootstrap
 
 
 class CalibrationError(ValueError):
@@ -129,7 +131,7 @@ def calibrate(
     distances, probabilities = curve(counts, prior)
     return Calibration(
         threshold=point.threshold,
-        made_for={"distance": distance} | dict(made_for or {}) | {"distance": distance},
+        made_for=dict(made_for or {}) | {"distance": distance},
         fmr=fmr,
         chosen_fmr=point.false_positive_rate,
         reached=reached,
@@ -239,11 +241,8 @@ def _rates(of: Comparison, distance: str, threshold: float, seed: int, repeats: 
     gallery_group = place.copy()
     gallery_group[distractor] = len(identities) + np.arange(distractor.sum())  # each is somebody else
     groups = len(identities) + int(distractor.sum())
-    near, same_near, same_all = (
-        np.zeros((len(identities), groups)),
-        np.zeros(len(identities)),
-        np.zeros(len(identities)),
-    )
+    same_near, same_all = np.zeros(len(identities)), np.zeros(len(identities))
+    found: list[tuple[np.ndarray, np.ndarray]] = []  # pairs that are near, by group; few of all there are
     matches = of.matches()
     for begin, block in _blocks(of, distance):
         hits = block < np.float32(threshold)
@@ -252,32 +251,51 @@ def _rates(of: Comparison, distance: str, threshold: float, seed: int, repeats: 
             right, _ = matches.of(query)
             same_near[group] += np.count_nonzero(hits[row, right])
             same_all[group] += len(right)
-            near[group] += np.bincount(gallery_group[hits[row]], minlength=groups)
-    pairs = np.outer(np.bincount(query_group), np.bincount(gallery_group, minlength=groups)).astype(np.float64)
-    own = np.arange(len(identities))
-    near[own, own] = pairs[own, own] = 0  # pairs of one identity
-    false = _bootstrapped(near, pairs, seed, repeats)
-    weights = _weights(len(identities), 0, seed, repeats)
+            others = gallery_group[hits[row]]
+            others = others[others != group]  # pairs of one identity
+            found.append((np.full(len(others), group), others))
+    rows, columns = (np.concatenate([pair[side] for pair in found]) for side in (0, 1))
+    near = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(identities), groups))
+    false = _bootstrapped(near, np.bincount(query_group), np.bincount(gallery_group, minlength=groups), seed, repeats)
+    weights = np.concatenate([*_draws(len(identities), 0, seed, repeats)])
     total = (weights @ same_all).clip(1e-300)
-    true = _measured(same_near.sum(), same_all.sum(), (weights @ same_near) / total, len(identities))
+    true = _measured(same_near.sum(), same_all.sum(), (weights @ same_near) / total, int(np.count_nonzero(same_all)))
     return false, true
 
 
-def _bootstrapped(near: np.ndarray, pairs: np.ndarray, seed: int, repeats: int) -> Measured:
-    """The false match rate, whose draws weigh an identity's rows and columns alike, and distractors as columns of their own."""
+def _bootstrapped(near: csr_array, queries: np.ndarray, gallery: np.ndarray, seed: int, repeats: int) -> Measured:
+    """The false match rate, whose draws weigh an identity's rows and columns alike, and distractors as columns of their own.
+
+    Args:
+        near: (identities, groups) pairs of two people that count as one.
+        queries, gallery: images of each identity, and of each group.
+    """
     identities, groups = near.shape
-    weights = _weights(identities, groups - identities, seed, repeats)
-    rows = weights[:, :identities]
-    counted = np.einsum("rc,rc->r", rows @ near, weights)
-    total = np.einsum("rc,rc->r", rows @ pairs, weights)
-    return _measured(near.sum(), pairs.sum(), counted / total.clip(1e-300), identities // 2)
+    queries, gallery = queries.astype(np.float64), gallery.astype(np.float64)
+    own = queries * gallery[:identities]  # pairs of one identity
+    draws = []
+    for weights in _draws(identities, groups - identities, seed, repeats):
+        rows = weights[:, :identities]
+        counted = ((near.T @ rows.T).T * weights).sum(1)
+        total = (rows @ queries) * (weights @ gallery) - (rows * rows) @ own
+        draws.append(counted / total.clip(1e-300))
+    pairs = queries.sum() * gallery.sum() - own.sum()
+    return _measured(near.sum(), pairs, np.concatenate(draws), identities // 2)
 
 
-def _weights(identities: int, distractors: int, seed: int, repeats: int) -> np.ndarray:
-    """How often each identity, and each distractor, is in each draw: (repeats, identities + distractors)."""
+def _draws(identities: int, distractors: int, seed: int, repeats: int) -> Iterator[np.ndarray]:
+    """How often each identity, and each distractor, is in each draw: (some draws, identities + distractors).
+
+    Of half a million distractors all draws at once would fill gigabytes.
+    """
     rng = np.random.default_rng(seed)
-    parts = [rng.multinomial(count, np.full(count, 1 / count), repeats) for count in (identities, distractors) if count]
-    return np.concatenate(parts, axis=1).astype(np.float64)
+    rows = rng.multinomial(identities, np.full(identities, 1 / identities), repeats).astype(np.float64)
+    for begin in range(0, repeats, _AT_ONCE):
+        part = rows[begin : begin + _AT_ONCE]
+        if distractors:
+            others = rng.multinomial(distractors, np.full(distractors, 1 / distractors), len(part))
+            part = np.concatenate([part, others], axis=1)
+        yield part
 
 
 def _measured(hits: float, pairs: float, draws: np.ndarray, independent: int) -> Measured:

@@ -66,7 +66,11 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         config = with_distance(config, embedder.distance_name)
     if earlier is not None:
         refuse_other_data(folder, earlier, config)
+    unsettled = config.dataset.pad_test is None
     manifest = build_manifest(config)
+    if unsettled:  # as the protocol has it, unless the network's own images are padded
+        config.dataset.pad_test = bool(config.dataset.pad_test) or embedder.preprocessing.pad_to_square
+        embedder.preprocessing = replace(embedder.preprocessing, pad_to_square=config.dataset.pad_test)
     if earlier is not None:
         refuse_other_data(folder, earlier, config, manifest)
     check_calibration(config, test_rows(manifest), manifest.name)
@@ -244,7 +248,7 @@ def _wanted(config: DictConfig) -> Wanted:
         model=config.get("model"),
         backbone=config.get("backbone"),
         image_size=config.image_size,
-        pad_to_square=bool(config.dataset.pad_test),
+        pad_to_square=config.dataset.pad_test,
         decode_margin=config.loading.decode_margin,
         settings=settings_of(config.evaluation),
         fallback_size=config.dataset.test_size,

@@ -413,12 +413,18 @@ def _from_folder(folder: Path, source: str, wanted: Wanted) -> Embedder:
         apart = [name for name, value in asdict(saved).items() if value != getattr(wanted.settings, name)]
         shown = ", ".join(f"{name}={getattr(saved, name)}" for name in apart)
         warnings.warn(f"{source} was saved with {shown}; the command's own settings are used", stacklevel=2)
+    threshold = record["threshold"]
+    if threshold is not None and record["calibration"] is None:  # which would know what it holds for
+        distance, settings = wanted.distance or record["distance"], wanted.settings or saved
+        if changes or distance != record["distance"] or settings != saved:
+            warnings.warn(f"{source}: its threshold {threshold:g} is for other settings and is left out", stacklevel=2)
+            threshold = None
     return Embedder(
         network,
         replace(preprocessing, **changes),
         wanted.settings or saved,
         distance=wanted.distance or record["distance"],
-        threshold=record["threshold"],
+        threshold=threshold,
         calibration=record["calibration"],
         origin=Origin(
             source,

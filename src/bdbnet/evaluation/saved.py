@@ -72,6 +72,16 @@ def is_saved(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
+def require_place(folder: Path) -> None:
+    """Raise CheckpointError where an embedder can't be saved without mixing it with other files."""
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder}: a file; give a new or empty folder")
+    others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in others if name not in (RECORD, WEIGHTS, CARD)]
+    if others and not is_saved(folder):
+        raise CheckpointError(f"{folder}: the folder holds {', '.join(others[:3])}; give a new or empty one")
+
+
 def save_embedder(embedder: "Embedder", folder: str | Path) -> Path:
     """Write an embedder into a folder, which `bdbnet.load` reads on any machine; the record comes last.
 
@@ -84,13 +94,7 @@ def save_embedder(embedder: "Embedder", folder: str | Path) -> Path:
         raise CheckpointError(
             f"{embedder.origin.source}: a pretrained network as it is needs no folder; load it by its name"
         )
-    others = (
-        sorted(path.name for path in place.iterdir() if path.name not in (RECORD, WEIGHTS, CARD))
-        if place.is_dir()
-        else []
-    )
-    if others and not is_saved(place):
-        raise CheckpointError(f"{folder}: the folder holds {', '.join(others[:3])}; give a new or empty one")
+    require_place(place)
     place.mkdir(parents=True, exist_ok=True)
     (place / RECORD).unlink(missing_ok=True)  # from here on it is no saved embedder, until all of it is there again
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in embedder.network.state_dict().items()}

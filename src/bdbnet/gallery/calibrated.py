@@ -35,6 +35,8 @@ def calibrate_embedder(config: DictConfig, folder: Path) -> Calibration:
     for key in ("fmr", "prior"):
         if config[key] >= 1:
             raise ConfigError(f"{key}={config[key]}: give a share between 0 and 1, such as {key}={_USUAL[key]}")
+    manifest = read_manifest(config.dataset)
+    settle_protocol(config.dataset, manifest)
     embedder = build_embedder(config)
     if config.distance is not None:
         embedder.distance_name = config.distance
@@ -43,8 +45,6 @@ def calibrate_embedder(config: DictConfig, folder: Path) -> Calibration:
             f"checkpoint={config.checkpoint}: a pretrained network as it is has no folder to keep a "
             "threshold in; give a checkpoint or a file of weights"
         )
-    manifest = read_manifest(config.dataset)
-    settle_protocol(config.dataset, manifest)
     stored = _stored(config.embeddings, embedder)
     # All that can be refused is, before images are embedded.
     table = _rows(manifest, config.split)
