@@ -34,6 +34,7 @@ PATH_KEYS = frozenset(
         "summary",
         "weights_root",
         "compare",
+        "embeddings",
     }
     | {"dataset.manifest", "dataset.root", "loading.cache_root"}
     | {"run_name", "sweep_name"}
@@ -42,6 +43,9 @@ PATH_KEYS = frozenset(
 
 #: Values of those keys that are no paths.
 _WORDS = frozenset({"null", "last", "none", "imagenet"})
+
+#: Names that Hydra's grammar takes as they are.
+_PLAIN = re.compile(r"[\w./~@:+-]+")
 
 #: Sweeps of Hydra that are written as a call, such as ``choice(a,b)``.
 _CALL = re.compile(r"(choice|glob|range|interval|shuffle|sort|tag|str)\(.*\)", re.DOTALL)
@@ -74,6 +78,11 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
     >>> quote_paths(["queries=20", "-m", "checkpoint=a.pth,my b.pth"])
     ['queries=20', '-m', 'checkpoint="a.pth","my b.pth"']
+
+    In a list the names that need it are quoted.
+
+    >>> quote_paths(["checkpoint=[net.pth,train/seed=2/last.ckpt]"])
+    ['checkpoint=[net.pth,"train/seed=2/last.ckpt"]']
     """
     several = is_multirun(arguments)
     quoted = []
@@ -86,6 +95,12 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def _quoted(value: str) -> str:
+    if re.fullmatch(r"""\[[^"'\[\]{}]+\]""", value):
+        return (
+            "["
+            + ",".join(part if _PLAIN.fullmatch(part) else _quoted(part) for part in _swept_paths(value[1:-1]))
+            + "]"
+        )
     if not value or value[0] in "\"'[" or is_no_path(value):
         return value
     return '"' + value.replace('"', '\\"') + '"'
