@@ -5,9 +5,12 @@ import threading
 import time
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from bdbnet.serving.errors import RequestError
 from bdbnet.serving.guard import Guard, Limits
+from bdbnet.serving.protocol import TimedProtocol
 from bdbnet.serving.work import WorkPool
 
 TOKEN = "correct horse battery"
@@ -203,6 +206,37 @@ def test_many_open_requests_of_one_address_do_not_shut_out_others():
         return [third[0], (await other)[0], *[(await task)[0] for task in held]]
 
     assert asyncio.run(run()) == [429, 200, 200, 200]
+
+
+def test_connections_of_one_address_do_not_shut_out_others(monkeypatch):
+    monkeypatch.setattr("bdbnet.serving.protocol.PEER_CONNECTIONS", 2)
+
+    class Transport(asyncio.Transport):
+        def close(self):
+            self.closed = True
+
+        def is_closing(self):
+            return hasattr(self, "closed")
+
+    async def run() -> None:
+        async def app(scope, receive, send):
+            raise AssertionError
+
+        config, state = uvicorn.Config(app, http=TimedProtocol), ServerState()
+        config.load()
+
+        def connect(peer: str) -> tuple[TimedProtocol, Transport]:
+            transport, protocol = Transport({"peername": (peer, 4000)}), TimedProtocol(config, state, {})
+            protocol.connection_made(transport)
+            return protocol, transport
+
+        (first, _), *others = [connect(peer) for peer in ("10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2")]
+        assert [transport.is_closing() for _, transport in others] == [False, True, False]
+        for protocol in (first, others[1][0]):
+            protocol.connection_lost(None)
+        assert not connect("10.0.0.1")[1].is_closing()
+
+    asyncio.run(run())
 
 
 def test_the_kept_rates_are_bounded(monkeypatch):
