@@ -3,6 +3,7 @@
 import io
 import shutil
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +118,11 @@ def test_what_the_gallery_is(client, stored):
     assert (facts["row"], facts["height"], facts["width"]) == (5, 32, 16)
 
 
-def test_an_index_of_faiss_that_is_there_is_an_engine(make_client, make_store, embedder, tmp_path):
+def forbidden(*_args: object, **_options: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_an_index_of_faiss_that_is_there_is_an_engine(make_client, make_store, embedder, tmp_path, monkeypatch):
     folder = make_store(tmp_path / "gallery", embedder)
     store = EmbeddingStore.open(folder)
     FaissIndex(
@@ -135,8 +140,13 @@ def test_an_index_of_faiss_that_is_there_is_an_engine(make_client, make_store, e
     assert make_client(folder, "distance=cosine").get("/api/info").json()["engines"] == ["exact"]
     store.remove(
         store.table["path"][:1]
-    )  # the index is brought up to date; where it would have to be built anew, it is left out
-    assert make_client(folder).get("/api/info").json()["engines"] == ["exact", "faiss_ivf"]
+    )  # the index is brought up to date in memory; where it would have to be built anew, it is left out
+    with monkeypatch.context() as patched:
+        patched.setattr("tempfile.mkstemp", forbidden)  # as in a folder that can't be written to
+        patched.setattr("bdbnet.gallery.indexes.faiss.FileLock", forbidden)
+        assert make_client(folder).get("/api/info").json()["engines"] == ["exact", "faiss_ivf"]
+    assert [*folder.glob("faiss-ivf.*.index")] == [file]
+    assert file.stat().st_mtime_ns == before
     EmbeddingStore.open(folder).remove(store.table["path"][1:9])
     assert make_client(folder).get("/api/info").json()["engines"] == ["exact"]
 
@@ -369,6 +379,7 @@ def test_the_page_is_whole(client):
 
 def test_a_gallery_that_is_deleted_while_the_server_runs(make_client, make_store, embedder, tmp_path, monkeypatch):
     monkeypatch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+    monkeypatch.setattr("bdbnet.serving.gallery._PATIENCE", 60)
     folder = make_store(tmp_path / "gallery", embedder)
     client = make_client(folder)
     assert found(post(client, row=0))
@@ -384,6 +395,7 @@ def test_a_gallery_of_another_network(
     make_client, make_store, make_embedder: Callable[[int], Embedder], embedder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+    monkeypatch.setattr("bdbnet.serving.gallery._PATIENCE", 60)
     folder = make_store(tmp_path / "gallery", embedder)
     client = make_client(folder)
     make_store(folder, make_embedder(1))
@@ -396,10 +408,34 @@ def test_a_gallery_of_another_network(
 
 def test_a_gallery_that_is_damaged_while_the_server_runs(make_client, make_store, embedder, tmp_path, monkeypatch):
     monkeypatch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+    monkeypatch.setattr("bdbnet.serving.gallery._PATIENCE", 60)
     folder = make_store(tmp_path / "gallery", embedder)
     client = make_client(folder)
     (folder / "meta.json").write_text("{")
     assert "the gallery can't be used: " in refused(client.get("/api/info"), 503)
+
+
+def test_the_gallery_before_is_searched_until_the_new_one_is_open(
+    make_client, make_store, embedder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+    folder = make_store(tmp_path / "gallery", embedder)
+    client = make_client(folder)
+    EmbeddingStore.open(folder).remove(EmbeddingStore.open(folder).table["path"][:1])
+    go, opened = threading.Event(), EmbeddingStore.open
+
+    def slow(*args: object, **options: object) -> EmbeddingStore:
+        assert go.wait(60)
+        return opened(*args, **options)
+
+    monkeypatch.setattr("bdbnet.serving.gallery.EmbeddingStore.open", slow)
+    monkeypatch.setattr("bdbnet.serving.gallery._PATIENCE", 0)
+    for _ in range(2):
+        assert len(found(post(client, row=0, k=50))) == 18
+    (thread,) = [each for each in threading.enumerate() if each.name == "open gallery"]
+    go.set()
+    thread.join(60)
+    assert len(found(post(client, row=0, k=50))) == 17
 
 
 def test_an_image_file_that_is_gone(make_client, gallery_table, embedder, rendered, tmp_path):
@@ -421,6 +457,7 @@ def test_a_gallery_that_grows_and_shrinks_while_the_server_runs(
     make_client, make_store, embedder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+    monkeypatch.setattr("bdbnet.serving.gallery._PATIENCE", 60)
     folder = make_store(tmp_path / "gallery", embedder)
     client = make_client(folder)
     before = client.get("/api/info").json()["fingerprint"]

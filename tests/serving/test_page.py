@@ -38,6 +38,7 @@ def address(folder, embedder, tools) -> Iterator[str]:
     thread.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+        patch.setattr("bdbnet.serving.gallery._PATIENCE", 60)
         yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
     server.should_exit = True
     thread.join(10)
