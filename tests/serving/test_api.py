@@ -85,12 +85,13 @@ def test_paging_through_the_gallery(client):
     assert refused(client.get("/api/images", params={"offset": -1}), 422).startswith("offset: ")
 
 
-def test_a_box_is_the_embedding_of_the_crop(client, embedder: Embedder, tools: SimpleNamespace):
+def test_a_box_is_the_embedding_of_the_crop(client, stored: Path, embedder: Embedder, tools: SimpleNamespace):
     frame = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     boxes = ["10,20,50,80", "60.4,0,130,90"]
     answer = post(client, "/api/embed", tools.encoded(frame), box=boxes)
     expected = embedder.embed_boxes(frame, [[10, 20, 50, 80], [60.4, 0, 130, 90]])
     np.testing.assert_allclose(answer.json()["embeddings"], expected, atol=1e-5)
+    assert answer.json()["network_fingerprint"] == EmbeddingStore.open(stored).model.fingerprint
     alone = post(client, "/api/embed", tools.encoded(frame), box=boxes[:1]).json()["embeddings"]
     np.testing.assert_allclose(alone, expected[:1], atol=1e-5)
     whole = post(client, "/api/embed", tools.encoded(frame)).json()["embeddings"]
@@ -116,6 +117,7 @@ def test_what_the_gallery_is(client, stored):
     assert info["times"] == ["2024-01-01T00:00:00+00:00", "2024-01-01T18:00:00+00:00"]
     facts = client.get("/api/images/5").json()
     assert (facts["row"], facts["height"], facts["width"]) == (5, 32, 16)
+    assert facts["fingerprint"] == info["fingerprint"]
 
 
 def forbidden(*_args: object, **_options: object) -> None:
@@ -225,6 +227,13 @@ def test_the_limit_of_pixels_is_a_setting(make_client, stored, tools):
 )
 def test_what_is_not_an_image(client, data, status, said):
     assert said in refused(post(client, data=data, name="notes.txt"), status)
+
+
+def test_an_upload_is_read_where_it_is_worked_on(client, tools, monkeypatch):
+    monkeypatch.setattr("starlette.datastructures.UploadFile.read", forbidden)  # by the event loop
+    data = tools.encoded(np.zeros((20, 10, 3), np.uint8))
+    assert found(post(client, data=data))
+    assert post(client, "/api/embed", data).status_code == 200
 
 
 def test_a_file_that_is_cut_off(client, tools):
@@ -471,7 +480,12 @@ def test_a_gallery_that_grows_and_shrinks_while_the_server_runs(
     after = client.get("/api/images", params={"limit": 1}).json()["fingerprint"]
     assert before != after == info["fingerprint"] == answer.json()["fingerprint"]
     # A row that was seen before the change is not taken for one of the gallery as it is now.
-    for late in (post(client, row=0, fingerprint=before), client.get("/image/0", params={"fingerprint": before})):
+    earlier = {"params": {"fingerprint": before}}
+    for late in (
+        post(client, row=0, fingerprint=before),
+        client.get("/image/0", **earlier),
+        client.get("/api/images/0", **earlier),
+    ):
         assert "the gallery has changed" in refused(late, 409)
     assert found(post(client, row=0, fingerprint=after))
     assert client.get("/image/0", params={"fingerprint": after}).status_code == 200

@@ -279,9 +279,9 @@ class ServedGallery:
         shown = [facts(table, int(row)) for row in chosen[offset : offset + limit]]
         return {"total": len(chosen), "fingerprint": store.fingerprint, "images": shown}
 
-    def image(self, row: int) -> dict[str, Any]:
-        """The facts of one image, with `height` and `width` in pixels.  Raises RequestError."""
-        store = self.opened().store
+    def image(self, row: int, state: str | None = None) -> dict[str, Any]:
+        """The facts of one image, with `height` and `width` in pixels; `state` as in `embed_row`.  Raises RequestError."""
+        store = self._store(state)
         self._check_row(store, row)
         file, box = self._file(store, row)
         try:
@@ -291,7 +291,7 @@ class ServedGallery:
         if box is not None:
             left, top, right, bottom = box
             height, width = min(bottom, height) - max(top, 0), min(right, width) - max(left, 0)
-        return {**facts(store.table, row), "height": height, "width": width}
+        return {**facts(store.table, row), "height": height, "width": width, "fingerprint": store.fingerprint}
 
     def picture(self, row: int, size: int, state: str | None = None) -> bytes:
         """An image of the gallery as JPEG that fits `size` x `size` pixels; `state` as in `embed_row`.  Raises RequestError."""
