@@ -189,6 +189,12 @@ def test_a_gallery_whose_images_were_moved_goes_on(embedder, tmp_path):
     store, update = updated(tmp_path / "store", embedder, tmp_path / "now", sync=True)
     assert counts(update) == (1, 1, 0, 0)
     assert store.root == tmp_path / "now"
+    (tmp_path / "now").rename(tmp_path / "again")
+    Image.new("RGB", (8, 16)).save(tmp_path / "again" / "a.png")  # changed too
+    with pytest.raises(StoreError, match=r"1 of the 3 files .*again are others \(a\.png\)\. .*, mode=sync\."):
+        updated(tmp_path / "store", embedder, tmp_path / "again", sync=False)
+    store, update = updated(tmp_path / "store", embedder, tmp_path / "again", sync=True)
+    assert (counts(update), store.root) == ((1, 0, 1, 0), tmp_path / "again")
 
 
 @pytest.mark.parametrize("sync", [False, True])

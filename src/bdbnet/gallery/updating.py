@@ -261,9 +261,11 @@ def _were_moved(state: State, new: Path, *, sync: bool) -> bool:
         if len(other)
         else f"of the files of the same names in {new} ({first}) it is not known whether they are the same"
     )
+    changed = ", or, where some have changed, mode=sync" if len(other) and same.sum() > len(other) else ""
+    place = state.meta["root"]
     raise StoreError(
-        f"the images of {state.folder} lay in {state.meta['root']}, which is not there, and {why}. Other images: give them a "
-        f"gallery of their own, output=<another folder>. The same ones, moved: make {state.meta['root']} a link to their folder."
+        f"the images of {state.folder} lay in {place}, which is not there, and {why}. Other images: give them a gallery of their "
+        f"own, output=<another folder>. The same ones, moved: make {place} a link to their folder{changed}."
     )
 
 
