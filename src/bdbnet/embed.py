@@ -4,8 +4,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from bdbnet.command_line import keys_of
 from bdbnet.config import ConfigError, command, shown_path
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def main(config: DictConfig) -> None:
             raise ConfigError(f"mode={config.mode}: one process extends a gallery; start it without torchrun or srun")
         if config.mode == "sync" and config.images is not None:
             _require_several(config.images)
+        _require_format(folder, config)
         update = update_store(folder, embedder, images, sync=config.mode == "sync", **options)
         _say_update(update)
     else:
@@ -82,6 +85,18 @@ def _require_several(images: str) -> None:
     if path.is_file() and path.suffix.lower() not in (".csv", ".parquet", ".pq"):
         raise ConfigError(
             f"mode=sync removes all images but those named: images={images} is one image; mode=add adds it"
+        )
+
+
+def _require_format(folder: Path, config: DictConfig) -> None:
+    """A gallery keeps its format: another one that was asked for is an error, the default says nothing."""
+    from bdbnet.gallery.store import read_meta
+
+    own = read_meta(folder)["format"]
+    if config.format != own and "format" in keys_of(HydraConfig.get().overrides.task):
+        raise ConfigError(
+            f"format={config.format}: {folder} holds {own}, and what is added has its format: leave format= out with "
+            f"mode={config.mode}, or build a gallery anew with output=<another folder>"
         )
 
 

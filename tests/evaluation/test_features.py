@@ -261,12 +261,16 @@ def test_a_stored_gallery_is_a_file_of_embeddings_too(run, tiny_config, tmp_path
     from bdbnet.gallery.store import ModelStamp, write_store
 
     stamp = ModelStamp("f" * 64, "x.pth", {}, DIMENSIONS, (4, 4))
-    for name, of in (("g", GALLERY), ("q", QUERY)):
+    some = GALLERY[2].copy()
+    some[5] = -1
+    for name, of in (("g", GALLERY), ("q", QUERY), ("some", (*GALLERY[:2], some, GALLERY[3]))):
         table = pd.DataFrame({"path": of[3], "label": of[1], "camera": of[2]})
         (tmp_path / name).mkdir()
         write_store(tmp_path / name, [of[0]], table, root=tmp_path, model=stamp)
     result, _ = run(tmp_path / "g", f"queries={tmp_path / 'q'}")
     assert result.metrics == pytest.approx({k: float(v) for k, v in expected().items()})
+    with pytest.raises(FeatureError, match="camera -1 is negative, so some images have none"):
+        run(tmp_path / "some", f"queries={tmp_path / 'q'}", folder=tmp_path / "other")
 
 
 # Bad input: each error names the file and the array, and says what to do

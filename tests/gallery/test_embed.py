@@ -155,6 +155,7 @@ def test_a_gallery_is_made_added_to_and_synced_by_the_same_command(typed):
         (["mode=add", "images=nobody"], "nobody"),
         (["mode=add", "overwrite=true"], "overwrite=true deletes the gallery: leave it out with mode=add"),
         (["mode=append"], "mode=append: "),
+        (["mode=add", "format=parquet"], "format=parquet: gallery holds safetensors, and what is added has its format"),
         ([], "a gallery that was extended or changed since it was made: mode=add"),
     ):
         assert message in typed(*more, status=1)

@@ -189,6 +189,38 @@ def test_a_gallery_whose_images_were_moved_goes_on(embedder, tmp_path):
     store, update = updated(tmp_path / "store", embedder, tmp_path / "now", sync=True)
     assert counts(update) == (1, 1, 0, 0)
     assert store.root == tmp_path / "now"
+    (tmp_path / "now").rename(tmp_path / "again")
+    Image.new("RGB", (8, 16)).save(tmp_path / "again" / "a.png")  # changed too
+    with pytest.raises(StoreError, match=r"1 of the 3 files .*again are others \(a\.png\)\. .*, mode=sync\."):
+        updated(tmp_path / "store", embedder, tmp_path / "again", sync=False)
+    store, update = updated(tmp_path / "store", embedder, tmp_path / "again", sync=True)
+    assert (counts(update), store.root) == ((1, 0, 1, 0), tmp_path / "again")
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_other_images_of_the_same_names_are_not_taken_for_moved_ones(sync, embedder, tmp_path):
+    draw(tmp_path / "day1", "a.png")
+    store = new(tmp_path / "store", embedder, tmp_path / "day1")
+    (tmp_path / "day1").rename(tmp_path / "away")
+    Image.new("RGB", (8, 16)).save(tmp_path / "away" / "a.png")
+    with pytest.raises(
+        StoreError, match=r"1 of the 1 files of .*away are others \(a\.png\)\. .*output=<another folder>.* a link"
+    ):
+        updated(tmp_path / "store", embedder, tmp_path / "away", sync=sync)
+    (tmp_path / "store" / "files.parquet").unlink()  # which earlier versions did not write
+    with pytest.raises(StoreError, match=r"\(a\.png\) it is not known whether they are the same\. .*day1 a link"):
+        updated(tmp_path / "store", embedder, tmp_path / "away", sync=sync)
+    assert EmbeddingStore.open(tmp_path / "store").fingerprint == store.fingerprint
+    (tmp_path / "day1").symlink_to(tmp_path / "away")
+    assert updated(tmp_path / "store", embedder, tmp_path / "away", sync=sync)[1].added == 0
+
+
+def test_images_are_added_to_those_that_were_deleted(embedder, tmp_path):
+    draw(tmp_path, "day1/a.png", "day2/b.png")
+    new(tmp_path / "store", embedder, tmp_path / "day1")
+    shutil.rmtree(tmp_path / "day1")
+    store, update = updated(tmp_path / "store", embedder, tmp_path / "day2", sync=False)
+    assert (update.added, store.root, store.table["path"].tolist()) == (1, tmp_path, ["day1/a.png", "day2/b.png"])
 
 
 def test_a_gallery_of_an_earlier_version_is_added_to_and_synced(embedder, tmp_path):
@@ -288,6 +320,16 @@ def test_images_that_can_not_be_read_are_listed_and_tried_again(embedder, tmp_pa
     draw(photos, "b.png")
     assert updated(folder, embedder, photos, sync=True)[0].skipped == 0
     assert not (folder / "skipped.csv").exists()
+
+
+def test_what_could_not_be_read_of_another_folder_stays_listed(embedder, tmp_path):
+    draw(tmp_path, "day1/a.png", "day2/b.png")
+    (tmp_path / "day1" / "bad.png").write_bytes(b"")
+    new(tmp_path / "store", embedder, tmp_path / "day1", skip_unreadable=True)
+    for sync in (False, True):
+        store, _ = updated(tmp_path / "store", embedder, tmp_path / "day2", sync=sync)
+        assert store.skipped == 1
+        assert pd.read_csv(tmp_path / "store" / "skipped.csv")["path"].tolist() == ["day1/bad.png"]
 
 
 def test_a_gallery_that_was_extended_is_not_taken_for_a_new_one(embedder, tmp_path):

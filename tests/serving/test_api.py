@@ -3,6 +3,7 @@
 import io
 import shutil
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -84,12 +85,13 @@ def test_paging_through_the_gallery(client):
     assert refused(client.get("/api/images", params={"offset": -1}), 422).startswith("offset: ")
 
 
-def test_a_box_is_the_embedding_of_the_crop(client, embedder: Embedder, tools: SimpleNamespace):
+def test_a_box_is_the_embedding_of_the_crop(client, stored: Path, embedder: Embedder, tools: SimpleNamespace):
     frame = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     boxes = ["10,20,50,80", "60.4,0,130,90"]
     answer = post(client, "/api/embed", tools.encoded(frame), box=boxes)
     expected = embedder.embed_boxes(frame, [[10, 20, 50, 80], [60.4, 0, 130, 90]])
     np.testing.assert_allclose(answer.json()["embeddings"], expected, atol=1e-5)
+    assert answer.json()["network_fingerprint"] == EmbeddingStore.open(stored).model.fingerprint
     alone = post(client, "/api/embed", tools.encoded(frame), box=boxes[:1]).json()["embeddings"]
     np.testing.assert_allclose(alone, expected[:1], atol=1e-5)
     whole = post(client, "/api/embed", tools.encoded(frame)).json()["embeddings"]
@@ -115,9 +117,14 @@ def test_what_the_gallery_is(client, stored):
     assert info["times"] == ["2024-01-01T00:00:00+00:00", "2024-01-01T18:00:00+00:00"]
     facts = client.get("/api/images/5").json()
     assert (facts["row"], facts["height"], facts["width"]) == (5, 32, 16)
+    assert facts["fingerprint"] == info["fingerprint"]
 
 
-def test_an_index_of_faiss_that_is_there_is_an_engine(make_client, make_store, embedder, tmp_path):
+def forbidden(*_args: object, **_options: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_an_index_of_faiss_that_is_there_is_an_engine(make_client, make_store, embedder, tmp_path, monkeypatch):
     folder = make_store(tmp_path / "gallery", embedder)
     store = EmbeddingStore.open(folder)
     FaissIndex(
@@ -135,8 +142,13 @@ def test_an_index_of_faiss_that_is_there_is_an_engine(make_client, make_store, e
     assert make_client(folder, "distance=cosine").get("/api/info").json()["engines"] == ["exact"]
     store.remove(
         store.table["path"][:1]
-    )  # the index is brought up to date; where it would have to be built anew, it is left out
-    assert make_client(folder).get("/api/info").json()["engines"] == ["exact", "faiss_ivf"]
+    )  # the index is brought up to date in memory; where it would have to be built anew, it is left out
+    with monkeypatch.context() as patched:
+        patched.setattr("tempfile.mkstemp", forbidden)  # as in a folder that can't be written to
+        patched.setattr("bdbnet.gallery.indexes.faiss.FileLock", forbidden)
+        assert make_client(folder).get("/api/info").json()["engines"] == ["exact", "faiss_ivf"]
+    assert [*folder.glob("faiss-ivf.*.index")] == [file]
+    assert file.stat().st_mtime_ns == before
     EmbeddingStore.open(folder).remove(store.table["path"][1:9])
     assert make_client(folder).get("/api/info").json()["engines"] == ["exact"]
 
@@ -215,6 +227,13 @@ def test_the_limit_of_pixels_is_a_setting(make_client, stored, tools):
 )
 def test_what_is_not_an_image(client, data, status, said):
     assert said in refused(post(client, data=data, name="notes.txt"), status)
+
+
+def test_an_upload_is_read_where_it_is_worked_on(client, tools, monkeypatch):
+    monkeypatch.setattr("starlette.datastructures.UploadFile.read", forbidden)  # by the event loop
+    data = tools.encoded(np.zeros((20, 10, 3), np.uint8))
+    assert found(post(client, data=data))
+    assert post(client, "/api/embed", data).status_code == 200
 
 
 def test_a_file_that_is_cut_off(client, tools):
@@ -369,6 +388,7 @@ def test_the_page_is_whole(client):
 
 def test_a_gallery_that_is_deleted_while_the_server_runs(make_client, make_store, embedder, tmp_path, monkeypatch):
     monkeypatch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+    monkeypatch.setattr("bdbnet.serving.gallery._PATIENCE", 60)
     folder = make_store(tmp_path / "gallery", embedder)
     client = make_client(folder)
     assert found(post(client, row=0))
@@ -384,6 +404,7 @@ def test_a_gallery_of_another_network(
     make_client, make_store, make_embedder: Callable[[int], Embedder], embedder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+    monkeypatch.setattr("bdbnet.serving.gallery._PATIENCE", 60)
     folder = make_store(tmp_path / "gallery", embedder)
     client = make_client(folder)
     make_store(folder, make_embedder(1))
@@ -396,10 +417,34 @@ def test_a_gallery_of_another_network(
 
 def test_a_gallery_that_is_damaged_while_the_server_runs(make_client, make_store, embedder, tmp_path, monkeypatch):
     monkeypatch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+    monkeypatch.setattr("bdbnet.serving.gallery._PATIENCE", 60)
     folder = make_store(tmp_path / "gallery", embedder)
     client = make_client(folder)
     (folder / "meta.json").write_text("{")
     assert "the gallery can't be used: " in refused(client.get("/api/info"), 503)
+
+
+def test_the_gallery_before_is_searched_until_the_new_one_is_open(
+    make_client, make_store, embedder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+    folder = make_store(tmp_path / "gallery", embedder)
+    client = make_client(folder)
+    EmbeddingStore.open(folder).remove(EmbeddingStore.open(folder).table["path"][:1])
+    go, opened = threading.Event(), EmbeddingStore.open
+
+    def slow(*args: object, **options: object) -> EmbeddingStore:
+        assert go.wait(60)
+        return opened(*args, **options)
+
+    monkeypatch.setattr("bdbnet.serving.gallery.EmbeddingStore.open", slow)
+    monkeypatch.setattr("bdbnet.serving.gallery._PATIENCE", 0)
+    for _ in range(2):
+        assert len(found(post(client, row=0, k=50))) == 18
+    (thread,) = [each for each in threading.enumerate() if each.name == "open gallery"]
+    go.set()
+    thread.join(60)
+    assert len(found(post(client, row=0, k=50))) == 17
 
 
 def test_an_image_file_that_is_gone(make_client, gallery_table, embedder, rendered, tmp_path):
@@ -421,6 +466,7 @@ def test_a_gallery_that_grows_and_shrinks_while_the_server_runs(
     make_client, make_store, embedder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+    monkeypatch.setattr("bdbnet.serving.gallery._PATIENCE", 60)
     folder = make_store(tmp_path / "gallery", embedder)
     client = make_client(folder)
     before = client.get("/api/info").json()["fingerprint"]
@@ -434,7 +480,12 @@ def test_a_gallery_that_grows_and_shrinks_while_the_server_runs(
     after = client.get("/api/images", params={"limit": 1}).json()["fingerprint"]
     assert before != after == info["fingerprint"] == answer.json()["fingerprint"]
     # A row that was seen before the change is not taken for one of the gallery as it is now.
-    for late in (post(client, row=0, fingerprint=before), client.get("/image/0", params={"fingerprint": before})):
+    earlier = {"params": {"fingerprint": before}}
+    for late in (
+        post(client, row=0, fingerprint=before),
+        client.get("/image/0", **earlier),
+        client.get("/api/images/0", **earlier),
+    ):
         assert "the gallery has changed" in refused(late, 409)
     assert found(post(client, row=0, fingerprint=after))
     assert client.get("/image/0", params={"fingerprint": after}).status_code == 200

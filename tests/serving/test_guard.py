@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
-import time
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from bdbnet.serving.errors import RequestError
 from bdbnet.serving.guard import Guard, Limits
+from bdbnet.serving.protocol import TimedProtocol
 from bdbnet.serving.work import WorkPool
 
 TOKEN = "correct horse battery"
@@ -205,6 +207,37 @@ def test_many_open_requests_of_one_address_do_not_shut_out_others():
     assert asyncio.run(run()) == [429, 200, 200, 200]
 
 
+def test_connections_of_one_address_do_not_shut_out_others(monkeypatch):
+    monkeypatch.setattr("bdbnet.serving.protocol.PEER_CONNECTIONS", 2)
+
+    class Transport(asyncio.Transport):
+        def close(self):
+            self.closed = True
+
+        def is_closing(self):
+            return hasattr(self, "closed")
+
+    async def run() -> None:
+        async def app(scope, receive, send):
+            raise AssertionError
+
+        config, state = uvicorn.Config(app, http=TimedProtocol), ServerState()
+        config.load()
+
+        def connect(peer: str) -> tuple[TimedProtocol, Transport]:
+            transport, protocol = Transport({"peername": (peer, 4000)}), TimedProtocol(config, state, {})
+            protocol.connection_made(transport)
+            return protocol, transport
+
+        (first, _), *others = [connect(peer) for peer in ("10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2")]
+        assert [transport.is_closing() for _, transport in others] == [False, True, False]
+        for protocol in (first, others[1][0]):
+            protocol.connection_lost(None)
+        assert not connect("10.0.0.1")[1].is_closing()
+
+    asyncio.run(run())
+
+
 def test_the_kept_rates_are_bounded(monkeypatch):
     monkeypatch.setattr("bdbnet.serving.guard._MOST_CLIENTS", 3)
     clock = Clock(rate=1.0)
@@ -228,8 +261,7 @@ def test_work_is_refused_where_too_much_waits_and_the_loop_goes_on():
         assert (refused.value.status_code, refused.value.retry_after) == (503, 1)
         go.set()
         assert await asyncio.gather(*running) == [True, True]
-        assert await pool.run(int) == 0
-        assert pool.unfinished == 0
+        assert await asyncio.gather(pool.run(int), pool.run(int)) == [0, 0]
         pool.close()
         with pytest.raises(RequestError, match="is ending"):
             await pool.run(int)
@@ -239,15 +271,15 @@ def test_work_is_refused_where_too_much_waits_and_the_loop_goes_on():
 
 def test_work_that_takes_too_long_is_told_and_counts_until_it_ends():
     async def run() -> None:
-        pool, go = WorkPool("test", 1, 4, 0.02), threading.Event()
+        pool, go = WorkPool("test", 1, 0, 0.02), threading.Event()
         with pytest.raises(RequestError, match=r"no result within 0\.02 s") as late:
             await pool.run(go.wait, 5)
         assert late.value.status_code == 504
-        assert pool.unfinished == 1
+        with pytest.raises(RequestError, match="too many requests"):
+            await pool.run(int)
         go.set()
-        deadline = time.monotonic() + 5
-        while pool.unfinished and time.monotonic() < deadline:
-            await asyncio.sleep(0.001)
-        assert pool.unfinished == 0
+        pool._executor.shutdown()  # waits for it
+        with pytest.raises(RequestError, match="is ending"):  # not that too many wait
+            await pool.run(int)
 
     asyncio.run(run())

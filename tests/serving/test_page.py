@@ -38,6 +38,7 @@ def address(folder, embedder, tools) -> Iterator[str]:
     thread.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bdbnet.serving.gallery._LOOK_EVERY", 0)
+        patch.setattr("bdbnet.serving.gallery._PATIENCE", 60)
         yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
     server.should_exit = True
     thread.join(10)
@@ -117,6 +118,30 @@ def test_an_upload_a_box_and_previous_queries(page, photo):
     page.evaluate("document.querySelectorAll('#pictures button')[3].click()")
     page.wait(f"query.kind === 'row' && {RESULTS} === 18")
     assert page.evaluate("document.querySelectorAll('#history li').length") == 2
+    assert page.messages == []
+
+
+def test_an_answer_that_comes_late_replaces_nothing(page, photo):
+    page.choose("#file", photo)
+    assert page.wait(RESULTS) == 19
+    page.evaluate(
+        """{
+            const asked = fetch;
+            window.late = 0;
+            window.fetch = async (address, options) => {
+                if (!address.startsWith('/api/images?')) return asked(address, options);
+                await new Promise((resolve) => setTimeout(resolve, 100));
+                return asked(address, options).finally(() => setTimeout(() => (window.late += 1)));
+            };
+            browse(0);
+            setBox([10, 10, 90, 90]);
+            search();
+            setBox(null);
+        }"""
+    )
+    page.wait("window.late === 1 && !running")
+    assert page.evaluate("document.body.dataset.state") == "results"
+    assert page.evaluate("kept[0].box") == [10, 10, 90, 90]
     assert page.messages == []
 
 
@@ -259,13 +284,14 @@ def test_a_gallery_that_changes_while_the_page_is_open(page, folder):
     search = "document.querySelectorAll('#pictures button')[{}].click()"
     news = "document.querySelector('#news').textContent"
     store.remove([first])
+    page.evaluate("$('k').value = 7")
     page.evaluate(search.format(5))  # row 5, which is row 4 now
     page.wait("!document.querySelector('#news').hidden && document.body.dataset.state === 'gallery' && query === null")
     assert page.evaluate(news).startswith("The gallery has changed: it has 18 images now, before 19. ")
     page.wait("document.querySelectorAll('#pictures li').length === 18")
     EmbeddingStore.open(folder).remove([last])
     page.evaluate(search.format(4))  # still row 4
-    page.wait(f"query && query.row === 4 && {RESULTS} === 16")
+    page.wait(f"query && query.row === 4 && {RESULTS} === 7")
     assert page.evaluate(news) == "The gallery has changed: it has 17 images now, before 18."
     assert page.evaluate("query.fingerprint === info.fingerprint")
 

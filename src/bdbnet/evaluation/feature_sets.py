@@ -246,9 +246,15 @@ def align(sides: Mapping[str, Side], manifest: Manifest, table: pd.DataFrame) ->
     else:
         embeddings, given = _in_order(sides, manifest, table)
     for kind, column in (("labels", "label"), ("cameras", "camera")):
-        if kind in given and not (kind == "cameras" and not manifest.has_cameras):
-            _check_same(given[kind], table, column, manifest)
+        if kind not in given or (kind == "cameras" and (not manifest.has_cameras or _some_negative(given[kind][0]))):
+            continue
+        _check_same(given[kind], table, column, manifest)
     return Features(embeddings, manifest, notes)
+
+
+def _some_negative(cameras: np.ndarray) -> bool:
+    """Whether some images have no camera: then the data set's own count."""
+    return bool((pd.to_numeric(pd.Series(cameras), errors="coerce") < 0).any())
 
 
 def _in_order(

@@ -32,6 +32,7 @@ from bdbnet.gallery.parts import (
     combined,
     joined_tables,
     open_part,
+    parquet_bytes,
     write_part,
 )
 from bdbnet.gallery.rows import Rows
@@ -263,7 +264,7 @@ def _kept_parts(state: State, gone: np.ndarray, prefix: str, noted: pa.Table | N
             )
         if files is not None and not files.equals(_files_of(state.folder, part)):
             name = f"{PARTS}/{uuid.uuid4().hex[:16]}.files.parquet"
-            changed = replace(changed, files=_written_file(state.folder / name, _parquet(files), name, sizes))
+            changed = replace(changed, files=_written_file(state.folder / name, parquet_bytes(files), name, sizes))
         changed = replace(changed, sizes={name: sizes[name] for name in changed.names})
         kept.append(replace(whole, part=changed))
     return kept
@@ -365,12 +366,6 @@ def _written_file(file: Path, content: bytes, name: str, sizes: dict[str, int]) 
 def _npy(numbers: np.ndarray) -> bytes:
     buffer = pa.BufferOutputStream()
     np.lib.format.write_array(buffer, numbers, allow_pickle=False)
-    return bytes(buffer.getvalue())
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer)
     return bytes(buffer.getvalue())
 
 

@@ -181,7 +181,7 @@ def write_part(
         files: what is known of their image files.
     """
     places = [f"{PARTS}/{name}.{format}", f"{PARTS}/{name}.rows.parquet"]
-    content = _parquet(table)
+    content = parquet_bytes(table)
     digest = hashlib.sha256(content)
     write_atomically(folder / places[1], content)
     writer = write_safetensors if format == "safetensors" else write_parquet
@@ -189,12 +189,13 @@ def write_part(
         writer(file, checked_blocks(blocks, len(table), dimensions, digest), table["path"].to_pandas(), dimensions)
     if files is not None:
         places.append(f"{PARTS}/{name}.files.parquet")
-        write_atomically(folder / places[2], _parquet(files))
+        write_atomically(folder / places[2], parquet_bytes(files))
     sizes = {place: (folder / place).stat().st_size for place in places}
     return Part(places[0], places[1], len(table), digest.hexdigest(), sizes, files=None if files is None else places[2])
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The content of a Parquet file that holds a table."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()

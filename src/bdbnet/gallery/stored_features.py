@@ -20,7 +20,7 @@ def read_stored(path: Path) -> Side | None:
         return None
     store = EmbeddingStore.open(path)
     known = {kind: store.table[column].to_numpy() for kind, column in _COLUMNS.items() if column in store.table}
-    if known.get("cameras") is not None and (known["cameras"] < 0).any():
+    if known.get("cameras") is not None and (known["cameras"] < 0).all():
         del known["cameras"]
     known["paths"] = (str(store.root) + "/" + store.table["path"]).to_numpy(object)
     return Side(np.asarray(store.embeddings), known, str(path), dict(_COLUMNS))

@@ -160,7 +160,7 @@ def _check_model(state: State, embedder: Embedder) -> None:
 
 def _compared(state: State, images: Images, *, sync: bool) -> _Plan:
     """Look which images are new, changed and gone."""
-    root, old_prefix, new_prefix = _roots(Path(state.meta["root"]), images.root, state.folder)
+    root, old_prefix, new_prefix = _roots(state, images.root, sync=sync)
     table = table_of(images.table)
     refuse_repeated(table, images.source)
     if new_prefix:
@@ -209,21 +209,64 @@ def _compared(state: State, images: Images, *, sync: bool) -> _Plan:
     )  # fmt: skip
 
 
-def _roots(old: Path, new: Path, folder: Path) -> tuple[Path, str, str]:
+def _roots(state: State, new: Path, *, sync: bool) -> tuple[Path, str, str]:
     """The folder of all paths, and what comes before those in the gallery and those of the images."""
-    if (
-        old == new or not old.exists() or os.path.realpath(old) == os.path.realpath(new)
-    ):  # the images may have been moved
+    old = Path(state.meta["root"])
+    if not state.parts or old == new or os.path.realpath(old) == os.path.realpath(new):
+        return new, "", ""
+    if not old.exists() and _were_moved(state, new, sync=sync):
         return new, "", ""
     try:
         common = Path(os.path.commonpath([old, new]))
     except ValueError:  # another drive
         raise StoreError(
-            f"the images of {folder} lie in {old}, which has no folder in common with {new}: give them a gallery of their own, "
-            "output=<another folder>"
+            f"the images of {state.folder} lie in {old}, which has no folder in common with {new}: give them a gallery of their "
+            "own, output=<another folder>"
         ) from None
     prefixes = ["" if each == common else f"{each.relative_to(common).as_posix()}/" for each in (old, new)]
     return common, prefixes[0], prefixes[1]
+
+
+def _were_moved(state: State, new: Path, *, sync: bool) -> bool:
+    """Whether a gallery's images, which are not at their place any more, lie in the folder `new`.
+
+    False where nothing lies there under their names.
+
+    Args:
+        sync: files that have changed are embedded again, so that it is enough if most are the same.
+
+    Raises:
+        StoreError: other files lie there under their names, or it can't be told whether they are others.
+    """
+    names = state.table["path"].filter(pa.array(state.live))
+    before = state.files.filter(pa.array(state.live))
+    paths = [f"{new}/{name}" for name in names.to_pylist()]
+    facts = file_facts(paths)
+    there = facts["size"] >= 0
+    if not there.any():
+        return False
+    known = there & before["size"].is_valid().to_numpy()
+    same = known & (_whole(before["size"]) == facts["size"])
+    with_digest = before["digest"].is_valid().to_numpy()
+    undecided = np.flatnonzero(same & (_whole(before["mtime_ns"]) != facts["mtime_ns"]) & with_digest)
+    if len(undecided):
+        earlier = before["digest"].take(pa.array(undecided)).to_pylist()
+        same[undecided] = [one == other for one, other in zip(_digests(paths, undecided), earlier, strict=True)]
+    other = np.flatnonzero(known & ~same)
+    if same.sum() > (len(other) if sync else 0) and (sync or not len(other)):
+        return True
+    first = names[int(other[0] if len(other) else np.argmax(there))].as_py()
+    why = (
+        f"{len(other):,} of the {there.sum():,} files of the same names in {new} are others ({first})"
+        if len(other)
+        else f"of the files of the same names in {new} ({first}) it is not known whether they are the same"
+    )
+    changed = ", or, where some have changed, mode=sync" if len(other) and same.sum() > len(other) else ""
+    place = state.meta["root"]
+    raise StoreError(
+        f"the images of {state.folder} lay in {place}, which is not there, and {why}. Other images: give them a gallery of their "
+        f"own, output=<another folder>. The same ones, moved: make {place} a link to their folder{changed}."
+    )
 
 
 def _prefixed_keys(table: pa.Table, prefix: str) -> pa.ChunkedArray:
@@ -386,7 +429,8 @@ class _Skipped:
         tried = plan.table["path"].take(pa.array(plan.to_embed)).to_pylist()
         self.table = self.table[~self.table["path"].isin(tried)]
         if sync:
-            self.table = self.table[self.table["path"].isin(plan.table["path"].to_pylist())]
+            elsewhere = ~self.table["path"].str.startswith(plan.new_prefix)  # none where the prefix is empty
+            self.table = self.table[elsewhere | self.table["path"].isin(plan.table["path"].to_pylist())]
         if (staging / SKIPPED).exists() and (staging / META).exists():
             fresh = pd.read_csv(staging / SKIPPED, dtype=str, keep_default_na=False)
             self.table = pd.concat([self.table, fresh.assign(path=plan.new_prefix + fresh["path"])], ignore_index=True)

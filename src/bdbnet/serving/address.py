@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError
 
-CONNECTIONS = 128
+CONNECTIONS = 512  # open at once
+PEER_CONNECTIONS = 96  # of one address
+PEER_REQUESTS = 64  # of one address, unfinished: fewer, so that there is an answer that says so
 _SHORTEST_TOKEN = 8
 
 

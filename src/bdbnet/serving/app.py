@@ -158,8 +158,8 @@ def _add_reading(app: FastAPI, gallery: ServedGallery, settings: ServerSettings,
         return await pool.run(gallery.images, offset, limit, allowed_by(camera, after, before))
 
     @app.get("/api/images/{row}", summary="What the gallery knows of one image")
-    async def image(row: Row) -> dict[str, Any]:
-        return await pool.run(gallery.image, row)
+    async def image(row: Row, fingerprint: State = None) -> dict[str, Any]:
+        return await pool.run(gallery.image, row, fingerprint)
 
     @app.get("/image/{row}", summary="An image of the gallery as JPEG", response_class=Response,
              responses={200: {"content": {"image/jpeg": {}}}})  # fmt: skip
@@ -174,10 +174,13 @@ def _add_reading(app: FastAPI, gallery: ServedGallery, settings: ServerSettings,
 
 
 def _add_searching(app: FastAPI, gallery: ServedGallery, settings: ServerSettings, pool: WorkPool) -> None:
-    async def uploaded(image: UploadFile) -> Upload:
-        if image.size is not None and image.size > settings.limits.upload_bytes:
+    def check_size(image: UploadFile | None) -> None:
+        if image is not None and image.size is not None and image.size > settings.limits.upload_bytes:
             raise RequestError(413, f"more than {settings.limits.upload_bytes / 2**20:g} MB: send a smaller image file")
-        return await pool.run(Upload.checked, image.filename, await image.read(), settings.max_pixels)
+
+    def read(image: UploadFile) -> Upload:
+        """Called in the pool: what waits for a place there is not in memory."""
+        return Upload.checked(image.filename, image.file.read(), settings.max_pixels)
 
     @app.post("/api/search", summary="Find the images nearest to a query")
     async def search(
@@ -202,11 +205,12 @@ def _add_searching(app: FastAPI, gallery: ServedGallery, settings: ServerSetting
                 422,
                 "send one of image (a file) or row (the id of an image of the gallery) as a field of a form",
             )
-        upload = None if image is None else await uploaded(image)
+        check_size(image)
 
         def work() -> dict[str, Any]:
             began = perf_counter()
-            if upload is not None:
+            if image is not None:
+                upload = read(image)
                 query = gallery.embed(upload, boxes)
                 size = {"height": upload.height, "width": upload.width}
             else:
@@ -234,11 +238,11 @@ def _add_searching(app: FastAPI, gallery: ServedGallery, settings: ServerSetting
         boxes = [box_of(each) for each in box or []]
         if len(boxes) > MOST_BOXES:
             raise RequestError(422, f"{len(boxes)} boxes: send at most {MOST_BOXES} at a time")
-        upload = await uploaded(image)
+        check_size(image)
 
         def work() -> dict[str, Any]:
-            embeddings = gallery.embed(upload, boxes)
-            return {"embeddings": embeddings.tolist(), "fingerprint": gallery.fingerprint}
+            embeddings = gallery.embed(read(image), boxes)
+            return {"embeddings": embeddings.tolist(), "network_fingerprint": gallery.fingerprint}
 
         return await pool.run(work)
 

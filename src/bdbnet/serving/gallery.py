@@ -21,13 +21,14 @@ from bdbnet.gallery.indexes.exact import ExactIndex, Filter, GalleryIndex, Galle
 from bdbnet.gallery.indexes.faiss import KINDS, FaissIndex
 from bdbnet.gallery.marks import marking_of
 from bdbnet.gallery.searching import index_columns
-from bdbnet.gallery.store import META, EmbeddingStore, StoreError
+from bdbnet.gallery.store import META, EmbeddingStore
 from bdbnet.reporting.run_folder import file_below
 from bdbnet.serving.errors import RequestError, UnavailableError
 from bdbnet.serving.pictures import jpeg
 from bdbnet.serving.uploads import Upload
 
 _LOOK_EVERY = 1.0  # seconds between looks at the folder
+_PATIENCE = 0.2  # seconds that the request which finds a change waits for it: a small gallery is opened by then
 MOST_BOXES = 256  # of one request
 
 
@@ -64,44 +65,70 @@ class ServedGallery:
         self._lock = threading.Lock()
         self._looked = time.monotonic()
         self._problem: UnavailableError | None = None
+        self._opening: threading.Thread | None = None
         self._opened = self._open(store, _state(store.folder))
 
     # Keeping up with the folder
 
     def opened(self) -> _Opened:
-        """The gallery as it is now: opened anew where it has changed.
+        """The gallery as it is now. Where it has changed it is opened anew beside the requests, which get the state before until
+        the new one is there.
 
         Raises:
             UnavailableError: it was deleted, is damaged, or another network embedded it.
         """
+        begun = None
         with self._lock:
-            if time.monotonic() - self._looked >= _LOOK_EVERY:
-                self._problem = self._look()
+            if self._opening is None and time.monotonic() - self._looked >= _LOOK_EVERY:
                 self._looked = time.monotonic()
+                begun = self._look()
+        if begun is not None:
+            begun.join(_PATIENCE)
+        with self._lock:
             if self._problem is not None:
                 raise self._problem
             return self._opened
 
-    def _look(self) -> UnavailableError | None:
+    def _look(self) -> threading.Thread | None:
+        """See whether the gallery is still there and the same; a thread that opens it where it has changed."""
         try:
             state = _state(self.folder)
-            if state == self._opened.state:
-                return None
+        except FileNotFoundError:
+            self._problem = self._gone()
+            return None
+        except OSError as error:
+            self._problem = UnavailableError(f"the gallery can't be used: {error}")
+            return None
+        if state == self._opened.state:
+            self._problem = None
+            return None
+        self._opening = threading.Thread(target=self._reopen, args=(state,), name="open gallery", daemon=True)
+        self._opening.start()
+        return self._opening
+
+    def _reopen(self, state: tuple[int, int, int]) -> None:
+        opened, problem = None, None
+        try:
             store = EmbeddingStore.open(self.folder, verify=self._verify)
-            if store.model.fingerprint != self.fingerprint:
-                return UnavailableError(
+            if store.model.fingerprint == self.fingerprint:
+                opened = self._open(store, state)
+            else:
+                problem = UnavailableError(
                     f"the gallery {self.folder} is now one of another network, {store.model.shown}; this server runs "
                     f"{self.embedder.origin.source}. Start the server again to use it."
                 )
-            self._opened = self._open(store, state)
         except FileNotFoundError:
-            return UnavailableError(
-                f"the gallery {self.folder} was deleted or moved while the server runs. Put it back, or start the server "
-                "again with another one: index=FOLDER"
-            )
-        except (StoreError, GalleryIndexError, OSError) as error:
-            return UnavailableError(f"the gallery can't be used: {error}")
-        return None
+            problem = self._gone()
+        except Exception as error:  # in this thread nobody else would say it
+            problem = UnavailableError(f"the gallery can't be used: {error}")
+        with self._lock:
+            self._opened, self._problem, self._opening = opened or self._opened, problem, None
+
+    def _gone(self) -> UnavailableError:
+        return UnavailableError(
+            f"the gallery {self.folder} was deleted or moved while the server runs. Put it back, or start the server again with "
+            "another one: index=FOLDER"
+        )
 
     def _open(self, store: EmbeddingStore, state: tuple[int, int, int]) -> _Opened:
         columns = index_columns(store, self.distance)
@@ -109,7 +136,7 @@ class ServedGallery:
         for kind in KINDS:
             options = self._kept(kind, store)
             if options is not None:
-                with suppress(GalleryIndexError):  # it would have to be built anew, which takes long
+                with suppress(GalleryIndexError, OSError):  # built anew it would take long
                     indexes[f"faiss_{kind}"] = FaissIndex(
                         store.embeddings, kind=kind, folder=self._index_folder, build=False, **options, **columns
                     )
@@ -252,9 +279,9 @@ class ServedGallery:
         shown = [facts(table, int(row)) for row in chosen[offset : offset + limit]]
         return {"total": len(chosen), "fingerprint": store.fingerprint, "images": shown}
 
-    def image(self, row: int) -> dict[str, Any]:
-        """The facts of one image, with `height` and `width` in pixels.  Raises RequestError."""
-        store = self.opened().store
+    def image(self, row: int, state: str | None = None) -> dict[str, Any]:
+        """The facts of one image, with `height` and `width` in pixels; `state` as in `embed_row`.  Raises RequestError."""
+        store = self._store(state)
         self._check_row(store, row)
         file, box = self._file(store, row)
         try:
@@ -264,7 +291,7 @@ class ServedGallery:
         if box is not None:
             left, top, right, bottom = box
             height, width = min(bottom, height) - max(top, 0), min(right, width) - max(left, 0)
-        return {**facts(store.table, row), "height": height, "width": width}
+        return {**facts(store.table, row), "height": height, "width": width, "fingerprint": store.fingerprint}
 
     def picture(self, row: int, size: int, state: str | None = None) -> bytes:
         """An image of the gallery as JPEG that fits `size` x `size` pixels; `state` as in `embed_row`.  Raises RequestError."""

@@ -11,7 +11,7 @@ from bdbnet.datasets.checking import usable_cores
 from bdbnet.gallery.embedding import checkpoint_of, embedder_of
 from bdbnet.gallery.searching import index_folder
 from bdbnet.gallery.store import EmbeddingStore
-from bdbnet.serving.address import CONNECTIONS, is_loopback, shown_host
+from bdbnet.serving.address import CONNECTIONS, PEER_REQUESTS, is_loopback, shown_host
 from bdbnet.serving.app import ServerSettings, build_app
 from bdbnet.serving.gallery import ServedGallery
 from bdbnet.serving.guard import Guard, Limits
@@ -65,7 +65,7 @@ def open_app(config: DictConfig, token: str | None) -> tuple[Guard, ServedGaller
         upload_bytes=round(config.max_upload_mb * 2**20),
         upload_seconds=config.timeout,
         rate=config.requests_per_second,
-        open_requests=CONNECTIONS // 2,
+        open_requests=PEER_REQUESTS,
     )
     workers = min(4, usable_cores()) if config.workers is None else config.workers
     settings = ServerSettings(token, config.k, limits, config.max_pixels, workers, config.waiting, config.timeout)

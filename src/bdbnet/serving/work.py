@@ -30,11 +30,6 @@ class WorkPool:
         self._lock = threading.Lock()
         self._unfinished = 0
 
-    @property
-    def unfinished(self) -> int:
-        """Calls that run or wait."""
-        return self._unfinished
-
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """`function(*arguments)` in a thread.
 

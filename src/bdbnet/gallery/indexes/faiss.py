@@ -43,7 +43,7 @@ class FaissIndex(GalleryIndex):
             those that are gone are no longer found. It is built anew where more than a quarter of its images are gone, or
             where an `ivf` would hold over four times the images for which its lists were made. Any other is replaced. None:
             it is built and not kept.
-        build: False: an index is read or extended, never built.
+        build: False: an index is read, and extended in memory, but never built, and nothing is written to `folder`.
         lists: ivf: number of lists; None for 4 times the square root of the gallery's size when they are made.
         probes: ivf: lists read per search.
         links: hnsw: links per node.
@@ -97,6 +97,8 @@ class FaissIndex(GalleryIndex):
         self._first_count = len(self)  # images when it was built
         if folder is None:
             self._index, self._at = self._build(), self.ids
+        elif not build:
+            self._index, self._at = self._kept(Path(folder), build)
         else:
             Path(folder).mkdir(parents=True, exist_ok=True)
             with FileLock(Path(folder) / f".faiss-{kind}.index.lock"):
@@ -141,6 +143,8 @@ class FaissIndex(GalleryIndex):
     def _kept(self, folder: Path, build: bool) -> tuple[Any, np.ndarray]:
         """The index in a folder, as it is, extended or built, and the numbers of the images at its places."""
         found, reason = self._read(folder), ""
+        if found is None and not build:  # another process may have replaced it meanwhile
+            found = self._read(folder)
         if found is not None:
             record, index, at = found
             own_lists = int(record.get("lists", self.lists))
@@ -158,7 +162,8 @@ class FaissIndex(GalleryIndex):
                 for _, vectors in self._comparable_parts(new):
                     index.add(vectors)
                 at = np.concatenate([at, self.ids[new]])
-                self._write(folder, index, at)
+                if build:
+                    self._write(folder, index, at)
                 self.build_seconds = time.perf_counter() - begin
                 self.built = f"{len(new):,} images added and {gone.sum():,} taken out in {self.build_seconds:.1f} s"
                 return index, at

@@ -9,7 +9,7 @@ let query = null; // {kind: "file", file, url, name} or {kind: "row", row, name,
 let box = null; // [x1, y1, x2, y2] in pixels of the query
 let offset = 0;
 let displayed = null; // {query, box, status} of the results on the page
-let running = null; // AbortController of the search in progress
+let running = null; // AbortController of what is asked for, a search or a page of the gallery
 const kept = []; // previous queries, newest first
 
 // ---------------------------------------------------------------- talking to the server
@@ -64,9 +64,11 @@ function count(number, one, many) {
 async function renew() {
   const before = info;
   info = await ask("/api/info");
-  const chosen = filters();
+  const [chosen, k, engine] = [filters(), $("k").value, $("engine").value];
   describe();
   restoreFilters(chosen);
+  if (k) $("k").value = Math.min(k, $("k").max);
+  if (info.engines.includes(engine)) $("engine").value = engine;
   $("news").textContent = `The gallery has changed: it has ${count(info.images, "image", "images")} now, before ${before.images.toLocaleString("en")}.`;
   $("news").hidden = false;
 }
@@ -80,7 +82,7 @@ async function stillThere(asked) {
   await renew();
   const now = await ask(`/api/images/${asked.row}`).catch(() => null);
   const same = now !== null && ["name", "label", "camera", "time"].every((key) => now[key] === asked.facts[key]);
-  if (same) asked.fingerprint = info.fingerprint;
+  if (same) asked.fingerprint = now.fingerprint;
   return same;
 }
 
@@ -187,16 +189,16 @@ function neighbour(button, key) {
 
 async function browse(first = 0) {
   if (running) running.abort();
-  running = null;
+  const mine = (running = new AbortController());
   offset = Math.max(0, first);
   const parameters = new URLSearchParams([["offset", offset], ["limit", PAGE], ...filters()]);
   try {
-    const found = await ask(`/api/images?${parameters}`);
+    const found = await ask(`/api/images?${parameters}`, { signal: mine.signal });
     problem(null);
     await noticed(found);
+    if (running !== mine) return;
     show(found.images, found.fingerprint);
     displayed = null;
-    $("pictures").classList.remove("busy");
     $("heading").textContent = "Gallery";
     const last = offset + found.images.length;
     $("status").textContent = found.total
@@ -207,8 +209,16 @@ async function browse(first = 0) {
     $("later").disabled = last >= found.total;
     state("gallery");
   } catch (error) {
-    problem(error);
+    if (running === mine) problem(error);
+  } finally {
+    arrived(mine);
   }
+}
+
+function arrived(which) {
+  if (running !== which) return;
+  running = null;
+  $("pictures").classList.remove("busy");
 }
 
 function state(name) {
@@ -255,7 +265,7 @@ async function pixelsOf(which) {
   // Of the file itself: the picture on the page may be a smaller one.
   if (which.size) return which.size;
   if (which.kind === "row") {
-    const known = await ask(`/api/images/${which.row}`);
+    const known = await ask(`/api/images/${which.row}?fingerprint=${which.fingerprint}`);
     which.size = { width: known.width, height: known.height };
   } else {
     if (!$("preview").complete) await $("preview").decode();
@@ -306,6 +316,7 @@ async function search(again = true) {
     const found = await ask("/api/search", { method: "POST", body: form, signal: mine.signal });
     problem(null);
     await noticed(found);
+    if (running !== mine) return;
     show(found.results, found.fingerprint);
     $("heading").textContent = "Nearest images";
     const time = `${(found.embed_ms + found.search_ms).toFixed(0)} ms`;
@@ -315,7 +326,7 @@ async function search(again = true) {
       : "";
     displayed = { query: asked, box: part, status: $("status").textContent };
     $("pages").hidden = true;
-    remember(asked);
+    remember(asked, part);
     if (isNarrow()) $("heading").scrollIntoView();
     state("results");
   } catch (error) {
@@ -323,10 +334,7 @@ async function search(again = true) {
     if (error.status === 409 && asked.kind === "row" && again) return await changed(asked);
     failed(error);
   } finally {
-    if (running === mine) {
-      running = null;
-      $("pictures").classList.remove("busy");
-    }
+    arrived(mine);
   }
 }
 
@@ -373,10 +381,10 @@ function failed(error) {
 
 // ---------------------------------------------------------------- previous queries
 
-function remember(asked) {
+function remember(asked, part) {
   const there = kept.findIndex((other) => other.query === asked || (asked.kind === "row" && other.query.row === asked.row));
   if (there >= 0) kept.splice(there, 1);
-  kept.unshift({ query: asked, box });
+  kept.unshift({ query: asked, box: part });
   for (const old of kept.splice(MOST_KEPT)) release(old.query);
   drawHistory();
 }
@@ -457,7 +465,7 @@ function watchBox() {
       await pixelsOf(mine);
       if (mine === query) drawBox();
     } catch (error) {
-      problem(error);
+      if (error.status !== 409) problem(error); // of a gallery that has changed: the search looks for the picture again
     }
   });
   $("preview").addEventListener("error", () => {
