@@ -12,7 +12,7 @@ import torch
 import bdbnet
 import other_programs as theirs
 from bdbnet.convert import main
-from bdbnet.evaluation.conversion import account
+from bdbnet.evaluation.conversion import account, convert
 from bdbnet.evaluation.load import Wanted
 
 ZOO = "bdb_osnet_x0_25_synthetic"
@@ -103,6 +103,31 @@ def test_half_the_size_computes_in_full_precision(run, tmp_path, small):
     weights.write_bytes(content)
     with pytest.raises(bdbnet.models.CheckpointError, match="damaged or edited"):
         bdbnet.load(tmp_path / "half")
+
+
+def test_numbers_beyond_float16_stay_and_a_threshold_of_other_weights_goes(tmp_path, small):
+    embedder = bdbnet.load(small, image_size=(64, 32), device="cpu")
+    name = "branches.global_.reduction.1.running_var"
+    embedder.network.state_dict()[name][0] = 70_000.0
+    embedder.threshold = 0.5
+    embedder.save(tmp_path / "model")
+    with (
+        pytest.warns(UserWarning, match=rf"{name}: holds numbers above 65,504, .*: kept in float32"),
+        pytest.warns(UserWarning, match="the threshold was chosen before the weights were rounded, and is left out"),
+    ):
+        convert(str(tmp_path / "model"), tmp_path / "half", Wanted(), half=True)
+    again = bdbnet.load(tmp_path / "half", device="cpu")
+    assert again.threshold is None
+    assert again.network.state_dict()[name][0] == 70_000.0
+
+
+def test_a_measurement_before_rounding_says_so(tmp_path):
+    path = EXPERIMENTS / "zoo" / "result.json"
+    embedder = bdbnet.load(ZOO, device="cpu")
+    next(embedder.network.parameters()).mul_(1 + 2**-20)  # the zoo's weights are rounded already
+    embedder.save(tmp_path / ZOO)
+    made = convert(str(tmp_path / ZOO), tmp_path / "half", Wanted(), half=True, result=path)
+    assert made.origin.protocol["note"] == "measured before the weights were rounded to float16"
 
 
 def test_what_was_measured_and_the_terms_come_into_the_card(run, tmp_path):

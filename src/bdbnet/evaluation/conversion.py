@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -62,7 +63,8 @@ def convert(
     """Write the embedder of any source that `bdbnet.load` reads into a folder.
 
     Args:
-        half: keep the weights as float16, half the size; they are computed with in float32, rounded.
+        half: keep the weights as float16, half the size; they are computed with in float32, rounded. Tensors with values that
+            float16 does not hold stay float32. Where rounding changes a weight, calibration and threshold are dropped.
         overwrite: replace a network that the folder holds; other files in it stay.
         result: a `result.json` of `bdbnet.evaluate` of this network, whose metrics and protocol the record and the card shall say.
         terms: of the weights, for the record and the card.
@@ -85,10 +87,8 @@ def convert(
     if terms is not None:
         provenance = {**(embedder.origin.provenance or {}), "terms": terms}
         embedder.origin = replace(embedder.origin, provenance=provenance)
-    if half and _rounded(embedder) and result is None and embedder.origin.protocol:
-        notes = [embedder.origin.protocol.get("note"), "measured before the weights were rounded to float16"]
-        protocol = {**embedder.origin.protocol, "note": "; ".join(filter(None, notes))}
-        embedder.origin = replace(embedder.origin, protocol=protocol)
+    if half and _rounded(embedder):
+        _forget_measured(embedder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
         made = embedder.save(Path(place) / folder.name)
@@ -102,14 +102,46 @@ def convert(
     return embedder
 
 
+def _as_half(tensor: Tensor) -> Tensor:
+    """As float16; as it is where that turns a number into infinity, or where it is no float32."""
+    if tensor.dtype != torch.float32:
+        return tensor
+    half = tensor.half()
+    return half if torch.equal(half.isfinite(), tensor.isfinite()) else tensor
+
+
 def _rounded(embedder: Embedder) -> bool:
-    """Round the weights to what float16 holds; whether that changed any."""
-    changed = False
-    for tensor in embedder.network.state_dict().values():
-        if tensor.is_floating_point():
-            changed |= not torch.equal(tensor, tensor.half().to(tensor.dtype))
-            tensor.copy_(tensor.half())
+    """Round the weights to what float16 holds; whether that changed any.  Warns of tensors that stay as they are."""
+    changed, kept = False, []
+    for key, tensor in embedder.network.state_dict().items():
+        half = _as_half(tensor).to(tensor.dtype)
+        if half is tensor and tensor.dtype == torch.float32:
+            kept.append(key)
+        changed |= not torch.equal(tensor, half)
+        tensor.copy_(half)
+    if kept:
+        more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+        warnings.warn(
+            f"half=true: {', '.join(kept[:3])}{more}: holds numbers above {torch.finfo(torch.float16).max:,.0f}, which float16 "
+            "does not: kept in float32",
+            stacklevel=3,
+        )
     return changed
+
+
+def _forget_measured(embedder: Embedder) -> None:
+    """Drop what was chosen for the weights before they were rounded, and mark what was measured of them."""
+    if embedder.calibration is not None or embedder.threshold is not None:
+        embedder.calibration = embedder.threshold = None
+        warnings.warn(
+            "half=true: the threshold was chosen before the weights were rounded, and is left out: calibrate the new folder "
+            "with python -m bdbnet.calibrate",
+            stacklevel=3,
+        )
+    if embedder.origin.protocol:
+        notes = [embedder.origin.protocol.get("note"), "measured before the weights were rounded to float16"]
+        protocol = {**embedder.origin.protocol, "note": "; ".join(filter(None, notes))}
+        embedder.origin = replace(embedder.origin, protocol=protocol)
 
 
 def _with_result(embedder: Embedder, path: str | Path) -> Origin:
@@ -223,7 +255,7 @@ def _beside(content: Any) -> list[str]:
 def _halve(folder: Path) -> None:
     """Rewrite the weights of a saved network as float16, and their digest in its record."""
     state = safetensors.torch.load_file(folder / WEIGHTS)
-    state = {key: tensor.half() if tensor.dtype == torch.float32 else tensor for key, tensor in state.items()}
+    state = {key: _as_half(tensor) for key, tensor in state.items()}
     write_atomically(folder / WEIGHTS, safetensors.torch.save(state, {"format": "pt"}))
     record = read_json(folder / RECORD)
     content = json.dumps(record | {"digest": digest_of(state)}, indent=2) + "\n"
