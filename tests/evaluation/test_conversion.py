@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 
 import bdbnet
 import other_programs as theirs
+from bdbnet.config import ConfigError
 from bdbnet.convert import main
-from bdbnet.evaluation.conversion import account, convert
+from bdbnet.evaluation.conversion import _with_result, account, convert
 from bdbnet.evaluation.load import Wanted
+from bdbnet.results import read_result
 
 ZOO = "bdb_osnet_x0_25_synthetic"
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -128,6 +131,25 @@ def test_a_measurement_before_rounding_says_so(tmp_path):
     embedder.save(tmp_path / ZOO)
     made = convert(str(tmp_path / ZOO), tmp_path / "half", Wanted(), half=True, result=path)
     assert made.origin.protocol["note"] == "measured before the weights were rounded to float16"
+
+
+def test_a_result_of_another_network_or_of_another_use_is_noticed(tmp_path):
+    path = EXPERIMENTS / "zoo" / "result.json"
+    embedder = bdbnet.load(ZOO, device="cpu")
+    found = read_result(path)
+    assert _with_result(embedder, path).metrics == found.metrics
+    other = replace(found, checkpoint="runs/other.ckpt").write(tmp_path / "other.json")
+    with pytest.warns(UserWarning, match=rf"measured of runs/other\.ckpt, while this is {ZOO}"):
+        _with_result(embedder, other)
+    for setting, value, said in (
+        ("flip", True, "flip True, this one False"),
+        ("scales", (1.0, 1.5), r"scales \(1.0, 1.5\), this one \(1.0,\)"),
+        ("normalize", "joint", "normalisation joint, this one none"),
+        ("pad_to_square", True, "padding to a square True, this one False"),
+    ):
+        changed = replace(found, protocol=replace(found.protocol, **{setting: value})).write(tmp_path / "changed.json")
+        with pytest.raises(ConfigError, match=said):
+            _with_result(embedder, changed)
 
 
 def test_what_was_measured_and_the_terms_come_into_the_card(run, tmp_path):

@@ -67,10 +67,13 @@ def convert(
             float16 does not hold stay float32. Where rounding changes a weight, calibration and threshold are dropped.
         overwrite: replace a network that the folder holds; other files in it stay.
         result: a `result.json` of `bdbnet.evaluate` of this network, whose metrics and protocol the record and the card shall say.
+            It does not name weights, so what it does say is compared: the number of parameters, the length of the embedding, how
+            images are prepared, the embedding's settings and the distance. Another file name of the checkpoint is warned of.
         terms: of the weights, for the record and the card.
 
     Raises:
-        ConfigError: the output holds something and `overwrite` is not set; a result of another network.
+        ConfigError: the output holds something and `overwrite` is not set; a result of a network that differs in what is
+            compared.
         CheckpointError: see `bdbnet.load`.
         ResultError: no result can be read there.
     """
@@ -145,24 +148,38 @@ def _forget_measured(embedder: Embedder) -> None:
 
 
 def _with_result(embedder: Embedder, path: str | Path) -> Origin:
-    """The origin with what an evaluation measured.  Raises ConfigError unless it is of such a network, prepared alike."""
+    """The origin with what an evaluation measured.  Raises ConfigError unless it is of such a network, used alike."""
     found = read_result(path)
-    if found.kind != "evaluate" or found.protocol.from_features:
+    protocol, preprocessing, settings = found.protocol, embedder.preprocessing, embedder.settings
+    if found.kind != "evaluate" or protocol.from_features:
         raise ConfigError(
             f"result={path}: of a training or of features; give the result.json that bdbnet.evaluate checkpoint= wrote"
         )
     compared = {
         "parameters": (found.parameters, count_parameters(embedder.network)),
         "numbers an embedding": (found.embedding_dim, embedder.dimensions),
-        "image size": (tuple(found.protocol.image_size or ()), embedder.preprocessing.image_size),
-        "distance": (found.protocol.measure, embedder.distance_name),
+        "image size": (tuple(protocol.image_size or ()), preprocessing.image_size),
+        "padding to a square": (protocol.pad_to_square, preprocessing.pad_to_square),
+        "other preprocessing": (protocol.preprocessing or {}, preprocessing.unusual()),
+        "precision": (protocol.precision, settings.precision),
+        "normalisation": (protocol.normalize, settings.normalize),
+        "flip": (protocol.flip, settings.flip),
+        "scales": (protocol.scales or (1.0,), settings.scales),
+        "distance": (protocol.measure, embedder.distance_name),
     }
     if apart := [f"{name} {theirs}, this one {ours}" for name, (theirs, ours) in compared.items() if theirs != ours]:
         raise ConfigError(
             f"result={path}: measured of another network or in another way ({'; '.join(apart)}). Give the result.json of "
             f"python -m bdbnet.evaluate checkpoint={embedder.origin.source}"
         )
-    return replace(embedder.origin, metrics=found.metrics, protocol=found.protocol.record())
+    measured, source = (Path(name).name for name in (found.checkpoint, embedder.origin.source))
+    if measured != source:
+        warnings.warn(
+            f"result={path}: measured of {found.checkpoint}, while this is {embedder.origin.source}: make sure that both are the "
+            "same network",
+            stacklevel=3,
+        )
+    return replace(embedder.origin, metrics=found.metrics, protocol=protocol.record())
 
 
 def account(source: str, wanted: Wanted) -> Conversion:
