@@ -16,6 +16,7 @@ from bdbnet.config import ConfigError
 from bdbnet.convert import main
 from bdbnet.evaluation.conversion import _with_result, account, convert
 from bdbnet.evaluation.load import Wanted
+from bdbnet.models import BDBNetwork
 from bdbnet.results import read_result
 
 ZOO = "bdb_osnet_x0_25_synthetic"
@@ -76,6 +77,28 @@ def test_every_key_is_accounted_for(released):
     found = account(str(released), Wanted())
     kept, dropped = sum(found.mapped.values()), sum(found.left_out.values())
     assert kept + dropped == len(theirs.released_state("resnet18")) + 1  # and the epoch
+
+
+def test_what_lies_beside_the_network_is_listed(tmp_path):
+    state = {f"network.{key}": tensor for key, tensor in BDBNetwork(3, "resnet18").state_dict().items()}
+    content = {
+        "state_dict": {**state, "loss.centers": torch.zeros(3, 4)},
+        "model": {"older": torch.zeros(1)},
+        "pytorch-lightning_version": "2",
+    }
+    torch.save(content, tmp_path / "lightning.ckpt")
+    found = account(str(tmp_path / "lightning.ckpt"), Wanted(model="bdb", backbone="resnet18", image_size=(64, 32)))
+    assert found.program == "bdbnet"
+    assert found.left_out["loss.*", "beside the network, such as parameters of a loss"] == 1
+    assert found.left_out["model", "state of the training, which no embedding needs"] == 1
+    assert sum(found.mapped.values()) + sum(found.left_out.values()) == len(state) + 3
+
+
+def test_a_typed_network_of_another_program_has_its_own_keys(small):
+    wanted = Wanted(model="baseline", backbone="osnet_x0_25", image_size=(64, 32))
+    found, by_keys = account(str(small), wanted), account(str(small), Wanted())
+    assert (found.program, found.mapped, found.left_out) == (by_keys.program, by_keys.mapped, by_keys.left_out)
+    assert found.assumed == ()
 
 
 def test_an_output_that_holds_something_is_left_alone_unless_the_user_says_so(run, tmp_path, small):

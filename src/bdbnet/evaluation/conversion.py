@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -21,7 +20,8 @@ from bdbnet.evaluation.network import count_parameters
 from bdbnet.evaluation.saved import RECORD, WEIGHTS, is_saved
 from bdbnet.files import write_atomically
 from bdbnet.models import CheckpointError, read_checkpoint, read_state_dict
-from bdbnet.models.weights import digest_of
+from bdbnet.models.formats import known_format
+from bdbnet.models.weights import digest_of, keys_in, left_unread
 from bdbnet.results import read_result
 
 _SHOWN = 12  # groups of keys that are listed
@@ -188,23 +188,34 @@ def account(source: str, wanted: Wanted) -> Conversion:
     if path is None:
         raise CheckpointError(f"{source}: a pretrained network as it is needs no folder; load it by its name")
     content, state = read_checkpoint(path), read_state_dict(path)
-    typed = wanted.model is not None and wanted.backbone is not None
-    ours = isinstance(content, dict) and "bdbnet" in content
-    format = None if ours or typed or is_saved(path.parent) else recognised(path, source, wanted).format
+    ours = (isinstance(content, dict) and "bdbnet" in content) or is_saved(path.parent)
+    typed = wanted.model is not None and wanted.backbone is not None and not ours
+    format = known_format(state, source) if typed else None if ours else recognised(path, source, wanted).format
+    keys = dict(zip(state, state)) if format is None else format.keys
     program = "bdbnet" if format is None else format.program
+    if typed:
+        keys = keys_in(open_embedder(source, wanted, device="cpu").network, path)
+        if format is None and any(theirs != our for theirs, our in keys.items()):
+            program = "a program that is not known"
     mapped: Counter[tuple[str, str]] = Counter()
     left_out: Counter[tuple[str, str]] = Counter()
-    for theirs, our in (dict(zip(state, state)) if format is None else format.keys).items():
+    for theirs, our in keys.items():
         why = next((why for part, why in _OF_TRAINING.items() if part in f".{our}"), None)
         if why is None:
             mapped[_groups(theirs, our)] += 1
         else:
-            left_out[_groups(theirs, our)[0] if format else _head(theirs), why] += 1
-    for key, why in ({} if format is None else format.left_out).items():
-        left_out[_head(key), why] += 1
-    for name in _beside(content):
+            left_out[_groups(theirs, our)[0], why] += 1
+    reasons = {} if format is None else format.left_out
+    for key in state:
+        if key not in keys:
+            left_out[_head(key), reasons.get(key, "no part of the network")] += 1
+    unread, beside = left_unread(content, path)
+    for key in unread:
+        left_out[_head(key), "beside the network, such as parameters of a loss"] += 1
+    for name in beside:
         left_out[name, _TRAINING] += 1
-    return Conversion(program, mapped, left_out, () if format is None else format.assumed)
+    assumed = () if format is None or typed else format.assumed
+    return Conversion(program, mapped, left_out, assumed)
 
 
 def account_text(found: Conversion) -> str:
@@ -259,14 +270,6 @@ def _head(key: str) -> str:
     parts = key.split(".")
     depth = 2 if parts[0] in ("branches", "heads", "copies", "network") and len(parts) > 2 else 1
     return ".".join([*parts[:depth], "*"]) if len(parts) > depth else key
-
-
-def _beside(content: Any) -> list[str]:
-    """Entries of a checkpoint beside the weights."""
-    if not isinstance(content, dict) or all(isinstance(value, Tensor) for value in content.values()):
-        return []
-    weights = ("state_dict", "model", "model_state_dict", "bdbnet")
-    return [str(name) for name in content if name not in weights]
 
 
 def _halve(folder: Path) -> None:
