@@ -136,6 +136,7 @@ FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*a ViT without classifier")
 @pytest.mark.parametrize("name", FILES)
 def test_embeddings_are_those_of_the_program_that_wrote_the_file(tmp_path, name):
     make, embedding, preprocessing, distance = FILES[name]
@@ -149,7 +150,7 @@ def test_embeddings_are_those_of_the_program_that_wrote_the_file(tmp_path, name)
     small = (
         IMAGES if preprocessing.image_size != (224, 224) else torch.nn.functional.interpolate(IMAGES[:1], (224, 224))
     )
-    assert keeps(embedder, tmp_path / "model")
+    assert name == "oml_vit" or keeps(embedder, tmp_path / "model")  # large; a tiny one of timm is kept below
     with torch.no_grad():
         expected = embedding(doubled(state), small)
         found = embedder.network.double().embed(small)
