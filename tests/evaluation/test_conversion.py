@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 
 import bdbnet
 import other_programs as theirs
+from bdbnet.config import ConfigError
 from bdbnet.convert import main
-from bdbnet.evaluation.conversion import account
+from bdbnet.evaluation.conversion import _with_result, account, convert
 from bdbnet.evaluation.load import Wanted
+from bdbnet.models import BDBNetwork
+from bdbnet.results import read_result
 
 ZOO = "bdb_osnet_x0_25_synthetic"
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -75,6 +79,28 @@ def test_every_key_is_accounted_for(released):
     assert kept + dropped == len(theirs.released_state("resnet18")) + 1  # and the epoch
 
 
+def test_what_lies_beside_the_network_is_listed(tmp_path):
+    state = {f"network.{key}": tensor for key, tensor in BDBNetwork(3, "resnet18").state_dict().items()}
+    content = {
+        "state_dict": {**state, "loss.centers": torch.zeros(3, 4)},
+        "model": {"older": torch.zeros(1)},
+        "pytorch-lightning_version": "2",
+    }
+    torch.save(content, tmp_path / "lightning.ckpt")
+    found = account(str(tmp_path / "lightning.ckpt"), Wanted(model="bdb", backbone="resnet18", image_size=(64, 32)))
+    assert found.program == "bdbnet"
+    assert found.left_out["loss.*", "beside the network, such as parameters of a loss"] == 1
+    assert found.left_out["model", "state of the training, which no embedding needs"] == 1
+    assert sum(found.mapped.values()) + sum(found.left_out.values()) == len(state) + 3
+
+
+def test_a_typed_network_of_another_program_has_its_own_keys(small):
+    wanted = Wanted(model="baseline", backbone="osnet_x0_25", image_size=(64, 32))
+    found, by_keys = account(str(small), wanted), account(str(small), Wanted())
+    assert (found.program, found.mapped, found.left_out) == (by_keys.program, by_keys.mapped, by_keys.left_out)
+    assert found.assumed == ()
+
+
 def test_an_output_that_holds_something_is_left_alone_unless_the_user_says_so(run, tmp_path, small):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.tex").write_text("years of work")
@@ -103,6 +129,50 @@ def test_half_the_size_computes_in_full_precision(run, tmp_path, small):
     weights.write_bytes(content)
     with pytest.raises(bdbnet.models.CheckpointError, match="damaged or edited"):
         bdbnet.load(tmp_path / "half")
+
+
+def test_numbers_beyond_float16_stay_and_a_threshold_of_other_weights_goes(tmp_path, small):
+    embedder = bdbnet.load(small, image_size=(64, 32), device="cpu")
+    name = "branches.global_.reduction.1.running_var"
+    embedder.network.state_dict()[name][0] = 70_000.0
+    embedder.threshold = 0.5
+    embedder.save(tmp_path / "model")
+    with (
+        pytest.warns(UserWarning, match=rf"{name}: holds numbers above 65,504, .*: kept in float32"),
+        pytest.warns(UserWarning, match="the threshold was chosen before the weights were rounded, and is left out"),
+    ):
+        convert(str(tmp_path / "model"), tmp_path / "half", Wanted(), half=True)
+    again = bdbnet.load(tmp_path / "half", device="cpu")
+    assert again.threshold is None
+    assert again.network.state_dict()[name][0] == 70_000.0
+
+
+def test_a_measurement_before_rounding_says_so(tmp_path):
+    path = EXPERIMENTS / "zoo" / "result.json"
+    embedder = bdbnet.load(ZOO, device="cpu")
+    next(embedder.network.parameters()).mul_(1 + 2**-20)  # the zoo's weights are rounded already
+    embedder.save(tmp_path / ZOO)
+    made = convert(str(tmp_path / ZOO), tmp_path / "half", Wanted(), half=True, result=path)
+    assert made.origin.protocol["note"] == "measured before the weights were rounded to float16"
+
+
+def test_a_result_of_another_network_or_of_another_use_is_noticed(tmp_path):
+    path = EXPERIMENTS / "zoo" / "result.json"
+    embedder = bdbnet.load(ZOO, device="cpu")
+    found = read_result(path)
+    assert _with_result(embedder, path).metrics == found.metrics
+    other = replace(found, checkpoint="runs/other.ckpt").write(tmp_path / "other.json")
+    with pytest.warns(UserWarning, match=rf"measured of runs/other\.ckpt, while this is {ZOO}"):
+        _with_result(embedder, other)
+    for setting, value, said in (
+        ("flip", True, "flip True, this one False"),
+        ("scales", (1.0, 1.5), r"scales \(1.0, 1.5\), this one \(1.0,\)"),
+        ("normalize", "joint", "normalisation joint, this one none"),
+        ("pad_to_square", True, "padding to a square True, this one False"),
+    ):
+        changed = replace(found, protocol=replace(found.protocol, **{setting: value})).write(tmp_path / "changed.json")
+        with pytest.raises(ConfigError, match=said):
+            _with_result(embedder, changed)
 
 
 def test_what_was_measured_and_the_terms_come_into_the_card(run, tmp_path):

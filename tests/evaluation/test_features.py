@@ -16,9 +16,11 @@ from omegaconf import OmegaConf
 from scipy.io import savemat
 
 from bdbnet.config import ConfigError
+from bdbnet.datasets import Manifest
 from bdbnet.evaluation.calibrating import CalibrationError, Comparison, calibrate
 from bdbnet.evaluation.calibration import Calibration
 from bdbnet.evaluation.evaluate_features import evaluate_features
+from bdbnet.evaluation.feature_sets import align, assemble
 from bdbnet.evaluation.features import KINDS, FeatureError, Role, role_of, sides_of
 from bdbnet.gallery.stored_features import read_stored
 from bdbnet.models import CheckpointError
@@ -426,3 +428,53 @@ def test_what_can_not_be_calibrated_is_said_before_or_beside_the_metrics(run, tm
         run(path, "fmr=1e-8", "calibrate=true")
     result = read_result(tmp_path / "out" / "result.json")
     assert f"measured: Rank-1 {100 * result.metrics['rank1']:.1f} %" in capsys.readouterr().out
+
+
+class TestOfADataSet:
+    """Embeddings whose paths are those of the images of a data set."""
+
+    PATHS = ("query/1.jpg", "query/2.jpg", "gallery/1.jpg", "gallery/2.jpg")
+
+    def align(self, *, sides=("query", "gallery"), split=("query", "query", "gallery", "gallery")):
+        table = pd.DataFrame({"path": self.PATHS, "label": [0, 1, 0, 1], "camera": [1, 1, 2, 2], "split": split})
+        arrays = {}
+        for of in sides:
+            rows = [number for number, path in enumerate(self.PATHS) if path.startswith(of)]
+            arrays |= {f"{of}_embeddings": np.eye(4)[rows], f"{of}_paths": np.array(self.PATHS)[rows]}
+        manifest = Manifest.from_table(table, ".", "shop", source="shop.csv")
+        return align(sides_of(arrays, "f.npz")[0], manifest, table)
+
+    def test_both_sides_are_found_by_their_paths(self):
+        assert np.array_equal(self.align().embeddings, np.eye(4))
+
+    @pytest.mark.parametrize(("side", "other"), [("query", "gallery"), ("gallery", "query")])
+    def test_a_side_that_is_not_there_is_named(self, side, other):
+        with pytest.raises(FeatureError, match=rf"f\.npz: .*the {side} alone; {other}_embeddings are missing"):
+            self.align(sides=(side,))
+
+    def test_images_that_are_both_come_together(self):
+        with pytest.raises(FeatureError, match=r"shop: its images are queries and gallery at once: give .* together"):
+            self.align(split=["test"] * 4)
+
+
+@pytest.mark.parametrize(
+    ("paths", "root", "expected"),
+    [
+        (["/a/q/1.jpg", "/a/g/2.jpg"], None, (["q/1.jpg", "g/2.jpg"], "/a")),
+        (["/a/q/1.jpg", "/a/q/2.jpg"], "/a", (["q/1.jpg", "q/2.jpg"], "/a")),
+        (["C:\\a\\1.jpg", "C:\\a\\2.jpg"], None, (["1.jpg", "2.jpg"], "C:/a")),
+        (["/a/1.jpg", "/b/2.jpg"], "/a", "dataset.root=/a: .*/b/2.jpg is not below it"),
+        (["C:/a/1.jpg", "/b/2.jpg"], None, "f.npz: path: C:/a/1.jpg and /b/2.jpg have no folder in common"),
+        (["/b/2.jpg", "C:/a/1.jpg"], None, "f.npz: path: /b/2.jpg and C:/a/1.jpg have no folder in common"),
+    ],
+)
+def test_absolute_paths_are_relative_to_the_root_or_their_common_folder(paths, root, expected):
+    arrays = {"embeddings": np.eye(2), "label": [0, 0], "camera": [1, 2], "path": np.array(paths)}
+    arrays |= {"is_query": np.array([True, False])}
+    sides = sides_of({name: np.asarray(values) for name, values in arrays.items()}, "f.npz")[0]
+    if isinstance(expected, str):
+        with pytest.raises(FeatureError, match=expected):
+            assemble(sides, cameras=True, root=root)
+        return
+    found = assemble(sides, cameras=True, root=root)
+    assert (found.manifest.table["path"].tolist(), str(found.root)) == expected

@@ -21,11 +21,12 @@ NAME = "osnet_x0_25_msmt17"
 
 
 class Server:
-    """Serves one file; `ranges` and `breaks_after` are how well it does."""
+    """Serves one file; `ranges`, `breaks_after`, `says_length` and `status` are how well it does."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.ranges, self.breaks_after = content, True, -1
         self.asked: list[str | None] = []
+        self.type, self.says_length, self.status = "application/octet-stream", True, 0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,10 +35,12 @@ class Server:
                 server.asked.append(wanted)
                 first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
                 body = server.content[first:]
-                self.send_response(206 if first else 200)
+                self.send_response(server.status or (206 if first else 200))
+                self.send_header("Content-Type", server.type)
                 if first:
                     self.send_header("Content-Range", f"bytes {first}-{len(server.content) - 1}/{len(server.content)}")
-                self.send_header("Content-Length", str(len(body)))
+                if server.says_length:
+                    self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body if server.breaks_after < 0 else body[: server.breaks_after])
 
@@ -112,9 +115,41 @@ def test_an_altered_file_is_removed_unread(server, cache):
     assert not [path for path in cache.iterdir() if path.name.startswith("osnet")]
 
 
-def test_a_file_that_is_larger_than_it_should_be_is_not_received_to_its_end(server, cache):
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_file_that_is_larger_than_it_should_be_is_not_received_to_its_end(server, cache, says_length):
     server.content += b"x" * 1_000_000
+    server.says_length = says_length
     with pytest.raises(CheckpointError, match="is not the file of the zoo"):
+        zoo_path(NAME)
+
+
+def test_a_web_page_or_a_file_of_another_length_is_not_the_beginning_of_the_file(server, cache):
+    right = server.content
+    server.content, server.type = b"<html>too many downloads</html>", "text/html; charset=utf-8"
+    with pytest.raises(CheckpointError, match=r"not the file of the zoo but a web page; .*put it here: .*osnet\.pth$"):
+        zoo_path(NAME)
+    server.type = "application/octet-stream"
+    with pytest.raises(CheckpointError, match=r"not the file of the zoo but 31 bytes instead of \d+"):
+        zoo_path(NAME)
+    assert not (cache / "osnet.pth.part").exists()
+    server.content = right
+    assert zoo_path(NAME).read_bytes() == right
+
+
+def test_a_beginning_that_the_server_can_not_continue_is_dropped(server, cache):
+    cache.mkdir()
+    (cache / "osnet.pth.part").write_bytes(server.content[:500])
+    server.status = 416
+    with pytest.raises(CheckpointError, match=r"could not be downloaded .*\. try again"):
+        zoo_path(NAME)
+    server.status = 0
+    assert zoo_path(NAME).read_bytes() == server.content
+    assert server.asked == ["bytes=500-", None]
+
+
+def test_a_cache_that_can_not_be_made_is_named(server, cache):
+    cache.write_text("a file")
+    with pytest.raises(CheckpointError, match=rf"{NAME}: .*cache, .* can't be written .*Set BDBNET_CACHE"):
         zoo_path(NAME)
 
 

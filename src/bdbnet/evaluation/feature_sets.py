@@ -50,13 +50,7 @@ def assemble(sides: Mapping[str, Side], *, cameras: bool, root: str | Path | Non
     Raises:
         FeatureError: labels or cameras are missing or no numbers or names, or the two sides have other dimensions.
     """
-    if "" not in sides and len(sides) == 1:
-        side = next(iter(sides))
-        other = {"query": "gallery", "gallery": "query"}[side]
-        raise FeatureError(
-            f"{sides[side].name_of('embeddings')}: embeddings of the {side} alone; {other}_embeddings are missing. "
-            "Where they are in a file of their own: features=<the gallery's> queries=<the queries'>"
-        )
+    _require_both(sides)
     ordered = [sides[name] for name in ("query", "gallery", "") if name in sides]
     dimensions = {of.embeddings.shape[1] for of in ordered}
     if len(dimensions) > 1:
@@ -98,6 +92,16 @@ _HINT = f"The names are {NAMES}"
 WITHOUT_CAMERAS = (
     "Where there are none, evaluate by Recall@K, which needs none: dataset=features dataset.protocol=retrieval"
 )
+
+
+def _require_both(sides: Mapping[str, Side]) -> None:
+    if "" not in sides and len(sides) == 1:
+        side = next(iter(sides))
+        other = {"query": "gallery", "gallery": "query"}[side]
+        raise FeatureError(
+            f"{sides[side].name_of('embeddings')}: embeddings of the {side} alone; {other}_embeddings are missing. "
+            "Where they are in a file of their own: features=<the gallery's> queries=<the queries'>"
+        )
 
 
 def _require(of: Side, kind: str, advice: str) -> None:
@@ -199,10 +203,24 @@ def _paths(sides: Sequence[Side], split: np.ndarray, root: str | Path | None) ->
         return [str(PurePosixPath(path)) for path in paths], None if root is None else Path(root)
     if not all(absolute):
         raise FeatureError(f"{sides[0].name_of('paths')}: some paths are absolute and others are not")
-    base = PurePosixPath(paths[0]).parent
-    while not all(PurePosixPath(path).is_relative_to(base) for path in paths):
-        base = base.parent
-    return [str(PurePosixPath(path).relative_to(base)) for path in paths], Path(root or str(base))
+    if root is not None:
+        base = PurePosixPath(Path(root).expanduser().absolute().as_posix())
+        outside = next((path for path in paths if not PurePosixPath(path).is_relative_to(base)), None)
+        if outside is not None:
+            raise FeatureError(
+                f"dataset.root={root}: {sides[0].name_of('paths')}: {outside} is not below it. Give a folder that holds all "
+                "images, or leave dataset.root= out"
+            )
+    else:
+        base = PurePosixPath(paths[0]).parent
+        while outside := next((path for path in paths if not PurePosixPath(path).is_relative_to(base)), None):
+            if base == base.parent:
+                raise FeatureError(
+                    f"{sides[0].name_of('paths')}: {paths[0]} and {outside} have no folder in common: give paths relative to "
+                    "one folder, and dataset=features dataset.root=<the folder>"
+                )
+            base = base.parent
+    return [str(PurePosixPath(path).relative_to(base)) for path in paths], Path(str(base))
 
 
 def _without_junk(
@@ -240,6 +258,11 @@ def align(sides: Mapping[str, Side], manifest: Manifest, table: pd.DataFrame) ->
     Raises:
         FeatureError: images are missing, or the numbers of rows or the labels are not those of the data set.
     """
+    if "" not in sides and table["split"].isin(("query", "test")).all():
+        raise FeatureError(
+            f"{manifest.name}: its images are queries and gallery at once: give embeddings of all together"
+        )
+    _require_both(sides)
     notes: list[str] = []
     if all("paths" in of.known for of in sides.values()) and table["path"].is_unique:
         embeddings, given = _by_path(sides, manifest, table, notes)
@@ -263,13 +286,7 @@ def _in_order(
     is_query = table["split"].isin(("query", "test")).to_numpy()
     if "" not in sides:
         expected = {"query": int(is_query.sum()), "gallery": int((~is_query).sum())}
-        if not expected["gallery"]:
-            raise FeatureError(
-                f"{manifest.name}: its images are queries and gallery at once: give embeddings of all together"
-            )
         for name, count in expected.items():
-            if name not in sides:
-                raise FeatureError(f"{next(iter(sides.values())).source}: embeddings of the {name} are missing")
             if len(sides[name].embeddings) != count:
                 raise FeatureError(
                     f"{sides[name].name_of('embeddings')} has {len(sides[name].embeddings):,} rows, but {manifest.name} has "
@@ -310,7 +327,7 @@ def _by_path(
 ) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, str]]]:
     """By path below the data set's folder, else by file name where each is there once."""
     is_query = table["split"].isin(("query", "test")).to_numpy()
-    embeddings, found = None, np.full(len(table), -1)
+    embeddings = None
     kept: dict[str, np.ndarray] = {}
     for name, of in sides.items():
         wanted = np.ones(len(table), bool) if name == "" else is_query if name == "query" else ~is_query
@@ -337,7 +354,7 @@ def _by_path(
             raise FeatureError(
                 f"{of.name_of('embeddings')}: has other dimensions than the other side's {embeddings.shape[1]}"
             )
-        embeddings[wanted], found[wanted] = of.embeddings[rows], rows
+        embeddings[wanted] = of.embeddings[rows]
         if (extra := len(paths) - len(keys)) > 0:
             notes.append(f"{extra:,} images of {of.source} are not among those of {manifest.name}, and are left out")
         for kind in ("labels", "cameras"):

@@ -40,7 +40,7 @@ _POOLED = {"_target_": "bdbnet.models.PooledNetwork"}
 # torchreid's osnet_ain lists its streams, and names the layer between stages on its own.
 _AIN_STREAM = re.compile(r"(backbone\.conv[234]\.\d)\.conv2\.([0-3])\.layers\.(\d)\.(.*)")
 _AIN_TRANSITION = re.compile(r"backbone\.pool([23])\.0\.")
-_VITS = {192: "tiny", 384: "small", 768: "base"}
+_VITS = {384: "small", 768: "base"}  # of DINO
 
 
 @dataclass(frozen=True)
@@ -236,6 +236,11 @@ def _dino_vit(state: Mapping[str, Tensor]) -> Format | None:
     said = (
         "images are resized to 224 x 224 pixels, without the authors' crop of the middle; embeddings are not normalised"
     )
+    name = f"vit_{_VITS[width]}_patch{patch}_224"
+    doubt = (
+        "a ViT without classifier: taken for DINO's, of open-metric-learning; for a model of timm, whose images are prepared "
+        f"otherwise, say so: model='timm:NAME' in Python, timm=NAME of bdbnet.convert, such as {name}"
+    )
     return Format(
         program="open-metric-learning (ViT of DINO)",
         keys={key: f"backbone.model.{key}" for key in state},
@@ -243,11 +248,12 @@ def _dino_vit(state: Mapping[str, Tensor]) -> Format | None:
         model={**_POOLED, "pooling": "none"},
         backbone={
             "_target_": "bdbnet.models.TimmEncoder",
-            "name": f"vit_{_VITS[width]}_patch{patch}_224",
+            "name": name,
             "weights": "none",
         },
         preprocessing={"image_size": (224, 224), "interpolation": "bicubic"},
-        assumed=(said,),
+        assumed=(said, doubt),
+        uncertain=(doubt,),
     )
 
 

@@ -43,9 +43,6 @@ def recognise(state: Mapping[str, Tensor], source: str) -> Architecture:
     ours = {key.removeprefix("backbone."): tensor for key, tensor in state.items() if key.startswith("backbone.")}
     branches = [name for name, module in MODULES.items() if any(key.startswith(f"branches.{module}.") for key in state)]
     backbone = _backbone(ours or state)
-    if backbone is not None and not ours and "fc.0.weight" in state and "width" in backbone:  # torchreid's
-        dims = {"global": rows(state, "fc.0.weight")}
-        return Architecture(bdb_model(dims), backbone, (256, 128))
     others = {key.split(".")[1] for key in state if key.startswith("branches.")} - {*MODULES.values()}
     dims = {name: rows(state, f"branches.{MODULES[name]}.reduction.0.weight") for name in branches}
     if backbone is not None and ours and branches and not others and all(dims.values()):

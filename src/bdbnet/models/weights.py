@@ -93,6 +93,28 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return _tensors(read_checkpoint(path), Path(path))
 
 
+def left_unread(content: Any, path: Path) -> tuple[list[str], list[str]]:
+    """What `read_state_dict` leaves out of the content of a file: keys beside the network's, and entries beside the weights."""
+    name = _entry_of_weights(content)
+    kept = {id(tensor) for tensor in _tensors(content, path).values()}
+    state = content if name is None else content[name]
+    keys = [str(key) for key, tensor in state.items() if id(tensor) not in kept]
+    return keys, [] if name is None else [str(entry) for entry in content if entry not in (name, "bdbnet")]
+
+
+def keys_in(network: nn.Module, path: Path) -> dict[str, str]:
+    """Key in a file -> key of `network`, of every tensor that `load_network` knows a place for.  Raises CheckpointError."""
+    backbone = getattr(network, "backbone", None)
+    other = backbone if isinstance(backbone, _OfAnotherLibrary) else None
+    state = {key: tensor.clone() for key, tensor in read_state_dict(path).items()}
+    named = _network_keys(state, other, str(path))
+    ours = {tensor.untyped_storage().data_ptr(): key for key, tensor in named.items()}
+    found = {key: ours.get(tensor.untyped_storage().data_ptr()) for key, tensor in state.items()}
+    if other is not None:  # the library may have copied the tensors
+        found = {key: name or next((of for of in named if of.endswith(f".{key}")), None) for key, name in found.items()}
+    return {key: name for key, name in found.items() if name is not None}
+
+
 def read_checkpoint(path: str | Path) -> Any:
     """Everything in a file that `torch.save` or safetensors wrote, on the CPU, if it is tensors and plain values alone.
 
@@ -406,9 +428,15 @@ def _plain_values() -> list[Any]:
 _PLAIN = _plain_values()
 
 
+def _entry_of_weights(content: Any) -> str | None:
+    """The entry of a checkpoint that holds the weights; None where they are all of it."""
+    entries = content if isinstance(content, dict) else {}
+    return next((name for name in _WEIGHTS if isinstance(entries.get(name), dict) and entries[name]), None)
+
+
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     entries = content if isinstance(content, dict) else {}
-    name = next((name for name in _WEIGHTS if isinstance(entries.get(name), dict) and entries[name]), None)
+    name = _entry_of_weights(content)
     state = content if name is None else entries[name]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(

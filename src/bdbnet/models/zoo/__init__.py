@@ -1,6 +1,7 @@
 """The zoo: trained networks by name, one that travels with bdbnet, others downloaded once, checked and kept."""
 
 import hashlib
+import http
 import http.client
 import os
 import urllib.error
@@ -148,10 +149,16 @@ def zoo_path(name: str) -> Path:
             f"{name}: no address is known from which it can be downloaded. Get {entry.file} ({entry.obtain}) and put it here: "
             f"{file} ({entry.size:,} bytes, SHA-256 {entry.sha256}). {CACHE} sets another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):  # another process may be downloading it
-        if not (file.is_file() and _is_right(file, entry)):
-            _download(name, entry, entry.url, file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):  # another process may be downloading it
+            if not (file.is_file() and _is_right(file, entry)):
+                _download(name, entry, entry.url, file)
+    except OSError as error:
+        raise CheckpointError(
+            f"{name}: {folder}, the folder that downloads are kept in, can't be written ({error.strerror or error}). "
+            f"Set {CACHE} to another folder, or leave it out for ~/.cache/bdbnet"
+        ) from error
     return file
 
 
@@ -164,6 +171,8 @@ def _download(name: str, entry: Entry, url: str, file: Path) -> None:
         if not part.is_file() or part.stat().st_size < entry.size:
             _receive(name, entry, url, part)
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink(missing_ok=True)  # the server's file ends before what is here: the next call starts anew
         kept = part.stat().st_size if part.is_file() else 0
         resumes = f"{kept:,} of {entry.size:,} bytes are kept, the next call resumes; " if kept else ""
         raise CheckpointError(
@@ -186,12 +195,24 @@ def _download(name: str, entry: Entry, url: str, file: Path) -> None:
 
 
 def _receive(name: str, entry: Entry, url: str, part: Path) -> None:
-    """Append to `part` what is still missing, at most one byte more than there should be."""
+    """Append to `part` what is still missing, at most one byte more than there should be.
+
+    Raises:
+        CheckpointError: the server gives something else, as its headers say; `part` stays as it is.
+    """
     have = part.stat().st_size if part.is_file() else 0
     headers = {"User-Agent": "bdbnet"} | ({"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as answer:
         resumed = answer.status == 206 and str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
         have = have if resumed else 0  # a server without ranges sends all of it
+        length = answer.headers.get("Content-Length")
+        web_page = answer.headers.get_content_type() == "text/html"
+        if web_page or (length is not None and length.strip() != str(entry.size - have)):
+            what = "a web page" if web_page else f"{length} bytes instead of {entry.size - have}"
+            raise CheckpointError(
+                f"{name}: what {url} gives is not the file of the zoo but {what}; nothing of it was kept. Get the file in another "
+                f"way{f' ({entry.obtain})' if entry.obtain else ''} and put it here: {part.with_suffix('')}"
+            )
         bar: Any = tqdm(total=entry.size, initial=have, desc=f"downloading {name}", unit="B", unit_scale=True, delay=1)
         with part.open("ab" if resumed else "wb") as file, bar:
             while have <= entry.size and (block := answer.read(min(_BLOCK, entry.size + 1 - have))):
