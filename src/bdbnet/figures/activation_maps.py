@@ -128,7 +128,7 @@ def _colour_bar(axes: "Axes", highest: float, theme: Theme) -> None:
     """0 to the highest value, with its numbers beneath."""
     axes.imshow(np.linspace(0, 1, 128)[None], cmap=COLOURS, aspect="auto", extent=(0, 1, 0, 1))
     axes.set_yticks([])
-    axes.set_xticks([0, 1], ["0", f"{highest:.3g}"])
+    axes.set_xticks([0, 1], ["0", f"{highest:,.0f}" if highest >= 100 else f"{highest:.3g}"])
     first, last = axes.get_xticklabels()
     first.set_horizontalalignment("left")
     last.set_horizontalalignment("right")
