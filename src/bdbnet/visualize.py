@@ -16,7 +16,7 @@ def main(config: DictConfig) -> None:
     from bdbnet.evaluation.load import Wanted, open_embedder
     from bdbnet.evaluation.trainer import quiet_libraries
     from bdbnet.loading.datamodule import test_rows
-    from bdbnet.loading.from_config import read_manifest, settle_protocol
+    from bdbnet.loading.from_config import read_manifest, settle_unless_padded
     from bdbnet.loading.sources import find_images
     from bdbnet.reporting.visualizing import drawn_queries, names_of, shown_images, visualize
 
@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
     else:
         manifest = read_manifest(dataset)
         manifest.require("query", "gallery")
-        settle_protocol(dataset, manifest)
+        settle_unless_padded(dataset, manifest)
         images = drawn_queries(manifest, test_rows(manifest), config.count, config.seed)
         source = f"{manifest.name}, {len(images.labels):,} test images"
     padded = config.pad_to_square
@@ -37,7 +37,7 @@ def main(config: DictConfig) -> None:
         model=config.get("model"),
         backbone=config.get("backbone"),
         image_size=config.image_size,
-        pad_to_square=True if padded is None and dataset is not None and dataset.pad_test else padded,
+        pad_to_square=dataset.pad_test if padded is None and dataset is not None else padded,
         decode_margin=config.loading.decode_margin,
         distance=config.distance,
         fallback_size=None if dataset is None else dataset.test_size,

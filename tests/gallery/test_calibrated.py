@@ -204,7 +204,7 @@ def test_a_network_of_padded_images_stays_one(command, people, tmp_path):
     record = build_embedder(
         OmegaConf.create({
             "checkpoint": str(tmp_path / "padded"), "pad_to_square": None, "image_size": None, "accelerator": "cpu",
-            "dataset": {"pad_test": False, "test_size": None}, "loading": {"decode_margin": 2},
+            "dataset": {"pad_test": None, "test_size": None}, "loading": {"decode_margin": 2},
             "evaluation": {"precision": "32-true", "normalize": "none", "flip": False, "scales": None},
         })
     )  # fmt: skip

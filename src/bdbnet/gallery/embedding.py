@@ -28,7 +28,7 @@ def build_embedder(config: DictConfig, *, local_rank: int = 0) -> Embedder:
     dataset = config.get("dataset")
     padded = config.pad_to_square
     if padded is None and dataset is not None:
-        padded = True if dataset.pad_test else None  # else as the network's own images are
+        padded = dataset.pad_test
     wanted = Wanted(
         model=config.get("model"),
         backbone=config.get("backbone"),

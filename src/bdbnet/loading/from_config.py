@@ -62,6 +62,15 @@ def build_manifest(config: DictConfig) -> Manifest:
     return manifest
 
 
+def settle_unless_padded(dataset: DictConfig, manifest: Manifest) -> None:
+    """`settle_protocol`, but where neither settings nor protocol pad test images `pad_test` stays null: the network's own word
+    counts."""
+    unsaid = dataset.pad_test is None
+    settle_protocol(dataset, manifest)
+    if unsaid and not dataset.pad_test:
+        dataset.pad_test = None
+
+
 def settle_protocol(dataset: DictConfig, manifest: Manifest) -> None:
     """Replace ``protocol: auto`` by the one that the images allow, and settings left open by those of the protocol.
 
