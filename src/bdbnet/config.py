@@ -365,9 +365,11 @@ def command(
             renamed, notes = with_todays_keys(sys.argv[1:])
             _tell(notes)
             remember_former_keys(sys.argv[1:])
-            spelled = one_logger_each(quote_paths(renamed))
-            if config_name == "reproduce":  # a group of its trainings, not its own
-                spelled = [re.sub(r"^\+*logger=", "loggers=", argument) for argument in quote_paths(renamed)]
+            quoted = quote_paths(renamed)
+            if config_name == "reproduce":  # loggers are a group of its trainings, not its own
+                spelled = [re.sub(r"^\+*logger=", "loggers=", argument) for argument in quoted]
+            else:
+                spelled = one_logger_each(quoted)
             sys.argv[1:] = name_sweep(config_name, spelled)
             CheckSettings.command = config_name
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, then, instead of printing half a trace and leaving

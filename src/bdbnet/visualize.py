@@ -16,9 +16,10 @@ def main(config: DictConfig) -> None:
     from bdbnet.evaluation.load import Wanted, open_embedder
     from bdbnet.evaluation.trainer import quiet_libraries
     from bdbnet.loading.datamodule import test_rows
-    from bdbnet.loading.from_config import read_manifest, settle_unless_padded
+    from bdbnet.loading.from_config import read_manifest, settle_protocol
     from bdbnet.loading.sources import find_images
-    from bdbnet.reporting.visualizing import drawn_queries, names_of, shown_images, visualize
+    from bdbnet.reporting.image_choice import drawn_queries, shown_images
+    from bdbnet.reporting.visualizing import names_of, visualize
 
     quiet_libraries()
     sources = [config.checkpoint] if isinstance(config.checkpoint, str) else [*config.checkpoint]
@@ -29,7 +30,7 @@ def main(config: DictConfig) -> None:
     else:
         manifest = read_manifest(dataset)
         manifest.require("query", "gallery")
-        settle_unless_padded(dataset, manifest)
+        settle_protocol(dataset, manifest, trained=True)
         images = drawn_queries(manifest, test_rows(manifest), config.count, config.seed)
         source = f"{manifest.name}, {len(images.labels):,} test images"
     padded = config.pad_to_square

@@ -1,6 +1,7 @@
 """Numbers, protocols and settings in words: plain text, not yet escaped."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from bdbnet.results import Protocol, Result, metric_names, metric_of
 
@@ -134,3 +135,12 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def date_text(moment: datetime) -> str:
+    """When something was, to the minute.
+
+    >>> date_text(datetime.fromisoformat("2026-11-26T21:08:20+00:00"))
+    '2026-11-26 21:08 UTC'
+    """
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")

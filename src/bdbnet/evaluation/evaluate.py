@@ -66,11 +66,10 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         config = with_distance(config, embedder.distance_name)
     if earlier is not None:
         refuse_other_data(folder, earlier, config)
-    unsettled = config.dataset.pad_test is None
-    manifest = build_manifest(config)
-    if unsettled:  # as the protocol has it, unless the network's own images are padded
-        config.dataset.pad_test = bool(config.dataset.pad_test) or embedder.preprocessing.pad_to_square
-        embedder.preprocessing = replace(embedder.preprocessing, pad_to_square=config.dataset.pad_test)
+    manifest = build_manifest(config, trained=True)
+    if config.dataset.pad_test is None:
+        config.dataset.pad_test = embedder.preprocessing.pad_to_square
+    embedder.preprocessing = replace(embedder.preprocessing, pad_to_square=config.dataset.pad_test)
     if earlier is not None:
         refuse_other_data(folder, earlier, config, manifest)
     check_calibration(config, test_rows(manifest), manifest.name)

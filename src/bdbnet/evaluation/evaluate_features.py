@@ -1,7 +1,6 @@
 """The evaluation of embeddings that any program made, from a file to the files of a run folder."""
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, check_settings, config_dir, plain
 from bdbnet.datasets import Manifest
-from bdbnet.datasets.inspection import match_advice
 from bdbnet.evaluation.embedder import scale_embeddings
 from bdbnet.evaluation.evaluate import (
     build_test_set,
@@ -37,7 +35,7 @@ from bdbnet.evaluation.run_log import Outcome, facts_of, logged
 from bdbnet.evaluation.test_set import TestSet
 from bdbnet.evaluation.trainer import build_loggers
 from bdbnet.loading.datamodule import test_rows
-from bdbnet.loading.from_config import build_manifest, is_reid
+from bdbnet.loading.from_config import build_manifest, is_reid, require_matches
 from bdbnet.results import Protocol, Result
 
 #: Reads a folder that `bdbnet.embed` made; None for another path.
@@ -174,23 +172,10 @@ def _features(config: DictConfig, sides: Mapping[str, Side]) -> Features:
         manifest = build_manifest(config)
         return align(sides, manifest, test_rows(manifest))
     features = assemble(sides, cameras=is_reid(config), root=dataset.root)
-    manifest = features.manifest
-    by_camera = is_reid(config)
+    manifest, by_camera = features.manifest, is_reid(config)
     if features.root is not None:
         dataset.root = str(features.root)
-    queries = len(manifest.subset("query").table)
-    unmatched = manifest.unmatched_queries(by_camera=by_camera)
-    if unmatched == queries:
-        raise FeatureError(
-            f"{config.features}: none of the {queries} queries has a true match in the gallery (the same label, in another "
-            f"image{' and under another camera' if by_camera else ''}), so nothing can be evaluated. "
-            f"{match_advice(manifest, by_camera=by_camera)}"
-        )
-    if unmatched:
-        warnings.warn(
-            f"{config.features}: {unmatched} queries have no true match in the gallery; they are left out of every metric",
-            stacklevel=2,
-        )
+    require_matches(manifest, str(config.features), by_camera=by_camera, noun="label", error=FeatureError)
     return features
 
 

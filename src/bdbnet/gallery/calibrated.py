@@ -18,7 +18,7 @@ from bdbnet.gallery.embedding import build_embedder, stamp_of
 from bdbnet.gallery.store import EmbeddingStore, check_same_model
 from bdbnet.gallery.stored_features import read_stored
 from bdbnet.loading.datamodule import test_rows
-from bdbnet.loading.from_config import read_manifest, settle_unless_padded
+from bdbnet.loading.from_config import read_manifest, settle_protocol
 from bdbnet.reporting.calibration import write_calibration
 
 _USUAL = {"fmr": "1e-3", "prior": "0.5"}
@@ -36,7 +36,7 @@ def calibrate_embedder(config: DictConfig, folder: Path) -> Calibration:
         if config[key] >= 1:
             raise ConfigError(f"{key}={config[key]}: give a share between 0 and 1, such as {key}={_USUAL[key]}")
     manifest = read_manifest(config.dataset)
-    settle_unless_padded(config.dataset, manifest)
+    settle_protocol(config.dataset, manifest, trained=True)
     embedder = build_embedder(config)
     if config.distance is not None:
         embedder.distance_name = config.distance

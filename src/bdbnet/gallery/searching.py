@@ -32,6 +32,7 @@ from bdbnet.overwriting import refuse_other_settings, settings_that_count
 from bdbnet.regular_files import require_regular
 from bdbnet.reporting.index_page import links_of, navigation, update_index
 from bdbnet.results import write_atomically
+from bdbnet.wording import date_text
 
 # Files of a search.
 FOUND = "search.parquet"
@@ -116,7 +117,7 @@ def search(config: DictConfig, folder: Path) -> Found:
         queries=config.pictures,
         facts=facts,
         name=name,
-        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        date=date_text(datetime.now(UTC)),
         navigation=navigation(links_of(folder)),
     )
     write_atomically(folder / PAGE, text.encode("utf-8", "xmlcharrefreplace"))

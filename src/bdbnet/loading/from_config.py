@@ -33,46 +33,48 @@ def read_manifest(dataset: DictConfig) -> Manifest:
     return load_manifest(dataset.name, dataset.root, **reader, **options)
 
 
-def build_manifest(config: DictConfig) -> Manifest:
-    """The dataset that ``config.dataset`` names, with its protocol settled in ``config.dataset``.
+def build_manifest(config: DictConfig, *, trained: bool = False) -> Manifest:
+    """The dataset that ``config.dataset`` names, with its protocol settled in ``config.dataset``, see `settle_protocol`.
 
     Warns of queries that can never be answered.  Raises DatasetError, or ConfigError where nothing could be evaluated.
     """
     manifest = read_manifest(config.dataset)
     manifest.require("query", "gallery")
-    settle_protocol(config.dataset, manifest)
-    queries, gallery = len(manifest.subset("query").table), manifest.subset("gallery").table["split"]
+    settle_protocol(config.dataset, manifest, trained=trained)
+    gallery = manifest.subset("gallery").table["split"]
     if (gallery == "test").any() and not (gallery == "test").all():
         raise ConfigError(
             f"{manifest.name}: some gallery images have split test (query and gallery at once) and some gallery. Give either "
             "query and gallery, or test alone."
         )
-    by_camera = is_reid(config) and manifest.has_cameras
+    require_matches(manifest, manifest.name, by_camera=is_reid(config) and manifest.has_cameras)
+    return manifest
+
+
+def require_matches(
+    manifest: Manifest, source: str, *, by_camera: bool, noun: str = "identity", error: type[Exception] = ConfigError
+) -> None:
+    """Warn of queries that can never be answered; raise `error` where no query can be."""
+    queries = len(manifest.subset("query").table)
     if (unmatched := manifest.unmatched_queries(by_camera=by_camera)) == queries:
-        raise ConfigError(
-            f"{manifest.name}: none of the {queries} queries has a true match in the gallery (the same identity, in another "
+        raise error(
+            f"{source}: none of the {queries} queries has a true match in the gallery (the same {noun}, in another "
             f"image{' and under another camera' if by_camera else ''}), so nothing can be evaluated. "
             f"{match_advice(manifest, by_camera=by_camera)}"
         )
     if unmatched:
         warnings.warn(
-            f"{manifest.name}: {unmatched} queries have no true match in the gallery; they are left out of every metric",
-            stacklevel=2,
+            f"{source}: {unmatched} queries have no true match in the gallery; they are left out of every metric",
+            stacklevel=3,
         )
-    return manifest
 
 
-def settle_unless_padded(dataset: DictConfig, manifest: Manifest) -> None:
-    """`settle_protocol`, but where neither settings nor protocol pad test images `pad_test` stays null: the network's own word
-    counts."""
-    unsaid = dataset.pad_test is None
-    settle_protocol(dataset, manifest)
-    if unsaid and not dataset.pad_test:
-        dataset.pad_test = None
-
-
-def settle_protocol(dataset: DictConfig, manifest: Manifest) -> None:
+def settle_protocol(dataset: DictConfig, manifest: Manifest, *, trained: bool = False) -> None:
     """Replace ``protocol: auto`` by the one that the images allow, and settings left open by those of the protocol.
+
+    Args:
+        trained: it is for a network that is trained already. Where neither settings nor protocol pad test images, ``pad_test``
+            stays null: the network's own word counts.
 
     Raises:
         ConfigError: a protocol that needs cameras for images without.
@@ -89,6 +91,8 @@ def settle_protocol(dataset: DictConfig, manifest: Manifest) -> None:
     preset = _RETRIEVAL if dataset.protocol == "retrieval" else _REID
     own_size = dataset.get("image_size") is not None
     for key, value in preset.items():
+        if key == "pad_test" and trained and not value:
+            continue
         # A size of the user's own is not cut out of the preset's larger one.
         if dataset.get(key) in (None, [None, None]) and not (key == "resize" and own_size):
             dataset[key] = value

@@ -21,7 +21,7 @@ from bdbnet.datasets.manifest import expanded
 from bdbnet.datasets.numbering import number_cameras, number_sequences
 from bdbnet.datasets.open_metric_learning import drop_empty, fill_boxes, with_whole_images
 from bdbnet.datasets.paths import plain_paths
-from bdbnet.loading.from_config import read_manifest, settle_unless_padded
+from bdbnet.loading.from_config import read_manifest, settle_protocol
 from bdbnet.regular_files import special_kind
 
 SPLITS = ("query", "gallery", "train", "test", "all")
@@ -106,7 +106,7 @@ def dataset_images(dataset: DictConfig, split: str) -> Images:
     if split not in SPLITS:
         raise DatasetError(f"split={split}: choose one of {', '.join(SPLITS)}")
     manifest = read_manifest(dataset)
-    settle_unless_padded(dataset, manifest)
+    settle_protocol(dataset, manifest, trained=True)
     table = manifest.table
     if split == "test":
         manifest.require("query", "gallery")

@@ -1,12 +1,13 @@
 """What a page is about: network, backbone, loss and dataset of a run, its main numbers, its date."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from bdbnet.datasets import FACTS
 from bdbnet.results import Result, headline_metrics, metric_of
+from bdbnet.wording import date_text
 
 _LOSSES = {
     "triplet": "batch-hard triplet", "histogram": "histogram loss", "lifted": "lifted structure", "margin": "margin loss",
@@ -56,7 +57,7 @@ def date_of(results: Sequence[Result]) -> str:
     """
     created = max(result.created for result in results)
     try:
-        return datetime.fromisoformat(created).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return date_text(datetime.fromisoformat(created))
     except (ValueError, OverflowError):  # a year that no calendar has
         return created
 

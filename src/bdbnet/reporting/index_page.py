@@ -17,6 +17,7 @@ from bdbnet.files import WriteError
 from bdbnet.regular_files import require_regular
 from bdbnet.reporting.page import ABOUT, page
 from bdbnet.results import write_atomically
+from bdbnet.wording import date_text
 
 INDEX = "index.html"
 #: Folders of commands in an output folder.
@@ -143,7 +144,7 @@ def index_page(root: Path) -> str:
 
 
 def _written(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return date_text(datetime.fromtimestamp(seconds, UTC))
 
 
 def _pages(root: Path) -> Iterator[_Listed]:

@@ -3,8 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from html import escape
@@ -15,24 +14,22 @@ import numpy as np
 import pandas as pd
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from bdbnet.config import ConfigError, plain
-from bdbnet.datasets import BOX_COLUMNS, DatasetError, Manifest
-from bdbnet.datasets.images import read_image
+from bdbnet.datasets import DatasetError
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.map_areas import ALL, area_differences, map_areas, mean_area
 from bdbnet.evaluation.maps import METHODS, MapError, Maps, class_maps, energy_maps, similarity_maps
 from bdbnet.figures import RankedImage, RankingList, activation_maps_figure, overlay, ranking_lists_figure
-from bdbnet.loading.sources import Images
 from bdbnet.overwriting import refuse_other_settings, settings_that_count
+from bdbnet.reporting.image_choice import ImageChoice
 from bdbnet.reporting.index_page import links_of, navigation, update_index
 from bdbnet.reporting.list_maps import agreement
 from bdbnet.reporting.page import note_paragraphs, page, settings_of_page
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.table import Grid, as_html, as_text
 from bdbnet.results import write_atomically
-from bdbnet.wording import distance, percent
+from bdbnet.wording import date_text, distance, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,42 +39,7 @@ if TYPE_CHECKING:
 PAGE = "visualize.html"
 ARRAYS = "maps.npz"
 AREAS = "areas.csv"
-KINDS = ("activation", "class", "similarity", "masks", "ranking", "area")
 _STEPS = 3  # training steps whose masks are shown
-_LETTERS = 20  # of a file's name in a caption
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """Images: how to read them, their labels and cameras (-1: unknown), and which of them are shown, or asked for."""
-
-    manifest: Manifest
-    labels: np.ndarray
-    cameras: np.ndarray
-    rows: np.ndarray
-    gallery: np.ndarray
-    of_dataset: bool
-
-    def picture(self, row: int) -> Any:
-        """What figures draw of an image."""
-        table = self.manifest.table
-        path = self.manifest.paths[row]
-        if BOX_COLUMNS[0] not in table.columns:
-            return path
-        return read_image(path, box=tuple(int(table[name].iloc[row]) for name in BOX_COLUMNS))  # type: ignore[arg-type]
-
-    def caption(self, row: int) -> str:
-        if self.of_dataset:
-            camera = f"\ncamera {self.cameras[row]}" if self.cameras[row] >= 0 else ""
-            return f"{self.manifest.name_of(int(self.labels[row]))}{camera}"
-        name = Path(self.manifest.paths[row]).name
-        return name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"
-
-    def prepared(self, embedder: Embedder, rows: Iterable[int]) -> Tensor:
-        """Images as a network's preprocessing makes them."""
-        wanted = [int(row) for row in rows]
-        parts = [images for _, images, _ in embedder.prepared_files(self.manifest, [wanted], num_workers=0)]
-        return torch.cat(parts)
 
 
 class Section(NamedTuple):
@@ -92,7 +54,7 @@ class Section(NamedTuple):
 
 
 def visualize(
-    config: DictConfig, embedders: Mapping[str, Embedder], images: Shown, folder: Path, source: str
+    config: DictConfig, embedders: Mapping[str, Embedder], images: ImageChoice, folder: Path, source: str
 ) -> list[str]:
     """Draw what `config.what` asks for into a folder.
 
@@ -140,7 +102,7 @@ def visualize(
         f"{', '.join(embedders)} on {source}",
         [section_html(section) for section in sections],
         name=folder.name,
-        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        date=date_text(datetime.now(UTC)),
         settings=json.dumps(settings),
         navigation=navigation(links_of(folder)),
     )
@@ -150,34 +112,11 @@ def visualize(
     return [*tables, f"{', '.join(file.name for file in files)} in {folder}"]
 
 
-def shown_images(images: Images, count: int) -> Shown:
-    """The first images of a folder or table; the first of them is the query of the others."""
-    table = images.table
-    unknown = np.full(len(table), -1, np.int64)
-    labels = table["label"].to_numpy(np.int64) if "label" in table else unknown
-    cameras = table["camera"].to_numpy(np.int64) if "camera" in table else unknown
-    rows = np.arange(min(count, len(table)))
-    return Shown(images.manifest, labels, cameras, rows, np.arange(1, len(table)), False)
-
-
-def drawn_queries(manifest: Manifest, test: pd.DataFrame, count: int, seed: int) -> Shown:
-    """Queries of a data set, of different identities where there are enough, and its gallery."""
-    whole = manifest.with_rows(test)
-    asked = np.flatnonzero(test["split"].isin(("query", "test")))
-    # Shuffled, then an identity's first query before any second one.
-    order = np.random.default_rng(seed).permutation(asked)
-    labels = test["label"].to_numpy(np.int64)
-    turn = pd.Series(labels[order]).groupby(labels[order]).cumcount().to_numpy()
-    rows = order[np.argsort(turn, kind="stable")][:count]
-    gallery = np.flatnonzero(test["split"].isin(("gallery", "test")))
-    return Shown(whole, labels, test["camera"].to_numpy(np.int64), rows, gallery, True)
-
-
 # Kinds
 
 
 def activation_section(
-    embedders: Mapping[str, Embedder], images: Shown, *, tokens: bool = False, branches: Sequence[str] = ()
+    embedders: Mapping[str, Embedder], images: ImageChoice, *, tokens: bool = False, branches: Sequence[str] = ()
 ) -> Section:
     """Squared activation of each network's branches, or of some of them.  Raises MapError where a network has none of these."""
     maps: dict[str, Maps] = {}
@@ -192,7 +131,7 @@ def activation_section(
     )  # fmt: skip
 
 
-def _class(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig) -> Section:
+def _class(embedders: Mapping[str, Embedder], images: ImageChoice, config: DictConfig) -> Section:
     maps, chosen = {}, []
     for name, embedder in embedders.items():
         prepared = images.prepared(embedder, images.rows)
@@ -207,7 +146,7 @@ def _class(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig)
     return _section("class", "Class maps", words, maps, images, images.rows, unit)
 
 
-def _similarity(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig) -> Section:
+def _similarity(embedders: Mapping[str, Embedder], images: ImageChoice, config: DictConfig) -> Section:
     pairs = _pairs(images, config.seed)
     maps: dict[str, Maps] = {}
     away: dict[str, np.ndarray] = {}
@@ -232,7 +171,7 @@ def _similarity(embedders: Mapping[str, Embedder], images: Shown, config: DictCo
     )
 
 
-def _masks(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig) -> Section:
+def _masks(embedders: Mapping[str, Embedder], images: ImageChoice, config: DictConfig) -> Section:
     rows = images.rows
     columns: dict[str, np.ndarray] = {}
     masks: dict[str, list[np.ndarray | None]] = {}
@@ -268,7 +207,7 @@ def _masks(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig)
 
 def ranking_section(
     embedders: Mapping[str, Embedder],
-    images: Shown,
+    images: ImageChoice,
     top: int,
     batch_size: int = 64,
     num_workers: int | None = None,
@@ -306,7 +245,7 @@ def ranking_section(
     )
 
 
-def _nearest(away: np.ndarray, images: Shown, query: int, top: int) -> list[tuple[int, float]]:
+def _nearest(away: np.ndarray, images: ImageChoice, query: int, top: int) -> list[tuple[int, float]]:
     """Rows and distances of the nearest images; those of the query's identity and camera do not count, nor the query."""
     gallery = images.gallery
     left_out = gallery == query
@@ -319,7 +258,7 @@ def _nearest(away: np.ndarray, images: Shown, query: int, top: int) -> list[tupl
     return [(int(gallery[place]), float(away[place])) for place in order if np.isfinite(away[place])]
 
 
-def _plain_list(title: str, images: Shown, query: int, nearest: Sequence[tuple[int, float]]) -> RankingList:
+def _plain_list(title: str, images: ImageChoice, query: int, nearest: Sequence[tuple[int, float]]) -> RankingList:
     known = images.labels[query] >= 0
     results = [
         RankedImage(images.picture(row), away, bool(images.labels[row] == images.labels[query]) if known else None)
@@ -329,7 +268,7 @@ def _plain_list(title: str, images: Shown, query: int, nearest: Sequence[tuple[i
 
 
 def _with_maps(
-    embedder: Embedder, name: str, plain: RankingList, images: Shown, query: int, nearest: Sequence[tuple[int, float]],
+    embedder: Embedder, name: str, plain: RankingList, images: ImageChoice, query: int, nearest: Sequence[tuple[int, float]],
     arrays: dict[str, np.ndarray], tokens: bool,
 ) -> RankingList:  # fmt: skip
     """A ranking list with the maps of each pair over its images."""
@@ -348,7 +287,7 @@ def _with_maps(
     return RankingList(overlay(plain.query, left[0], highest), results, "agrees")
 
 
-def _area(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig, folder: Path) -> Section:
+def _area(embedders: Mapping[str, Embedder], images: ImageChoice, config: DictConfig, folder: Path) -> Section:
     manifest = images.manifest
     known = (images.labels >= 0).all()
     owners = images.labels if known else np.arange(len(images.labels))
@@ -391,7 +330,7 @@ def _area(embedders: Mapping[str, Embedder], images: Shown, config: DictConfig, 
 # Inside
 
 
-def _pairs(images: Shown, seed: int) -> list[tuple[int, int]]:
+def _pairs(images: ImageChoice, seed: int) -> list[tuple[int, int]]:
     _require_two(images)
     if not images.of_dataset:
         return [(0, int(row)) for row in images.rows[1:]]
@@ -409,7 +348,7 @@ def _pairs(images: Shown, seed: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def _require_two(images: Shown) -> None:
+def _require_two(images: ImageChoice) -> None:
     if len(images.labels) < 2 or (not images.of_dataset and len(images.rows) < 2):
         raise MapError(
             "similarity and ranking compare images: give a folder or table with at least two, and count=2 or more"
@@ -417,7 +356,7 @@ def _require_two(images: Shown) -> None:
 
 
 def _section(
-    kind: str, title: str, words: str, maps: Mapping[str, Maps], images: Shown, rows: np.ndarray, unit: str,
+    kind: str, title: str, words: str, maps: Mapping[str, Maps], images: ImageChoice, rows: np.ndarray, unit: str,
     captions: Sequence[str] = (),
 ) -> Section:  # fmt: skip
     """Maps of several networks side by side."""

@@ -9,7 +9,8 @@ from bdbnet.evaluation.load import load
 from bdbnet.figures import drop_masks_figure
 from bdbnet.loading.datamodule import test_rows
 from bdbnet.loading.from_config import read_manifest, settle_protocol
-from bdbnet.reporting.visualizing import Section, activation_section, drawn_queries, ranking_section
+from bdbnet.reporting.image_choice import drawn_queries
+from bdbnet.reporting.visualizing import Section, activation_section, ranking_section
 from bdbnet.reproduction.cells import compose_training
 from bdbnet.reproduction.masks import masks_of
 from bdbnet.reproduction.measured import Entry, Measured
