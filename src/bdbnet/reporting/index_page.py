@@ -36,7 +36,8 @@ const show = () => {
     row.hidden = !words.every((word) => text.includes(word));
     shown += !row.hidden;
   }
-  count.textContent = shown === rows.length ? `${rows.length} pages` : `${shown} of ${rows.length} pages`;
+  const pages = rows.length === 1 ? '1 page' : `${rows.length} pages`;
+  count.textContent = shown === rows.length ? pages : `${shown} of ${pages}`;
 };
 field.hidden = false;
 field.addEventListener('input', show);
@@ -125,10 +126,10 @@ def index_page(root: Path) -> str:
             f"<td><code>{escape(one.place.rpartition('/')[0])}</code></td></tr>"
         )
     heads = "".join(f'<th scope="col">{text}</th>' for text in ("Page", "Kind", "Main numbers", "Date", "Folder"))
-    listed = "\n".join(rows)
+    listed, count = "\n".join(rows), f"{len(rows)} page" + "s" * (len(rows) != 1)
     body = (
         '<section>\n<p><input id="find" type="search" placeholder="find by words" aria-label="find pages by words" hidden '
-        f'autofocus> <span id="count" class="soft">{len(rows)} pages</span></p>\n<div class="scroll">\n<table class="index">\n'
+        f'autofocus> <span id="count" class="soft">{count}</span></p>\n<div class="scroll">\n<table class="index">\n'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{listed}\n</tbody>\n</table>\n</div>\n"
         f"<script>{_SCRIPT}</script>\n</section>"
     )
