@@ -53,6 +53,27 @@ def terminated_in_order() -> Iterator[None]:
 
 
 @contextmanager
+def signals_kept() -> Iterator[None]:
+    """Keep a signal the reason of an end where what Lightning does at it raises errors of its own.
+
+    Ctrl-C becomes a `SystemExit` of status 1 there, and tearing down for the second time, after a signal that came in the middle
+    of the first, a `RuntimeError`.
+
+    Raises:
+        Stopped: what ended the block followed from a signal.
+    """
+    try:
+        yield
+    except (SystemExit, RuntimeError) as error:
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, Stopped | KeyboardInterrupt):
+            reason = reason.__context__
+        if reason is None or reason is error:
+            raise
+        raise (reason if isinstance(reason, Stopped) else Stopped(signal.SIGINT)) from None
+
+
+@contextmanager
 def signals_held() -> Iterator[None]:
     """Hold back signals that end a process; processes that start meanwhile do so for ever."""
     if not hasattr(signal, "pthread_sigmask"):

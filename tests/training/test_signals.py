@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from pytorch_lightning.utilities import CombinedLoader
 
 from bdbnet.results import read_result
 from bdbnet.stopping import Stopped
@@ -136,6 +137,24 @@ def test_a_signal_during_the_first_evaluation_stops_at_once(tiny_config, tmp_pat
     with pytest.raises(Stopped) as stop:
         train(tiny_config("evaluation.before_training=true"), tmp_path)
     assert stop.value.code == 143
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_lightning_tears_down_is_no_fault(number, status, tiny_config, tmp_path, monkeypatch, capsys):
+    real, told = CombinedLoader.reset, []
+
+    def reset(self):
+        if self._iterator is not None and self._mode == "max_size_cycle" and not told:
+            told.append(number)
+            real(self)
+            os.kill(os.getpid(), number)
+        real(self)
+
+    monkeypatch.setattr(CombinedLoader, "reset", reset)
+    with pytest.raises(Stopped) as stop:
+        train(tiny_config("trainer.max_epochs=1"), tmp_path)
+    assert (stop.value.code, told) == (status, [number])
+    assert f"Interrupted after the last epoch. Kept: {tmp_path / 'last.ckpt'}" in capsys.readouterr().out
 
 
 def test_the_time_of_an_epoch_is_that_of_both_processes(at_step, tiny_config, tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ from bdbnet.results import (
     write_atomically,
 )
 from bdbnet.retrieval import rank_queries
+from bdbnet.stopping import signals_kept
 
 
 def evaluate(config: DictConfig, folder: Path) -> Result:
@@ -84,7 +85,8 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     facts = facts_of("evaluate", config, folder, data=describe(manifest), protocol=protocol.record(), anew=overwrite)
     trained_with = embedder.origin.trained_with
     with logged(trainer.loggers, replace(facts, config={**facts.config, "trained_with": trained_with})) as log:
-        trainer.validate(module, data, verbose=False)
+        with signals_kept():
+            trainer.validate(module, data, verbose=False)
         result = Result(
             kind="evaluate",
             metrics=module.metrics,

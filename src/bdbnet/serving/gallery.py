@@ -28,7 +28,7 @@ from bdbnet.serving.pictures import jpeg
 from bdbnet.serving.uploads import Upload
 
 _LOOK_EVERY = 1.0  # seconds between looks at the folder
-_PATIENCE = 0.2  # seconds that the request which finds a change waits for it: a small gallery is opened by then
+_PATIENCE = 0.2  # seconds after a change was found that requests wait for it: a small gallery is opened by then
 MOST_BOXES = 256  # of one request
 
 
@@ -77,34 +77,33 @@ class ServedGallery:
         Raises:
             UnavailableError: it was deleted, is damaged, or another network embedded it.
         """
-        begun = None
         with self._lock:
             if self._opening is None and time.monotonic() - self._looked >= _LOOK_EVERY:
                 self._looked = time.monotonic()
-                begun = self._look()
-        if begun is not None:
-            begun.join(_PATIENCE)
+                self._look()
+            opening, patience = self._opening, self._looked + _PATIENCE - time.monotonic()
+        if opening is not None and patience > 0:
+            opening.join(patience)
         with self._lock:
             if self._problem is not None:
                 raise self._problem
             return self._opened
 
-    def _look(self) -> threading.Thread | None:
-        """See whether the gallery is still there and the same; a thread that opens it where it has changed."""
+    def _look(self) -> None:
+        """See whether the gallery is still there and the same; start a thread that opens it where it has changed."""
         try:
             state = _state(self.folder)
         except FileNotFoundError:
             self._problem = self._gone()
-            return None
+            return
         except OSError as error:
             self._problem = UnavailableError(f"the gallery can't be used: {error}")
-            return None
+            return
         if state == self._opened.state:
             self._problem = None
-            return None
+            return
         self._opening = threading.Thread(target=self._reopen, args=(state,), name="open gallery", daemon=True)
         self._opening.start()
-        return self._opening
 
     def _reopen(self, state: tuple[int, int, int]) -> None:
         opened, problem = None, None

@@ -1,6 +1,5 @@
 """A training run from configuration to ``result.json``."""
 
-import signal
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +24,7 @@ from bdbnet.loading import Preprocessing, ReIDDataModule
 from bdbnet.loading.from_config import build_data, build_manifest
 from bdbnet.models import EmbeddingNetwork
 from bdbnet.results import BEST, LAST, Result
-from bdbnet.stopping import Stopped
+from bdbnet.stopping import Stopped, signals_kept
 from bdbnet.training.callbacks import (
     EpochLog,
     EpochTimer,
@@ -124,7 +123,8 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
         # A job that SLURM has queued again resumes its own work. The first rank alone holds the folder's lock.
         if config.overwrite and resume is None and not cast(Any, rank_zero_only).rank:
             clear_folder(folder)
-        result = _fit_and_record(config, folder, trainer, module, data, resume, log)
+        with signals_kept():
+            result = _fit_and_record(config, folder, trainer, module, data, resume, log)
         if signals.asked is not None:  # in the last epoch: this run is finished, those that would follow are not wanted
             raise Stopped(signals.asked)
         return result
@@ -189,10 +189,6 @@ def _fit_and_record(
             history.evaluate_last(trainer, module.metrics)
             log.send()
         result = _record_training(config, folder, trainer, module, data.manifest, history)
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # of which Lightning makes an error of status 1
-            raise Stopped(signal.SIGINT) from None
-        raise
     except MisconfigurationException as error:
         raise ConfigError(f"trainer, callbacks or logger: {error}") from error
     if log.run_log is not None:
