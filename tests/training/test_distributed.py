@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,8 +12,11 @@ import torch.multiprocessing as mp
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch.nn.parallel import DistributedDataParallel
 
+from bdbnet.evaluation.embedder import Embedder
+from bdbnet.evaluation.maps import class_maps, energy_maps, similarity_maps
+from bdbnet.loading import Preprocessing
 from bdbnet.losses import BatchHardTripletLoss
-from bdbnet.models import BranchOutput
+from bdbnet.models import BDBNetwork, BranchOutput
 from bdbnet.training.criterion import BranchLosses
 
 
@@ -105,3 +109,50 @@ def test_a_loss_with_proxies_trains_alike_on_one_process_and_on_two(tmp_path):
     for name, values in alone.items():
         assert torch.equal(first[name], second[name])
         assert torch.allclose(first[name], values, atol=1e-10), name
+
+
+# Activation maps while a training runs on several ranks
+
+
+def network_and_images() -> tuple[Embedder, torch.Tensor]:
+    torch.manual_seed(5)
+    network = BDBNetwork(4, "osnet_x0_25", embedding_dims={"global": 8, "dropping": 8})
+    images = torch.randint(0, 256, (4, 3, 64, 32), generator=torch.Generator().manual_seed(6), dtype=torch.uint8)
+    return Embedder(network, Preprocessing((64, 32))), images
+
+
+def maps_of(embedder: Embedder, images: torch.Tensor) -> dict[str, np.ndarray]:
+    embedder.network.eval()
+    found = {f"energy {name}": values for name, values in energy_maps(embedder, images).items()}
+    found |= {f"class {name}": values for name, values in class_maps(embedder, images, [0, 1, 2, 3])[0].items()}
+    left, right = similarity_maps(embedder, images[:2], images[2:])
+    return found | {f"left {name}": left[name] for name in left} | {f"right {name}": right[name] for name in right}
+
+
+def maps_on_a_rank(rank: int, world_size: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    embedder, images = network_and_images()
+    step = DistributedDataParallel(embedder.network.train())
+    outputs = step(embedder.preprocessing.normalize(images[2 * rank : 2 * rank + 2]))
+    sum(output.embedding.square().mean() for output in outputs.values()).backward()
+    if rank == 0:  # the others do not take part in it
+        np.savez(Path(folder) / "maps.npz", **maps_of(embedder, images))
+        torch.save(embedder.network.state_dict(), Path(folder) / "network.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.end_to_end
+def test_maps_of_a_rank_are_those_of_one_process(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(maps_on_a_rank, (2, port, str(tmp_path)), nprocs=2)
+    embedder, images = network_and_images()
+    embedder.network.load_state_dict(torch.load(tmp_path / "network.pt", weights_only=True))
+    alone = maps_of(embedder, images)
+    with np.load(tmp_path / "maps.npz") as on_a_rank:
+        assert {*on_a_rank} == {*alone}
+        for name, values in alone.items():
+            assert values.any()
+            np.testing.assert_allclose(on_a_rank[name], values, rtol=1e-4, atol=1e-7, err_msg=name)
