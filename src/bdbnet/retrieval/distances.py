@@ -35,6 +35,9 @@ _MB = 2**20
 _TILE_MB = 8  # copy of a gallery tile that the matrix product can't read in place
 _DEFAULT_MB = 32, 256  # smallest and largest block; on a GPU a small one does not fill the processors:
 _DEVICE_DEFAULT_MB = 256, 1024
+_SHARE_OF_GALLERY = (
+    1 / 4
+)  # that a block may take in any case: with 128 queries in a block a product takes 1.4 times the time
 _DEFAULT_QUERIES = 512  # with fewer queries in a block, reading the gallery again and again takes its share of the time
 
 
@@ -61,7 +64,7 @@ def distance_blocks(
             `cosine` (values minus the cosine similarity).
         absolute: the distances themselves: Euclidean, or 1 minus the cosine similarity.
         chunk_memory_mb: MiB for one block. None: room for 512 queries, but between 32 and 256 MiB, on a GPU between 256 and
-            1,024 MiB.
+            1,024 MiB, or a quarter of what the gallery's embeddings take where that is more.
 
     Raises:
         ValueError: an unknown distance, an empty set, other dimensions, memory that does not hold one query, a row with
@@ -100,7 +103,8 @@ def native_blocks(
 def rows_in_block(query: Array, gallery: Array, chunk_memory_mb: float | None) -> int:
     row_mb = (gallery.shape[0] + gallery.shape[1]) * query.dtype.itemsize / _MB
     if chunk_memory_mb is None:
-        least, most = _DEVICE_DEFAULT_MB if isinstance(query, Tensor) else _DEFAULT_MB
+        least, largest = _DEVICE_DEFAULT_MB if isinstance(query, Tensor) else _DEFAULT_MB
+        most = max(largest, gallery.shape[0] * gallery.shape[1] * query.dtype.itemsize / _MB * _SHARE_OF_GALLERY)
         chunk_memory_mb = max(min(max(_DEFAULT_QUERIES * row_mb, least), most), row_mb)
     if not chunk_memory_mb > 0:
         raise ValueError(f"chunk_memory_mb must be above 0, got {chunk_memory_mb}")

@@ -112,6 +112,7 @@ def nearest_neighbours(
     *,
     chunk_memory_mb: float | None = None,
     progress: Callable[[int], object] | None = None,
+    see: Callable[[int, np.ndarray], object] | None = None,
 ) -> Neighbours:
     """The `k` nearest images of every image of a set, without an N x N matrix.
 
@@ -123,6 +124,8 @@ def nearest_neighbours(
         chunk_memory_mb: MiB for one block of distances, of which up to two are held. None: room for 1024 images, but at
             most 512 MiB.
         progress: called now and then with the number of images finished since the last call.
+        see: called with `(first image, squared distances (rows, N - first image))` of some images to themselves and all later
+            ones, which it must not keep; not where embeddings repeat each other or lie on a GPU.
 
     Raises:
         ValueError: bad embeddings, `k` outside of 1 to N, or memory that does not hold one image's distances.
@@ -138,7 +141,7 @@ def nearest_neighbours(
         on_cpu(values) for values in (images.matrix, images.norms, images.later, images.first)
     )
     if len(later) == 0:
-        return _of_distinct(matrix, norms, k, chunk_memory_mb, progress)
+        return _of_distinct(matrix, norms, k, chunk_memory_mb, progress, see)
     # The product's rounding differs from column to column, and copies must be equally far from all: so distinct
     # embeddings are compared, and each then stands for all its copies.
     originals = np.delete(np.arange(count), later)
@@ -176,6 +179,7 @@ def _of_distinct(
     k: int,
     chunk_memory_mb: float | None,
     progress: Callable[[int], object] | None,
+    see: Callable[[int, np.ndarray], object] | None = None,
 ) -> Neighbours:
     count = len(matrix)
     squares = torch.from_numpy(norms)
@@ -186,6 +190,8 @@ def _of_distinct(
         end = begin + len(products)
         block = products.add_(squares[begin:]).add_(squares[begin:end, None]).clamp_(min=0)
         block.diagonal().zero_()
+        if see is not None:
+            see(begin, block.numpy())
         near = torch.from_numpy(smallest(block, min(k, count - begin)))
         _merge(squared[begin:end], indices[begin:end], block.gather(1, near), near + begin)
         largest[begin:end] = torch.maximum(largest[begin:end], block.amax(1))

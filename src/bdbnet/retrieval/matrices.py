@@ -1,5 +1,6 @@
 """Embeddings as matrices that can be compared: checked once, of one precision, on one device."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
@@ -231,7 +232,7 @@ def _matching(query: Array, gallery: Array) -> tuple[Array, Array]:
     raise ValueError(f"query embeddings are on {places[0]}, gallery embeddings on {places[1]}: move them to one device")
 
 
-def _norms_hashes_and_offset(matrix: Array, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _norms_hashes_and_offset(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Squared norms (N,), hashes (N,) that are equal for equal rows, and the offset (D,), see `Prepared`."""
     count, dimensions = matrix.shape
     norms = np.empty(count)
@@ -240,15 +241,27 @@ def _norms_hashes_and_offset(matrix: Array, name: str) -> tuple[np.ndarray, np.n
     bits = np.dtype(np.uint32 if matrix.dtype.itemsize == 4 else np.uint64)
     odd = np.arange(1, 2 * dimensions, 2, dtype=np.uint64)
     multipliers: np.ndarray = (odd * np.uint64(0x9E3779B97F4A7C15)).astype(bits)
-    for begin in range(0, count, _ROWS_PER_PASS):
+
+    def look(begin: int) -> np.ndarray:
         part = slice(begin, begin + _ROWS_PER_PASS)
-        rows = rows_of(matrix, part)
+        rows = np.ascontiguousarray(matrix[part])
         wide = rows.astype(np.float64)
         np.einsum("ij,ij->i", wide, wide, out=norms[part])
-        total += wide.sum(axis=0)
         # Integer arithmetic is exact, so equal rows have equal hashes wherever they lie in memory.
         hashes[part] = np.einsum("ij,j->i", rows.view(bits), multipliers)
-    dtype = rows.dtype
+        sums: np.ndarray = wide.sum(axis=0)
+        return sums
+
+    parts = range(0, count, _ROWS_PER_PASS)
+    threads = torch.get_num_threads()
+    if threads == 1 or len(parts) == 1:
+        for begin in parts:
+            total += look(begin)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            for sums in pool.map(look, parts):  # in order, so that no digit depends on the threads
+                total += sums
+    dtype = matrix.dtype
     # By Cauchy-Schwarz no element of a block can overflow below this bound.
     fine = norms <= np.finfo(dtype).max / 8
     if not fine.all():

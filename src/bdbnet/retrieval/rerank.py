@@ -26,6 +26,8 @@ from bdbnet.retrieval.matrices import Array, Prepared, centred, compared, joined
 
 _PAIRS_MB = 16  # differences of pairs of embeddings that are taken at a time,
 _PAIRS_ON_DEVICE_MB = 256  # on a GPU
+_KEPT_MB = 256  # distances of queries to the gallery that are kept from the search for neighbours,
+_BLOCK_MB = 32  # and are mixed with Jaccard distances at a time
 _QUERIES = 32  # queries whose encodings are compared at a time
 
 
@@ -123,39 +125,71 @@ def reranked_blocks(
     if isinstance(query.matrix, Tensor):
         there = native_blocks(query, gallery, "euclidean", chunk_memory_mb=chunk_memory_mb)
         return _reranked_on_device(query, gallery, there, settings, chunk_memory_mb, progress)
-    distances = distance_blocks(query, gallery, chunk_memory_mb=chunk_memory_mb)
-    return _reranked(query, gallery, distances, settings, chunk_memory_mb, progress)
+    return _reranked(query, gallery, settings, chunk_memory_mb, progress)
 
 
 def _reranked(
     query: Prepared,
     gallery: Prepared,
-    distances: Iterator[tuple[int, np.ndarray]],
     settings: KReciprocal,
     chunk_memory_mb: float | None,
     progress: bool,
 ) -> Iterator[tuple[int, np.ndarray]]:
     queries, lambda_value, same_set = len(query), settings.lambda_value, query is gallery
     norms = on_cpu(query.norms)
+    # The search for neighbours computes the distances of queries to the gallery too: where they fit, they are kept.
+    kept = None if same_set else _Kept.where_it_fits(query, gallery, chunk_memory_mb)
     with _bar(query, gallery, progress) as bar:
         images = query if same_set else joined(query, gallery)
-        encodings, scale = _encoded(images, settings, chunk_memory_mb, bar)
+        encodings, scale = _encoded(images, settings, chunk_memory_mb, bar, kept)
         del images
         by_entry = _by_entry(encodings if same_set else encodings[queries:])
         factors = (lambda_value / scale[:queries]).astype(scale.dtype)
         jaccard = np.empty((0, by_entry.shape[1]), norms.dtype)
-        for begin, block in distances:
+        found = kept.blocks() if kept is not None and kept.complete else None
+        for begin, block in found or distance_blocks(query, gallery, chunk_memory_mb=chunk_memory_mb):
             part = slice(begin, begin + len(block))
             if len(jaccard) != len(block):
                 jaccard = np.empty_like(block)
             _jaccard_distances(encodings[part], by_entry, jaccard)
-            block += norms[part, None]
-            np.maximum(block, 0, out=block)  # rounding
+            if found is None:
+                block += norms[part, None]
+                np.maximum(block, 0, out=block)  # rounding
             block *= factors[part, None]
             jaccard *= 1 - lambda_value
             block += jaccard
             bar.update(len(block))
             yield begin, block
+
+
+class _Kept:
+    """Squared distances (Q, G) of queries to gallery images, taken from those of all images among themselves, queries first."""
+
+    def __init__(self, queries: int, images: int, dtype: np.dtype) -> None:
+        self._squared = np.empty((queries, images), dtype)
+        self._filled = 0
+
+    @classmethod
+    def where_it_fits(cls, query: Prepared, gallery: Prepared, chunk_memory_mb: float | None) -> "_Kept | None":
+        """None where the distances would take more memory than one block may."""
+        dtype = on_cpu(query.norms).dtype
+        room = (_KEPT_MB if chunk_memory_mb is None else chunk_memory_mb) * 2**20
+        return cls(len(query), len(gallery), dtype) if len(query) * len(gallery) * dtype.itemsize <= room else None
+
+    def see(self, begin: int, block: np.ndarray) -> None:
+        queries = len(self._squared)
+        rows = min(len(block), queries - begin)
+        if rows > 0:
+            self._squared[begin : begin + rows] = block[:rows, queries - begin :]
+            self._filled += rows
+
+    @property
+    def complete(self) -> bool:
+        return self._filled == len(self._squared)
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        rows = max(_QUERIES, _BLOCK_MB * 2**20 // self._squared[:1].nbytes)
+        return ((begin, self._squared[begin : begin + rows]) for begin in range(0, len(self._squared), rows))
 
 
 def _bar(query: Prepared, gallery: Prepared, progress: bool) -> "tqdm[Any]":
@@ -211,11 +245,12 @@ def _squared_on_device(matrix: Tensor, near: DeviceNeighbours, part: slice, entr
 
 
 def _encoded(
-    images: Prepared, settings: KReciprocal, chunk_memory_mb: float | None, bar: "tqdm[Any]"
+    images: Prepared, settings: KReciprocal, chunk_memory_mb: float | None, bar: "tqdm[Any]", kept: "_Kept | None"
 ) -> tuple[csr_array, np.ndarray]:
     """Encodings (N, N), and the squared distance (N,) by which each image's distances are divided."""
     needed = settings.neighbours_in(len(images))
-    near = nearest_neighbours(images, needed, chunk_memory_mb=chunk_memory_mb, progress=bar.update)
+    see = None if kept is None else kept.see
+    near = nearest_neighbours(images, needed, chunk_memory_mb=chunk_memory_mb, progress=bar.update, see=see)
     matrix = on_cpu(images.matrix)
     scale = np.where(near.largest > 0, near.largest, 1)
 
