@@ -38,6 +38,7 @@ from bdbnet.command_line import (
 )
 from bdbnet.command_line import quote_paths as quote_paths
 from bdbnet.files import WriteError, is_about_writing
+from bdbnet.help_text import FLAGS, asks_for_help, help_text
 from bdbnet.renamed import TARGETS, rename_keys, with_todays_keys
 from bdbnet.run_names import NAMED, name_sweep, register_resolvers, remember_former_keys
 from bdbnet.run_names import run_name as run_name
@@ -378,6 +379,11 @@ def command(
                 if not config:  # the command line counts
                     check_form(sys.argv[1:], config_name, config_dir())
                 plugins.load(typed_plugins(sys.argv[1:]))  # before Hydra looks for the choices that they bring
+                if not config and asks_for_help(sys.argv[1:]):
+                    typed = [argument for argument in sys.argv[1:] if argument not in FLAGS]
+                    with _explained(config_name):
+                        print(help_text(config_name, typed, config_dir()))
+                    return None
                 checks = f"++hydra.callbacks.check_settings._target_={__name__}.{CheckSettings.__name__}"
                 sys.argv[1:] = with_override(sys.argv[1:], checks)
                 with _explained(config_name):
