@@ -39,7 +39,8 @@ test: $(READY_DEV)  ## all tests but `make notebooks`
 test-fast: $(READY_DEV)  ## unit tests of five packages, which train nothing: about 2 minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal $(FAST:%=tests/%)
 
-notebooks: $(READY_DEV)  ## run the notebooks: they print what is stored in them; notebooks/record.py stores their outputs anew
+notebooks: $(READY_DEV)  ## run the notebooks in kernels of their own, and see that they print what is stored in them
+	$(BIN)/python -m pytest -n auto --nbmake --nbmake-kernel=python3 --nbmake-timeout=600 -m '' notebooks
 	$(BIN)/python -m pytest -n auto -m notebooks tests/test_notebooks.py
 
 lint: $(READY_DEV)  ## style, types, import contracts
