@@ -42,10 +42,10 @@ def test_the_version(capsys, monkeypatch):
     assert said(capsys, monkeypatch, "--version") == f"bdbnet {__version__}\n"
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # where another test has imported the command
 def test_a_command_gets_the_other_arguments(capsys, monkeypatch):
     own = sys.modules["__main__"]
-    with pytest.warns(RuntimeWarning, match="found in sys.modules"):
-        text = said(capsys, monkeypatch, "train", "--help", "model=pcb")
+    text = said(capsys, monkeypatch, "train", "--help", "model=pcb")
     assert text.startswith("Trains a network and evaluates it.")
     assert "bdbnet.models.PCBNetwork" in text
     assert sys.modules["__main__"] is own
