@@ -42,7 +42,9 @@ def test_the_version(capsys, monkeypatch):
     assert said(capsys, monkeypatch, "--version") == f"bdbnet {__version__}\n"
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # where another test has imported the command
+@pytest.mark.filterwarnings(
+    "ignore:.*found in sys.modules:RuntimeWarning"
+)  # where another test has imported the command
 def test_a_command_gets_the_other_arguments(capsys, monkeypatch):
     own = sys.modules["__main__"]
     text = said(capsys, monkeypatch, "train", "--help", "model=pcb")
