@@ -42,9 +42,8 @@ def test_the_version(capsys, monkeypatch):
     assert said(capsys, monkeypatch, "--version") == f"bdbnet {__version__}\n"
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*found in sys.modules:RuntimeWarning"
-)  # where another test has imported the command
+# Another test may have imported the command.
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_a_command_gets_the_other_arguments(capsys, monkeypatch):
     own = sys.modules["__main__"]
     text = said(capsys, monkeypatch, "train", "--help", "model=pcb")
@@ -70,16 +69,17 @@ def test_pip_installs_it():
     assert getattr(import_module(module), function) is main
 
 
+def new_process(code: str) -> str:
+    """What an interpreter of its own prints, once it has ended well."""
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_list_loads_no_library():
     code = "import sys, bdbnet.__main__ as m; m.main(); sys.exit(bool({'torch', 'numpy', 'hydra'} & {*sys.modules}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(PACKAGE.parent), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: bdbnet COMMAND")
+    assert new_process(code).startswith("usage: bdbnet COMMAND")
 
 
 def test_help_of_a_command_loads_no_torch():
@@ -87,11 +87,4 @@ def test_help_of_a_command_loads_no_torch():
         "import gc, sys; sys.argv = ['train', '--help']; from bdbnet.train import main; main(); "
         "sys.exit(bool({'torch', 'pandas', 'numpy', 'pyarrow'} & {*sys.modules}) or not gc.isenabled())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(PACKAGE.parent), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "python -m bdbnet.train" in done.stdout
+    assert "python -m bdbnet.train" in new_process(code)
