@@ -33,6 +33,40 @@ def test_sigterm_unwinds_like_any_exception_and_once():
         signal.signal(signal.SIGTERM, before)
 
 
+class Told:
+    """Receives SIGTERM while it is removed."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+
+
+def test_a_signal_in_a_finalizer_is_not_lost(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with terminated_in_order():
+            told = Told()
+            del told  # errors are printed and ignored there
+            with pytest.raises(Stopped):
+                time.sleep(5)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_signal_in_the_last_finalizer_leaves_an_ended_command_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with terminated_in_order():
+            told = Told()
+            del told
+        time.sleep(0.1)  # this process would end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Pids(torch.utils.data.Dataset):
     def __len__(self):
         return 40
