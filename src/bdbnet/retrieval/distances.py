@@ -35,9 +35,8 @@ _MB = 2**20
 _TILE_MB = 8  # copy of a gallery tile that the matrix product can't read in place
 _DEFAULT_MB = 32, 256  # smallest and largest block; on a GPU a small one does not fill the processors:
 _DEVICE_DEFAULT_MB = 256, 1024
-_SHARE_OF_GALLERY = (
-    1 / 4
-)  # that a block may take in any case: with 128 queries in a block a product takes 1.4 times the time
+#: A block may take so much of the gallery's memory in any case: with 128 queries in it a product takes 1.4 times the time.
+_SHARE_OF_GALLERY = 0.25
 _DEFAULT_QUERIES = 512  # with fewer queries in a block, reading the gallery again and again takes its share of the time
 
 

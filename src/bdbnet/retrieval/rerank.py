@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from bdbnet.retrieval.device_knn import DeviceNeighbours, neighbours_on_device
 from bdbnet.retrieval.device_rerank import Encodings, Overlaps, encodings
-from bdbnet.retrieval.distances import Block, distance_blocks, native_blocks
+from bdbnet.retrieval.distances import Block, distance_blocks, native_blocks, rows_in_block
 from bdbnet.retrieval.knn import nearest_neighbours, smallest
 from bdbnet.retrieval.matrices import Array, Prepared, centred, compared, joined, on_cpu, rows_of
 
@@ -122,6 +122,7 @@ def reranked_blocks(
     """
     query, gallery = centred(*compared(query, gallery))
     settings.neighbours_in(len(query) if query is gallery else len(query) + len(gallery))
+    rows_in_block(query.matrix, gallery.matrix, chunk_memory_mb)  # refuses memory that does not hold one query
     if isinstance(query.matrix, Tensor):
         there = native_blocks(query, gallery, "euclidean", chunk_memory_mb=chunk_memory_mb)
         return _reranked_on_device(query, gallery, there, settings, chunk_memory_mb, progress)
