@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from bdbnet.config import ConfigError, flatten
 from bdbnet.evaluation.load import trained_with
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
-from bdbnet.results import BEST, HISTORY, LABEL_NAMES, LAST, PREVIOUS, REPORT, RESULT, TOP_K
+from bdbnet.results import BEST, HISTORY, LABEL_NAMES, LAST, PER_QUERY, PREVIOUS, REPORT, RESULT, TOP_K
 from bdbnet.settings import is_whole, setting_of
 from bdbnet.training.checkpoints import REQUEUED, clear_auxiliary
 from bdbnet.training.module import TrainingModule
@@ -54,7 +54,7 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
 
 def clear_folder(folder: Path) -> None:
     """Remove the files of an earlier run."""
-    for name in (LAST, BEST, RESULT, HISTORY, TOP_K, LABEL_NAMES, REPORT):
+    for name in (LAST, BEST, RESULT, HISTORY, TOP_K, PER_QUERY, LABEL_NAMES, REPORT):
         (folder / name).unlink(missing_ok=True)
     clear_auxiliary(folder)
 

@@ -239,7 +239,7 @@ def _record_training(
         },
     )
     if trainer.is_global_zero:
-        write_outcome(result, module.tests[0], folder, config.evaluation.top_k)
+        write_outcome(result, module.tests[0], folder, config.evaluation.top_k, queries=True)
         clear_auxiliary(folder)
     return result
 
