@@ -68,7 +68,7 @@ def statistics_of_all_ranks(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = own.sum(1) / max(amount, 1)
     deviations = (own - mean[:, None]).square().sum(1)
     row = torch.cat([mean, deviations, mean.new_tensor([float(amount)])])[None]
-    means, squares, counts = gather_with_gradient(row).split([channels, channels, 1], dim=1)
+    means, squares, counts = torch.split(gather_with_gradient(row), [channels, channels, 1], dim=1)
     count = counts.detach().sum()
     if count <= 1:
         raise ValueError("batch normalisation needs more than one value per channel over all processes")
