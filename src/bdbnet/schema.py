@@ -148,6 +148,7 @@ _DATASET = _below("dataset", {
     "drop_ratio": listed("two shares between 0 and 1: [height,width]", number(0, 1) | NULL, length=2),
     "erasing": CLASSES | NULL,
     "recall_at": _CUTOFFS,
+    "single_shot": whole(1),
 })  # fmt: skip
 
 _NETWORK = {"model": CLASS | NULL, "backbone": CLASS | NULL, "backbone.weights": PATH | NULL}

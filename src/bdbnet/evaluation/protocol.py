@@ -66,6 +66,7 @@ def build_metric(config: DictConfig, *, progress: bool = False) -> ReIDMetrics |
                 ap_at=evaluation.ap_at,
                 query_pooling=query_pooling(config),
                 single_shot=single_shot(config),
+                leave_out_drawn=True,
                 **search,
             )
         return RetrievalRecall(tuple(evaluation.recall_at), precision=True, **search)

@@ -248,6 +248,7 @@ class ReIDMetrics(_EmbeddingCollector):
         query_pooling: `mean` or `max`: multi-query, see `pool_queries`; needs `is_query` and cameras.
         single_shot: number of random galleries with one image per identity: Rank-k is `single_shot_cmc`'s; can't be
             combined with multi-query, query expansion or re-ranking.
+        leave_out_drawn: with `single_shot`, see `single_shot_cmc`.
         seed: of those galleries.
         progress: show a progress bar while re-ranking.
         kwargs: options of `torchmetrics.Metric`, such as `compute_on_cpu`.
@@ -268,6 +269,7 @@ class ReIDMetrics(_EmbeddingCollector):
         progress: bool = False,
         query_pooling: str | None = None,
         single_shot: int | None = None,
+        leave_out_drawn: bool = False,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -278,6 +280,7 @@ class ReIDMetrics(_EmbeddingCollector):
         self.search = Search(distance, query_expansion, rerank, chunk_memory_mb, progress)
         self.query_pooling = query_pooling
         self.single_shot = single_shot
+        self.leave_out_drawn = leave_out_drawn
         self.seed = seed
         if single_shot is not None and (self.search.reorders or query_pooling is not None):
             raise ValueError("a single gallery shot can't be combined with multi-query, query expansion or re-ranking")
@@ -292,8 +295,9 @@ class ReIDMetrics(_EmbeddingCollector):
         drawn = None
         if self.single_shot is not None:
             drawn = single_shot_ranks(
-                *sides.prepared, sides.matches, search, ranks=self.ranks, repeats=self.single_shot, seed=self.seed
-            )
+                *sides.prepared, sides.matches, search, ranks=self.ranks, repeats=self.single_shot, seed=self.seed,
+                leave_out_drawn=self.leave_out_drawn,
+            )  # fmt: skip
             if not (top_k or facts):
                 return drawn, None
         rankings = rank_queries(
