@@ -132,7 +132,7 @@ def _vehicleid(name: str) -> DatasetFacts:
         layout=f"""\
 image/                                 221,567 images, such as 0050025.jpg
 train_test_split/train_list.txt        113,346 lines "image vehicle", such as 0050025 9
-train_test_split/test_list_{vehicles}.txt{" " * (5 - len(str(vehicles)))}    {images:,} lines""",
+{f"train_test_split/test_list_{vehicles}.txt":39}{images:7,} lines""",
         archives="VehicleID_V1.0.zip",
         obtain="from Peking University (NELVT) on request; research use only",
         counts=_person((13_164, 113_346), (vehicles, images), (vehicles, images), 0),
@@ -148,8 +148,8 @@ def _veri_wild(name: str) -> DatasetFacts:
         layout=f"""\
 images/00001/000001.jpg ...            416,314 images in a folder for each vehicle
 train_test_split/train_list.txt        277,797 lines such as 00001/000001
-train_test_split/test_{vehicles}_query.txt  {vehicles:,} lines (also named test_{vehicles}_id_query.txt)
-train_test_split/test_{vehicles}.txt        {gallery:,} lines (also named test_{vehicles}_id.txt)
+{f"train_test_split/test_{vehicles}_query.txt":39}{vehicles:7,} lines (also named test_{vehicles}_id_query.txt)
+{f"train_test_split/test_{vehicles}.txt":39}{gallery:7,} lines (also named test_{vehicles}_id.txt)
 train_test_split/vehicle_info.txt      a line of names, then image;camera;... such as 00001/000001;133;...""",
         archives="VERI-Wild.zip",
         obtain="from Peking University (IMRE) after signing their agreement; research use only",
