@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+import forked_commands
 from bdbnet.config import ConfigError, config_dir
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.calibration import Calibration
@@ -30,6 +29,7 @@ from bdbnet.gallery.shards import embed_into
 from bdbnet.gallery.store import ModelStamp
 from bdbnet.loading.sources import find_images
 from calibrations import calibration
+from forked_commands import Done
 
 
 @pytest.fixture(scope="module")
@@ -385,10 +385,8 @@ def test_filters_need_what_they_filter_by(settings, photos, photo_store, tables,
 
 @pytest.mark.end_to_end
 def test_the_command_from_a_shell(stores, tables, rendered, tmp_path):
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        call = [sys.executable, "-m", "bdbnet.search", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    def run(*arguments: str) -> Done:
+        return forked_commands.run("search", *arguments, folder=tmp_path, log=tmp_path / "log")
 
     queries = f"index={stores['gallery']}", f"images={tables['query']}", f"root={rendered.root}"
     done = run(*queries, "engine=faiss_hnsw", "k=3", "run_name=a")
