@@ -44,8 +44,8 @@ def cells(manifest: Manifest, role: str) -> list[tuple[object, ...]]:
     return [(Path(path).stem, manifest.name_of(label)) for path, label in zip(table["path"], table["label"])]
 
 
-def test_people_are_asked_for_again_after_some_frames(tmp_path: Path) -> None:
-    """Frames 1, 4 and 7 are used; id 3 is in frame 4 alone, and so a distractor."""
+def test_people_are_searched_for_in_the_next_frame_that_is_used(tmp_path: Path) -> None:
+    """Frames 1, 4 and 7 are used; id 3 is in frame 4 alone, and so a distractor; nobody in frame 7 has a next one."""
     root = sequence(tmp_path / "walk", *walk(1, 2), line(4, 3))
     with pytest.warns(
         UserWarning, match="1 of 3 ids are never seen again after 3 frames and are distractors, the first is 3"
@@ -55,7 +55,7 @@ def test_people_are_asked_for_again_after_some_frames(tmp_path: Path) -> None:
         (f"00000{frame}", person) for frame in (1, 4, 7) for person in ("1", "2", "3") if person != "3" or frame == 4
     ]
     assert cells(manifest, "gallery") == everybody
-    assert cells(manifest, "query") == [cell for cell in everybody if cell[1] != "3"]
+    assert cells(manifest, "query") == [cell for cell in everybody if cell[1] != "3" and cell[0] != "000007"]
     assert manifest.table.iloc[0][["x1", "y1", "x2", "y2"]].tolist() == [10, 20, 30, 60]
     third = manifest.table[manifest.table["label"] == 2].iloc[0]
     assert third[["x1", "y1", "x2", "y2"]].tolist() == [90, 0, 100, 40]  # cut at the edge of the frame
@@ -63,15 +63,14 @@ def test_people_are_asked_for_again_after_some_frames(tmp_path: Path) -> None:
     query, gallery = manifest.subset("query").table, manifest.subset("gallery").table
     of = Matches.of_labels(
         query["label"].to_numpy(), gallery["label"].to_numpy(), query["camera"].to_numpy(), gallery["camera"].to_numpy(),
-        sizes=(len(query), len(gallery)),
+        sizes=(len(query), len(gallery)), next_camera=True,
     )  # fmt: skip
     for number in range(len(query)):
         positives, left_out = of.of(number)
-        frames = [int(Path(path).stem) for path in gallery["path"].iloc[positives]]
-        own = int(Path(query["path"].iloc[number]).stem)
-        assert len(frames) == 2
-        assert all(abs(frame - own) >= 3 for frame in frames)
-        assert len(left_out) == 1  # the query itself; the other people of its frame stay
+        after = f"{int(Path(query['path'].iloc[number]).stem) + 3:06d}"
+        assert [everybody[place] for place in positives] == [(after, manifest.name_of(query["label"].iloc[number]))]
+        counted = set(range(len(everybody))) - set(left_out)
+        assert [everybody[place] for place in sorted(counted)] == [cell for cell in everybody if cell[0] == after]
 
 
 def test_sequences_of_a_folder_and_their_crops(tmp_path: Path) -> None:
@@ -82,10 +81,10 @@ def test_sequences_of_a_folder_and_their_crops(tmp_path: Path) -> None:
     blind = sequence(tmp_path / "MOT17" / "test" / "MOT17-01-DPM")
     (blind / "gt" / "gt.txt").unlink()
     with pytest.warns(UserWarning, match=r"left out are 1 sequence\(s\) without gt/gt.txt, the first is MOT17-01-DPM"):
-        manifest = load_manifest("mot", tmp_path, after=3, train_sequences=["MOT17-04-DPM"])
+        manifest = load_manifest("mot", tmp_path, after=3, train_sequences=["MOT17-04-FRCNN"])
     assert load_manifest("mot", train, after=3).name == "MOT17-train_after3"
     assert set(manifest.table["path"].str.split("/").str[2]) == {"MOT17-02-DPM", "MOT17-04-DPM"}
-    assert manifest.counts()["images"].tolist() == [6, 6, 6]
+    assert manifest.counts()["images"].tolist() == [6, 4, 6]
     assert manifest.counts()["identities"].tolist() == [2, 2, 2]
     assert sorted(manifest.label_names.values())[0] == "MOT17-02-DPM:1"
     assert manifest.shared_labels().size == 0
@@ -117,7 +116,7 @@ def test_no_ground_truth(tmp_path: Path) -> None:
 def test_ids_that_never_come_again(tmp_path: Path) -> None:
     message = error_of(sequence(tmp_path / "video", line(1, 1), line(2, 1), line(4, 2), line(7, 3)))
     assert (
-        "nobody is seen again after 3 frames: each of the 3 ids is in one of the used frames alone, the first is 1"
+        "nobody is seen again after 3 frames: of the 3 ids none is in two successive ones of the used frames, the first is 1"
         in message
     )
     assert "Set dataset.options.after to fewer frames" in message
@@ -158,5 +157,8 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
     root = sequence(tmp_path / "video", *walk(1))
     assert "outside=keep: choose one of refuse, leave_out" in error_of(root, outside="keep")
     assert "train_sequences names other, but the sequences are video" in error_of(root, train_sequences=["other"])
+    assert len(load_manifest("mot", root, train_sequences="video").subset("train").table) == 1
+    assert "classes=car: give whole numbers such as [1]" in error_of(root, classes="car")
+    assert "min_height=tall: give a number" in error_of(root, min_height="tall")
     with pytest.raises(DatasetError, match="after=0: give a whole number of frames from 1"):
         load_manifest("mot", root, after=0)

@@ -93,11 +93,36 @@ def test_veri_wild(tmp_path: Path, name: str, test: str) -> None:
     ]
 
 
+def test_veri_wild_lists_with_cameras(tmp_path: Path) -> None:
+    """The number in the middle is one of training in the first list, so the folder says which vehicle it is."""
+    lists = veri_wild(tmp_path) / "train_test_split"
+    for file in lists.iterdir():
+        file.unlink()
+    write(lists / "train_list_start0.txt", "00001/000001.jpg 0 133", "00001/000002.jpg 0 7")
+    write(lists / "test_3000_id_query.txt", "00002/000003.jpg 2 8")
+    write(lists / "test_3000_id.txt", "00002/000004.jpg 2 9")
+    manifest = load_manifest("veri_wild_small", tmp_path, check_counts=False)
+    assert manifest.table[["label", "camera"]].to_numpy().tolist() == [[1, 133], [1, 7], [2, 8], [2, 9]]
+    assert manifest.table["path"].iloc[3] == "images/00002/000004.jpg"
+    write(lists / "test_3000_id.txt", "00002/000004.jpg")
+    with pytest.raises(DatasetError, match=r"the lists name no cameras, and there is no .*vehicle_info.txt"):
+        load_manifest("veri_wild_small", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("file", "lines", "expected"),
     [
         ("train_list.txt", ["000001"], "train_list.txt, line 1: '000001' is not a vehicle and an image"),
-        ("test_3000.txt", ["00002/000009"], r"test_3000.txt, line 1: 00002/000009 has no camera"),
+        (
+            "test_3000.txt",
+            ["00002/000009"],
+            r"test_3000.txt names 1 images of 1 that are not there, the first is images/00002/",
+        ),
+        (
+            "vehicle_info.txt",
+            [INFO, "00001/000001;133", "00001/000002;7", "00002/000003;8;"],
+            r"test_3000.txt, line 1: '00002/000004' has no camera in train_test_split/vehicle_info.txt",
+        ),
         (
             "vehicle_info.txt",
             [INFO, "00001/000001,3"],

@@ -61,10 +61,11 @@ def test_crops_of_a_video_are_cut_in_memory(evaluated, tmp_path):
     for frame in range(1, 6):
         picture(video / "img1" / f"{frame:06d}.png", frame, (60, 40))
     (video / "gt").mkdir()
-    boxes = [f"{frame},{person},{1 + 20 * person},1,16,32,1,1,1\n" for frame in (1, 3, 5) for person in (0, 1)]
+    boxes = [f"{frame},{person},{1 + 20 * person},1,16,32,1,1,1\n" for frame in range(1, 6) for person in (0, 1)]
     (video / "gt" / "gt.txt").write_text("".join(boxes))
     before = sorted(video.rglob("*"))
     result = evaluated("dataset=mot", f"dataset.root={video}", "dataset.options.after=2")
-    assert (result.protocol.task, result.protocol.dataset) == ("reid", "video_after2")
-    assert result.metrics["valid_queries"] == 6
+    assert (result.protocol.task, result.protocol.dataset) == ("reid_reassociation", "video_after2")
+    assert result.metrics["valid_queries"] == 4  # two people in frames 1 and 3, searched for in frames 3 and 5
+    assert result.metrics["rank5"] == 1  # of two people
     assert sorted(video.rglob("*")) == before

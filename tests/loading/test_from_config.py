@@ -134,9 +134,13 @@ def test_a_protocol_that_does_not_fit_is_refused(tiny_config):
     config = tiny_config()
     manifest = build_manifest(config)
     without = type(manifest)(manifest.table.assign(camera=-1), manifest.root)
-    config.dataset.protocol = "reid_multi_query"
-    with pytest.raises(ConfigError, match="no cameras to group queries by"):
-        settle_protocol(config.dataset, without)
+    for protocol, message in (
+        ("reid_multi_query", "no cameras to group queries by"),
+        ("reid_reassociation", "no cameras, which are the numbers of their frames"),
+    ):
+        config.dataset.protocol = protocol
+        with pytest.raises(ConfigError, match=message):
+            settle_protocol(config.dataset, without)
 
 
 @pytest.mark.parametrize("split", ["test", "query"])

@@ -147,11 +147,12 @@ def _veri_wild(name: str) -> DatasetFacts:
         paper='Lou et al., "VERI-Wild: A Large Dataset and a New Method for Vehicle Re-Identification in the Wild", CVPR 2019',
         layout=f"""\
 images/00001/000001.jpg ...            416,314 images in a folder for each vehicle
-train_test_split/train_list.txt        277,797 lines such as 00001/000001
-{f"train_test_split/test_{vehicles}_query.txt":39}{vehicles:7,} lines (also named test_{vehicles}_id_query.txt)
-{f"train_test_split/test_{vehicles}.txt":39}{gallery:7,} lines (also named test_{vehicles}_id.txt)
-train_test_split/vehicle_info.txt      a line of names, then image;camera;... such as 00001/000001;133;...""",
-        archives="VERI-Wild.zip",
+in train_test_split/:
+  train_list_start0.txt (or train_list.txt)            277,797 lines such as 00001/000001.jpg 0 133
+{f"  test_{vehicles}_id_query.txt (or test_{vehicles}_query.txt)":54} {vehicles:6,} lines: image, a number, camera
+{f"  test_{vehicles}_id.txt (or test_{vehicles}.txt)":54} {gallery:6,} lines
+  vehicle_info.txt, where lists name no cameras: 00001/000001;133;...""",
+        archives="VERI-Wild.zip, packed from the authors' lists and what their images.part01.rar and further parts hold",
         obtain="from Peking University (IMRE) after signing their agreement; research use only",
         counts=_person((30_671, 277_797), (vehicles, vehicles), (vehicles, gallery), None),
         tried=False,
@@ -264,8 +265,8 @@ bounding_box_test/   17,661 images""",
         title="Occluded-REID",
         paper='Zhuo et al., "Occluded Person Re-identification", ICME 2018',
         layout="""\
-occluded_body_images/001/ ...   1,000 queries of 200 people, such as 001/001_01.tif
-whole_body_images/001/ ...      1,000 gallery images of the same people""",
+occluded_body_images/001/ ... (or query/)     1,000 queries of 200 people, such as 001/001_01.tif
+whole_body_images/001/ ... (or gallery/)      1,000 gallery images of the same people""",
         archives="Occluded_REID.zip",
         obtain=f"from the authors; non-commercial {_PEOPLE}",
         counts=_test_only(200, 1_000),
@@ -290,8 +291,8 @@ whole_body_images/      300 gallery images""",
         paper='Zheng, Gong and Xiang, "Person Re-identification by Probabilistic Relative Distance Comparison", CVPR 2011; partial '
         'images: He et al., "Deep Spatial Feature Reconstruction for Partial Person Re-identification", CVPR 2018',
         layout="""\
-Probe/      119 partial queries of 119 people, such as 001.jpg
-Gallery/    119 whole images""",
+Probe/ (or query/)       119 partial queries of 119 people, such as 001.jpg
+Gallery/ (or gallery/)   119 whole images""",
         archives="Partial_iLIDS.zip",
         obtain=f"from the authors; {_PEOPLE}",
         counts=_test_only(119, 119),
@@ -320,7 +321,7 @@ image_test/    11,579 images""",
         layout="""\
 train_val2018/Aves/2761/ ...                       461,939 images
 Inat_dataset_splits/Inaturalist_train_set1.txt     325,846 lines such as train_val2018/Aves/2761/0a1b2c.jpg
-Inat_dataset_splits/Inaturalist_test_set1.txt      136,093 lines""",
+Inat_dataset_splits/Inaturalist_test_set1.txt      136,093 lines (or both lists beside train_val2018/)""",
         archives="[train_val2018.tar.gz,Inat_dataset_splits.zip]",
         obtain="images from the iNaturalist competition of 2018, lists from Brown et al.; non-commercial research; the "
         "photographers hold the copyright",

@@ -130,16 +130,19 @@ def read_inshop(root: Path, *, check_counts: bool = True) -> Manifest:
 def read_inat2018(root: Path, *, check_counts: bool = True) -> Manifest:
     """iNaturalist-2018 as retrieval (Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", 2020).
 
-    `root`, or one folder in it, holds `Inat_dataset_splits/Inaturalist_train_set1.txt` and `Inaturalist_test_set1.txt`, and
-    `train_val2018`, whose images the lists name as `train_val2018/Aves/2761/name.jpg`. The label is the number of the
-    species' folder; species of the test list are unseen in training, and each of its images is query and gallery. Rows are in
-    the order of the lists. `check_counts` warns (CountWarning) where the number of images or species is not the published one.
+    `root`, or one folder in it, holds `Inaturalist_train_set1.txt` and `Inaturalist_test_set1.txt`, or both in
+    `Inat_dataset_splits`, and `train_val2018`, whose images the lists name as `train_val2018/Aves/2761/name.jpg`. The label is
+    the number of the species' folder; species of the test list are unseen in training, and each of its images is query and
+    gallery. Rows are in the order of the lists. `check_counts` warns (CountWarning) where the number of images or species is not the published one.
     Raises DatasetError for missing files and images, and for malformed lists.
     """
-    lists = {f"Inat_dataset_splits/Inaturalist_{split}_set1.txt": split for split in ("train", "test")}
-    base = find_base("inat2018", Path(root), ("train_val2018", *lists))
+    layouts = [
+        ("train_val2018", *(f"{folder}Inaturalist_{split}_set1.txt" for split in ("train", "test")))
+        for folder in ("Inat_dataset_splits/", "")
+    ]
+    base, (_, *lists) = find_layout("inat2018", Path(root), layouts)
     parts = []
-    for file, split in lists.items():
+    for file, split in zip(lists, ("train", "test")):
         part = read_list(base / file, ("path",))
         species = part["path"].str.extract(r"/([0-9]{1,9})/[^/]+$")[0]
         refuse(

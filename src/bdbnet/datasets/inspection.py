@@ -55,6 +55,13 @@ def inspect_table(
                 "give every row a camera and use the splits query and gallery, or choose another protocol",
             )
         )
+    if protocol == "reid_reassociation" and not manifest.has_cameras:
+        findings.append(
+            Finding(
+                "dataset.protocol=reid_reassociation needs cameras, which are the numbers of the frames",
+                "give every row a camera, or choose another protocol",
+            )
+        )
     if protocol == "reid_single_shot" and len(alone := seen_once(manifest)):
         problem, _, fix = seen_once_advice(manifest, alone).rpartition(". ")
         findings.append(Finding(problem, fix))

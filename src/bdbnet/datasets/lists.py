@@ -15,7 +15,7 @@ _NAME = r"[^\s/\\\0.][^\s/\\\0]*"
 PATH = f"{_NAME}(?:/{_NAME})*"
 # Column of a list -> what it must match, and that in words.
 FORMS = {
-    **dict.fromkeys(("image_id", "class_id", "super_class_id"), (NUMBER, "a whole number")),
+    **dict.fromkeys(("image_id", "class_id", "super_class_id", "camera_id"), (NUMBER, "a whole number")),
     **dict.fromkeys(("x", "y", "width", "height"), (_DECIMAL, "a number")),
     **dict.fromkeys(("path", "image_name"), (PATH, "a plain relative path")),
     "item_id": ("id_[0-9]{8}", "an item such as id_00000002"),

@@ -1,11 +1,12 @@
 """People cut out of videos in the format of MOTChallenge, for re-association: who of these people is the one of some frames ago?"""
 
 import configparser
+import math
 import re
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -59,14 +60,16 @@ def read_mot(
     count from 1. Sequences without ground truth are left out with a warning if others have it; of MOT17's three copies of a
     sequence one is read. The rows hold boxes of the frames, which are cut in memory.
 
-    Of each sequence every `after`-th frame is used. Each such frame is a camera of its own, so that under the protocol `reid` a
-    person's matches are `after` frames away or more. Queries are the people who are seen in a second one of these frames,
-    the gallery is everybody in these frames: the other people of the same frames are the distractors. An identity is an id of a
-    sequence. Rows are sorted by sequence, frame and id within train, query, gallery. The name says folder and `after`.
+    Of each sequence every `after`-th frame is used, and is a camera of its own; the next one has the next number. Queries are the
+    people who are seen again in the next used frame; the gallery is everybody in the used frames. Under the protocol
+    `reid_reassociation` a query is searched for among the people of the next used frame: the same person is the match, the others
+    are the distractors. Under `reid` it is searched for in all used frames but its own. An identity is an id of a sequence.
+    Rows are sorted by sequence, frame and id within train, query, gallery. The name says folder and `after`.
 
     Args:
-        after: frames from one used frame to the next.
-        train_sequences: names of the sequences whose crops are training images; all others are for testing.
+        after: frames from a query to the frame in which it is searched for.
+        train_sequences: names of the sequences whose crops are training images; all others are for testing. Of MOT17 any of
+            the three copies, or the name without a detector.
         classes: values of the column class that count; all, where the file has no such column.
         min_visibility: smallest visibility that counts; all, where the file has no such column.
         min_height: smallest height in pixels that counts.
@@ -76,22 +79,36 @@ def read_mot(
     Raises DatasetError for a folder without ground truth, a malformed line, a frame that is missing, a box wholly outside of its
     frame, and where nobody is seen again.
     """
+    choice = _checked(after, classes, min_visibility, min_height, outside)
+    root = Path(root).absolute()
+    folders = _find_sequences(root)
+    train = [train_sequences] if isinstance(train_sequences, str) else list(train_sequences)
+    names = {_DETECTOR.sub("", folder.name) for folder in folders}
+    if unknown := [str(name) for name in train if _DETECTOR.sub("", str(name)) not in names]:
+        listed = ", ".join(folder.name for folder in folders)
+        raise DatasetError(
+            f"dataset.options.train_sequences names {', '.join(unknown)}, but the sequences are {listed}"
+        )
+    sequences = [_read_sequence(folder, choice) for folder in folders]
+    table, labels = _rows(root, sequences, after, {_DETECTOR.sub("", str(name)) for name in train})
+    # Other frames are another test, so the name says which; MOT17/train is better known by the folder above.
+    title = f"{root.parent.name}-{root.name}" if root.name in ("train", "test") else root.name
+    return Manifest.from_table(table, root, f"{title}_after{after}", source=root, label_names=labels)
+
+
+def _checked(after: Any, classes: Any, min_visibility: Any, min_height: Any, outside: Any) -> _Choice:
+    """Raises DatasetError that names the option."""
     if isinstance(after, bool) or not isinstance(after, int) or after < 1:
         raise DatasetError(f"dataset.options.after={after}: give a whole number of frames from 1")
     if outside not in ("refuse", "leave_out"):
         raise DatasetError(f"dataset.options.outside={outside}: choose one of refuse, leave_out")
-    choice = _Choice(tuple(classes), min_visibility, min_height, outside == "leave_out")
-    root = Path(root).absolute()
-    sequences = [_read_sequence(folder, choice) for folder in _find_sequences(root)]
-    names = [sequence.name for sequence in sequences]
-    if unknown := [name for name in train_sequences if name not in names]:
-        raise DatasetError(
-            f"dataset.options.train_sequences names {', '.join(unknown)}, but the sequences are {', '.join(names)}"
-        )
-    table, labels = _rows(root, sequences, after, set(train_sequences))
-    # Other frames are another test, so the name says which; MOT17/train is better known by the folder above.
-    title = f"{root.parent.name}-{root.name}" if root.name in ("train", "test") else root.name
-    return Manifest.from_table(table, root, f"{title}_after{after}", source=root, label_names=labels)
+    kinds = [classes] if isinstance(classes, int) else classes
+    if isinstance(kinds, str) or not all(isinstance(kind, int) for kind in kinds):
+        raise DatasetError(f"dataset.options.classes={classes}: give whole numbers such as [1]")
+    for option, value in (("min_visibility", min_visibility), ("min_height", min_height)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise DatasetError(f"dataset.options.{option}={value}: give a number")
+    return _Choice(tuple(kinds), min_visibility, min_height, outside == "leave_out")
 
 
 def _find_sequences(root: Path) -> list[Path]:
@@ -160,7 +177,7 @@ def _values(place: str, line: str, choice: _Choice) -> list[float] | None:
     """The numbers of a line, None for a box that does not count.  Raises DatasetError."""
     try:
         values = [float(value) for value in line.split(",")]
-        whole = np.isfinite(values).all() and all(value == int(value) for value in values[:2])
+        whole = all(map(math.isfinite, values)) and all(value == int(value) for value in values[:2])
     except ValueError:
         whole = False
     if not whole or len(values) < 6:
@@ -180,11 +197,11 @@ def _within(
     place: str, box: Sequence[float], width: int, height: int, leave_out: bool
 ) -> tuple[int, int, int, int] | None:
     """The part of left, top, width, height that lies in the frame, as x1 y1 x2 y2; None for none that is left out."""
-    x1, y1 = np.floor(box[0] - 1), np.floor(box[1] - 1)  # the format counts from 1
-    x2, y2 = np.ceil(box[0] - 1 + box[2]), np.ceil(box[1] - 1 + box[3])
-    x1, x2, y1, y2 = max(x1, 0), min(x2, width), max(y1, 0), min(y2, height)
+    left, top = box[0] - 1, box[1] - 1  # the format counts from 1
+    x1, y1 = max(math.floor(left), 0), max(math.floor(top), 0)
+    x2, y2 = min(math.ceil(left + box[2]), width), min(math.ceil(top + box[3]), height)
     if x1 < x2 and y1 < y2:
-        return int(x1), int(y1), int(x2), int(y2)
+        return x1, y1, x2, y2
     if leave_out:
         return None
     raise DatasetError(
@@ -231,24 +248,25 @@ def _rows(
         prefix = f"{sequence.name}:" if len(sequences) > 1 else ""
         names |= {len(names) + number: f"{prefix}{person}" for number, person in enumerate(ids)}
         cameras += (max(sequence.files) - start) // after + 1
-        if sequence.name in train:
+        if _DETECTOR.sub("", sequence.name) in train:
             parts["train"].append(rows)
             continue
-        again = rows.groupby("label")["camera"].transform("size") > 1
+        seen = set(zip(rows["label"], rows["camera"]))
+        again = np.array([(label, camera + 1) in seen for label, camera in zip(rows["label"], rows["camera"])], bool)
         parts["query"].append(rows[again])
         parts["gallery"].append(rows)
         people += len(ids)
-        once = rows.loc[~again, "label"]
-        alone += len(once)
-        missed = missed or (names[int(once.iloc[0])] if len(once) else "")
+        never = rows.loc[~rows["label"].isin(rows.loc[again, "label"]), "label"].unique()
+        alone += len(never)
+        missed = missed or (names[int(never[0])] if len(never) else "")
     if not sum(map(len, (*parts["train"], *parts["gallery"]))):
         raise DatasetError(
             f"{root}: no box counts: see dataset.options.classes, min_visibility and min_height, and the flags in {_GROUND_TRUTH}"
         )
     if people and people == alone:
         raise DatasetError(
-            f"{root}: nobody is seen again after {after} frames: each of the {people} ids is in one of the used frames alone, the "
-            f"first is {missed}. Set dataset.options.after to fewer frames, or correct the ids in {_GROUND_TRUTH}."
+            f"{root}: nobody is seen again after {after} frames: of the {people} ids none is in two successive ones of the used "
+            f"frames, the first is {missed}. Set dataset.options.after to fewer frames, or correct the ids in {_GROUND_TRUTH}."
         )
     if alone:
         warnings.warn(

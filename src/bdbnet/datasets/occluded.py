@@ -1,14 +1,16 @@
 """Datasets of occluded and partial people in the layout of their authors: queries show a part, the gallery all of a person."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from bdbnet.datasets.layout import build_manifest, find_base, how_to_prepare, list_folder
+from bdbnet.datasets.layout import build_manifest, find_base, find_layout, how_to_prepare, list_folder
 from bdbnet.datasets.manifest import DatasetError, Manifest
 from bdbnet.datasets.person_reid import DUKE_NAMES, FOLDERS, Row, image_files, read_folders, without_suffix
 
 _IDENTITY = re.compile(r"(\d{1,6})(?:_.*)?", re.ASCII)
 _WHOLE = "whole_body_images"
+_RENAMED = ("query", "gallery")  # as copies of other projects have them
 _PARTIAL_QUERIES = {"partial": "partial_body_images", "occluded": "occluded_body_images"}
 
 
@@ -30,10 +32,10 @@ def read_occluded_reid(root: Path, *, check_counts: bool = True) -> Manifest:
     """Occluded-REID (Zhuo et al., "Occluded Person Re-identification", ICME 2018): 200 people, no training images.
 
     `root`, or one folder in it, holds `occluded_body_images` (queries) and `whole_body_images` (gallery), in each a folder for
-    every person, such as `001/001_01.tif`. Queries are of camera 1 and the gallery is of camera 2.
+    every person, such as `001/001_01.tif`; or `query` and `gallery`. Queries are of camera 1 and the gallery is of camera 2.
     Raises DatasetError for a missing or incomplete folder, and for a name that can't be parsed.
     """
-    return _read_pair("occluded_reid", Path(root), _PARTIAL_QUERIES["occluded"], _WHOLE, check_counts)
+    return _read_pair("occluded_reid", Path(root), [(_PARTIAL_QUERIES["occluded"], _WHOLE), _RENAMED], check_counts)
 
 
 def read_partial_reid(root: Path, *, query: str = "partial", check_counts: bool = True) -> Manifest:
@@ -46,7 +48,7 @@ def read_partial_reid(root: Path, *, query: str = "partial", check_counts: bool 
     """
     if query not in _PARTIAL_QUERIES:
         raise DatasetError(f"dataset.options.query={query}: choose one of {', '.join(_PARTIAL_QUERIES)}")
-    return _read_pair("partial_reid", Path(root), _PARTIAL_QUERIES[query], _WHOLE, check_counts)
+    return _read_pair("partial_reid", Path(root), [(_PARTIAL_QUERIES[query], _WHOLE)], check_counts)
 
 
 def read_partial_ilids(root: Path, *, check_counts: bool = True) -> Manifest:
@@ -54,16 +56,16 @@ def read_partial_ilids(root: Path, *, check_counts: bool = True) -> Manifest:
     2011; its partial version: He et al., "Deep Spatial Feature Reconstruction for Partial Person Re-identification", CVPR 2018):
     119 people with one partial query and one whole image each, no training images.
 
-    `root`, or one folder in it, holds `Probe` and `Gallery`, with the person's number as name: `001.jpg`. Queries are of
-    camera 1 and the gallery is of camera 2.
+    `root`, or one folder in it, holds `Probe` and `Gallery` (or `query` and `gallery`), with the person's number as name:
+    `001.jpg`. Queries are of camera 1 and the gallery is of camera 2.
     Raises DatasetError for a missing or incomplete folder, and for a name that can't be parsed.
     """
-    return _read_pair("partial_ilids", Path(root), "Probe", "Gallery", check_counts)
+    return _read_pair("partial_ilids", Path(root), [("Probe", "Gallery"), _RENAMED], check_counts)
 
 
-def _read_pair(name: str, root: Path, query: str, gallery: str, check_counts: bool) -> Manifest:
+def _read_pair(name: str, root: Path, layouts: Sequence[tuple[str, str]], check_counts: bool) -> Manifest:
     """The manifest of two folders, of queries and of gallery images, with or without a folder for each person."""
-    base = find_base(name, root, (query, gallery))
+    base, (query, gallery) = find_layout(name, root, layouts)
     rows: list[Row] = []
     for camera, (folder, split) in enumerate(((query, "query"), (gallery, "gallery")), 1):
         found = _read_folder(base, folder, camera, split)

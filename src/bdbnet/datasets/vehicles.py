@@ -1,13 +1,13 @@
 """Vehicle re-identification datasets in the layout of their authors."""
 
 import re
-from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 
 from bdbnet.datasets.layout import build_manifest, find_base, find_layout, how_to_prepare, missing_files
-from bdbnet.datasets.lists import GET_AGAIN, read_list
+from bdbnet.datasets.lists import GET_AGAIN, read_list, refuse
 from bdbnet.datasets.manifest import COLUMNS, DatasetError, Manifest, Role
 from bdbnet.datasets.person_reid import FileNames, read_folders
 
@@ -18,9 +18,10 @@ _VERI_NAMES = FileNames(re.compile(r"(\d{4})_c(0(?:0[1-9]|1\d|20))_\d+_\d+", re.
 _LISTS = "train_test_split"
 _VEHICLEID_TESTS = {"vehicleid_small": 800, "vehicleid_medium": 1_600, "vehicleid_large": 2_400}
 _VERI_WILD_TESTS = {"veri_wild_small": 3_000, "veri_wild_medium": 5_000, "veri_wild_large": 10_000}
-_VERI_WILD_PATH = re.compile(r"(\d{1,9})/\d{1,9}(?=\.jpg$|$)", re.ASCII)
+_VERI_WILD_IMAGE = "[0-9]{1,9}/[0-9]{1,9}"
+_VERI_WILD_INFO = f"{_LISTS}/vehicle_info.txt"
 # identity / image ; camera ; time, model, type, colour
-_VERI_WILD_INFO = re.compile(r"(\d+/\d+)(?:\.jpg)?;(\d{1,9})(?:;.*)?", re.ASCII)
+_VERI_WILD_INFO_LINE = re.compile(r"(\d+/\d+)(?:\.jpg)?;(\d{1,9})(?:;.*)?", re.ASCII)
 
 
 def read_veri776(root: Path, *, check_counts: bool = True) -> Manifest:
@@ -63,9 +64,11 @@ def read_veri_wild_small(root: Path, *, check_counts: bool = True) -> Manifest:
     """VERI-Wild (Lou et al., "VERI-Wild: A Large Dataset and a New Method for Vehicle Re-Identification in the Wild", CVPR
     2019) with its small test set, 3,000 vehicles, one query each.
 
-    `root`, or one folder in it, holds `images` and, in `train_test_split`, `train_list.txt`, `test_3000_query.txt`,
-    `test_3000.txt` (or `test_3000_id_query.txt`, `test_3000_id.txt`) and `vehicle_info.txt` with the cameras. A line of a list is
-    a vehicle and an image, `00001/000001`. Rows are in the order of the lists within train, query, gallery.
+    `root`, or one folder in it, holds `images` and, in `train_test_split`, the lists `train_list_start0.txt` (or
+    `train_list.txt`), `test_3000_id_query.txt` and `test_3000_id.txt` (or `test_3000_query.txt` and `test_3000.txt`). A line of a
+    list is a vehicle and an image, a number of the vehicle, which is not used, and the camera: `00001/000001.jpg 0 133`; or the
+    first of these alone, then `vehicle_info.txt` there says the camera. Rows are in the order of the lists within train, query,
+    gallery.
     Raises DatasetError for a missing or incomplete folder, for a malformed list, and for a list that names a missing image or
     one without a camera.
     """
@@ -97,45 +100,64 @@ def _read_vehicleid(name: str, root: Path, check_counts: bool) -> Manifest:
 def _read_veri_wild(name: str, root: Path, check_counts: bool) -> Manifest:
     size = _VERI_WILD_TESTS[name]
     layouts = [
-        ("images", *(f"{_LISTS}/{file}.txt" for file in ("train_list", f"{test}_query", test, "vehicle_info")))
-        for test in (f"test_{size}", f"test_{size}_id")
+        ("images", *(f"{_LISTS}/{file}.txt" for file in (train, f"{test}_query", test)))
+        for train, test in product(("train_list_start0", "train_list"), (f"test_{size}_id", f"test_{size}"))
     ]
-    base, (_, *lists, info) = find_layout(name, root, layouts)
-    cameras = _read_cameras(base / info)
+    base, (_, *files) = find_layout(name, root, layouts)
+    lists = [_read_veri_wild_list(name, base, file) for file in files]
+    if any("camera_id" not in part for part in lists):
+        cameras = _read_cameras(name, base)
+        for file, part in zip(files, lists):
+            if "camera_id" not in part:
+                part["camera_id"] = _looked_up(base / file, part["image"], cameras)
     parts = [
-        _read_veri_wild_list(name, base, file, split, cameras) for file, split in zip(lists, _VERI_FOLDERS.values())
+        part.rename(columns={"camera_id": "camera"}).assign(split=split)
+        for part, split in zip(lists, _VERI_FOLDERS.values())
     ]
     return build_manifest(name, base, pd.concat(parts)[list(COLUMNS)], check_counts=check_counts)
 
 
-def _read_veri_wild_list(name: str, base: Path, file: str, split: str, cameras: Mapping[str, int]) -> pd.DataFrame:
-    part = read_list(base / file, ("path",))
-    labels, found = [], []
-    for line, path in part["path"].items():
-        match = _VERI_WILD_PATH.match(path)
-        if match is None:
-            problem = f"{path!r} is not a vehicle and an image such as 00001/000001"
-            raise DatasetError(f"{base / file}, line {line}: {problem}. {GET_AGAIN}")
-        if match[0] not in cameras:
-            raise DatasetError(
-                f"{base / file}, line {line}: {path} has no camera in {_LISTS}/vehicle_info.txt. {GET_AGAIN}"
-            )
-        labels.append(int(match[1]))
-        found.append(cameras[match[0]])
-    part["path"] = "images/" + part["path"].str.removesuffix(".jpg") + ".jpg"
+def _read_veri_wild_list(name: str, base: Path, file: str) -> pd.DataFrame:
+    """Image (`00001/000001`), path and label of a list's rows, and camera_id where the list gives it."""
+    columns = ("path", "class_id", "camera_id") if _columns_of(base / file) == 3 else ("path",)
+    part = read_list(base / file, columns)
+    images = part["path"].str.removesuffix(".jpg")
+    refuse(
+        ~images.str.fullmatch(_VERI_WILD_IMAGE), part["path"], base / file, "line",
+        "is not a vehicle and an image such as 00001/000001",
+    )  # fmt: skip
+    part["path"] = "images/" + images + ".jpg"
     _require_listed(name, base, file, part["path"])
-    return part.assign(label=labels, camera=found, split=split)
+    return part.assign(image=images, label=images.str.partition("/")[0].astype("int64"))
 
 
-def _read_cameras(file: Path) -> dict[str, int]:
+def _columns_of(file: Path) -> int:
+    """The number of columns in the first line of a list; 0 for one that can't be read, of which `read_list` says why."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            return len(lines.readline().split())
+    except OSError:
+        return 0
+
+
+def _looked_up(file: Path, images: pd.Series, cameras: dict[str, int]) -> pd.Series:
+    """The cameras of a list's images.  Raises DatasetError for an image without one."""
+    found = images.map(cameras)
+    refuse(found.isna(), images, file, "line", f"has no camera in {_VERI_WILD_INFO}")
+    return found.astype("int64")
+
+
+def _read_cameras(name: str, base: Path) -> dict[str, int]:
     """Camera of each image, `00001/000001`."""
+    file = base / _VERI_WILD_INFO
+    if not file.is_file():
+        raise DatasetError(f"{name}: the lists name no cameras, and there is no {file}.\n{how_to_prepare(name, base)}")
     cameras = {}
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines[1:], 2):
-        match = _VERI_WILD_INFO.fullmatch(line.strip())
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        match = _VERI_WILD_INFO_LINE.fullmatch(line.strip())
         if match is not None:
             cameras[match[1]] = int(match[2])
-        elif line.strip():
+        elif line.strip() and number > 1:  # the first line names the columns
             raise DatasetError(
                 f"{file}, line {number}: {line[:80]!r} does not begin with image and camera, such as 00001/000001;12;. {GET_AGAIN}"
             )

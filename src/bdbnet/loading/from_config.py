@@ -83,6 +83,10 @@ def settle_protocol(dataset: DictConfig, manifest: Manifest, *, trained: bool = 
         dataset.protocol = "reid" if manifest.has_cameras else "retrieval"
     if dataset.protocol == "reid_multi_query" and not manifest.has_cameras:
         raise ConfigError("dataset.protocol=reid_multi_query: the images have no cameras to group queries by")
+    if dataset.protocol == "reid_reassociation" and not manifest.has_cameras:
+        raise ConfigError(
+            "dataset.protocol=reid_reassociation: the images have no cameras, which are the numbers of their frames"
+        )
     if dataset.protocol == "reid_multi_query" and (manifest.table["split"] == "test").any():
         raise ConfigError(
             f"dataset.protocol={dataset.protocol}: images of split test are queries and gallery at once; give both"
