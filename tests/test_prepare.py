@@ -440,3 +440,19 @@ def test_a_pattern_of_ones_own_is_typed(
     out = capsys.readouterr().out
     assert "mine in " in out
     assert "no faults found" in out
+
+
+def test_a_video_needs_no_training_sequences(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for frame in (1, 2, 3):
+        (folder / "clip" / "img1").mkdir(parents=True, exist_ok=True)
+        (folder / "clip" / "img1" / f"{frame:06d}.jpg").write_bytes(jpeg(frame))
+    (folder / "clip" / "gt").mkdir()
+    (folder / "clip" / "gt" / "gt.txt").write_text("".join(f"{frame},1,1,1,4,4\n" for frame in (1, 2, 3)))
+    arguments = ["dataset=mot", "dataset.root=clip", "dataset.options.after=1", "dataset.options.min_height=1"]
+    assert run(monkeypatch, *arguments) == 0
+    assert "no faults found" in capsys.readouterr().out
+    (folder / "clip" / "gt" / "gt.txt").unlink()
+    assert run(monkeypatch, *arguments) == 1
+    assert "has no ground truth: there is no gt/gt.txt" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from bdbnet.datasets.inspection import inspect_images, inspect_table, remarks
 from bdbnet.datasets.layout import LayoutError, layout_of
 from bdbnet.datasets.manifest import ROLES, expanded
 
-_UNTRIED_MARK = " (layout and counts from documentation)"
+_UNTRIED_MARK = " (unverified: layout and counts from documentation)"
 
 
 def dataset_help(name: str | None) -> str:
@@ -66,7 +66,9 @@ def main(cfg: DictConfig) -> None:
 
     counted = cfg.dataset.options.get("check_counts", True)
     protocol = str(cfg.dataset.protocol)
-    findings = inspect_table(manifest, published if counted else {}, protocol=protocol)
+    facts = FACTS.get(cfg.dataset.name)
+    test_only = facts is not None and facts.test_only
+    findings = inspect_table(manifest, published if counted else {}, protocol=protocol, test_only=test_only)
     notes = [*left_out, *remarks(manifest, protocol=protocol)]
     if cfg.check_images:
         found, noted = inspect_images(manifest)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from bdbnet.datasets.manifest import Role, SplitCounts
 
-UNTRIED = "Layout and counts are from documentation; they were not tried on the authors' files."
+UNTRIED = "Unverified: layout and counts are from documentation; they were not tried on the authors' files."
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class DatasetFacts:
 
     `layout` is the folder that the reader expects; `archives` names the authors' files for `archive=`; `obtain` says
     where to get them and under which terms. `counts` excludes junk images; identity 0 of a person dataset (distractors)
-    counts as one gallery identity. Roles whose size is not published are absent. `test_only`: it has no training images.
+    counts as one gallery identity. Roles whose size is not published are absent. `test_only`: it need not have training images.
     Where `tried` is false, layout and counts are from documentation and were not tried on the authors' files.
     """
 
@@ -333,11 +333,12 @@ Inat_dataset_splits/Inaturalist_test_set1.txt      136,093 lines (or both lists 
         paper='Milan et al., "MOT16: A Benchmark for Multi-Object Tracking", 2016; Dendorfer et al., "MOTChallenge: A Benchmark '
         'for Single-Camera Multiple Target Tracking", IJCV 2021',
         layout="""\
-img1/000001.jpg ...    the frames of one sequence, or a folder of such folders for each sequence
-gt/gt.txt              a line for each box: frame,id,left,top,width,height,flag,class,visibility
+img1/000001.jpg ...    the frames of one sequence; sequences may lie up to three folders down, as MOT17/train/MOT17-02-FRCNN/
+gt/gt.txt              a line for each box: frame,id,left,top,width,height,flag,class,visibility (flag and later: optional)
 seqinfo.ini            optional: imWidth and imHeight""",
         archives="MOT17.zip, or another one of MOTChallenge",
         obtain=f"from MOTChallenge (CC BY-NC-SA 3.0), or your own; {_PEOPLE}",
+        test_only=True,
         tried=False,
     ),
     "market_layout": DatasetFacts(

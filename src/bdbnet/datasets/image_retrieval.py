@@ -133,7 +133,8 @@ def read_inat2018(root: Path, *, check_counts: bool = True) -> Manifest:
     `root`, or one folder in it, holds `Inaturalist_train_set1.txt` and `Inaturalist_test_set1.txt`, or both in
     `Inat_dataset_splits`, and `train_val2018`, whose images the lists name as `train_val2018/Aves/2761/name.jpg`. The label is
     the number of the species' folder; species of the test list are unseen in training, and each of its images is query and
-    gallery. Rows are in the order of the lists. `check_counts` warns (CountWarning) where the number of images or species is not the published one.
+    gallery. Rows are in the order of the lists. `check_counts` warns (CountWarning) where the number of images or species is
+    not the published one.
     Raises DatasetError for missing files and images, and for malformed lists.
     """
     layouts = [
