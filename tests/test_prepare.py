@@ -435,11 +435,12 @@ def test_a_pattern_of_ones_own_is_typed(
     for seed, name in enumerate(("bounding_box_train/ann-cam1-0", "query/ben-cam1-0", "bounding_box_test/ben-cam2-0")):
         (folder / "mine" / name).parent.mkdir(parents=True)
         (folder / "mine" / f"{name}.jpg").write_bytes(jpeg(seed))
-    pattern = r'dataset.options.pattern="(?P<identity>\w+)-cam(?P<camera>\d+)-.*"'
-    assert run(monkeypatch, "dataset=market_layout", "dataset.root=mine", pattern) == 0
-    out = capsys.readouterr().out
-    assert "mine in " in out
-    assert "no faults found" in out
+    for pattern in (r'"(?P<identity>\w+)-cam(?P<camera>\d+)-.*"', r"([a-z]+)-cam(\d+)-.*"):
+        arguments = ["dataset=market_layout", "dataset.root=mine", f"dataset.options.pattern={pattern}"]
+        assert run(monkeypatch, *arguments) == 0
+        out = capsys.readouterr().out
+        assert "mine in " in out
+        assert "no faults found" in out
 
 
 def test_a_video_needs_no_training_sequences(
