@@ -22,6 +22,7 @@ from bdbnet.evaluation.calibration import Calibration
 from bdbnet.evaluation.evaluate_features import evaluate_features
 from bdbnet.evaluation.feature_sets import align, assemble
 from bdbnet.evaluation.features import KINDS, FeatureError, Role, role_of, sides_of
+from bdbnet.evaluation.test_set import EvaluationError
 from bdbnet.gallery.stored_features import read_stored
 from bdbnet.models import CheckpointError
 from bdbnet.reporting import ReportError, read_run, write_report
@@ -217,7 +218,7 @@ def test_a_single_shot_needs_no_cameras_but_two_images_of_each_label(run, tmp_pa
     assert result.metrics["valid_queries"] == 3
     assert result.metrics["rank5"] == 1
     np.savez(tmp_path / "t.npz", embeddings=embeddings[:5], labels=labels[:5])
-    with pytest.raises(ValueError, match="1 identities have one image, the first is 2"):
+    with pytest.raises(EvaluationError, match="1 identities have one image, the first is 2"):
         run(tmp_path / "t.npz", "dataset=features", "dataset.protocol=reid_single_shot", folder=tmp_path / "other")
 
 
