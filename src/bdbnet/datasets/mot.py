@@ -25,6 +25,10 @@ _DETECTOR = re.compile(r"-(DPM|FRCNN|SDP)$")
 _LINE = "frame,id,left,top,width,height,flag,class,visibility"
 
 
+class _BadLineError(Exception):
+    """What is wrong with a line of ground truth."""
+
+
 class _Choice(NamedTuple):
     """Which boxes count."""
 
@@ -149,53 +153,54 @@ def _read_sequence(folder: Path, choice: _Choice) -> _Sequence:
     files = {int(match[1]): file for file in image_files(folder / _FRAMES) if (match := _FRAME.fullmatch(file))}
     if not files:
         raise DatasetError(f"{folder / _FRAMES} holds no frames such as 000001.jpg. Extract the archive again.")
-    width, height = _frame_size(folder, files)
-    lines = (folder / _GROUND_TRUTH).read_text(encoding="utf-8", errors="replace").splitlines()
+    size = _frame_size(folder, files)
+    file = folder / _GROUND_TRUTH
     boxes: list[tuple[int, ...]] = []
     first: dict[tuple[int, int], int] = {}
-    for number, line in enumerate(lines, 1):
-        place = f"{folder / _GROUND_TRUTH}, line {number}"
-        if not line.strip() or (values := _values(place, line, choice)) is None:
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
             continue
-        frame, person = int(values[0]), int(values[1])
-        if frame not in files:
-            raise DatasetError(
-                f"{place}: frame {frame} is not in {folder / _FRAMES}. Correct the line, or add the frame."
-            )
-        if (before := first.setdefault((frame, person), number)) != number:
-            raise DatasetError(
-                f"{place}: id {person} is in frame {frame} a second time, first in line {before}. Remove one of the two lines."
-            )
-        box = _within(place, values[2:6], width, height, choice.leave_out)
+        try:
+            values = _values(line, choice)
+            if values is None:
+                continue
+            frame, person = int(values[0]), int(values[1])
+            if frame not in files:
+                raise _BadLineError(f"frame {frame} is not in {folder / _FRAMES}. Correct the line, or add the frame.")
+            if (before := first.setdefault((frame, person), number)) != number:
+                raise _BadLineError(
+                    f"id {person} is in frame {frame} a second time, first in line {before}. Remove one of the two lines."
+                )
+            box = _within(values[2:6], *size, choice.leave_out)
+        except _BadLineError as error:
+            raise DatasetError(f"{file}, line {number}: {error}") from None
         if box is not None:
             boxes.append((frame, person, *box))
     table = pd.DataFrame(boxes, columns=["frame", "id", *BOX_COLUMNS]).sort_values(["frame", "id"], kind="stable")
     return _Sequence(folder.name, folder, table, files)
 
 
-def _values(place: str, line: str, choice: _Choice) -> list[float] | None:
-    """The numbers of a line, None for a box that does not count.  Raises DatasetError."""
+def _values(line: str, choice: _Choice) -> list[float] | None:
+    """The numbers of a line, None for a box that does not count.  Raises _BadLineError."""
     try:
-        values = [float(value) for value in line.split(",")]
-        whole = all(map(math.isfinite, values)) and all(value == int(value) for value in values[:2])
+        values = list(map(float, line.split(",")))
+        good = (
+            len(values) >= 6 and all(map(math.isfinite, values)) and values[0].is_integer() and values[1].is_integer()
+        )
     except ValueError:
-        whole = False
-    if not whole or len(values) < 6:
-        raise DatasetError(f"{place}: {line[:80]!r} is not {_LINE}. Correct the line.")
+        good = False
+    if not good:
+        raise _BadLineError(f"{line[:80]!r} is not {_LINE}. Correct the line.")
     flag = values[6] if len(values) > 6 else 1
     # With ten columns (MOT15) those after the flag are a place in the world.
     kind, visibility = (values[7], values[8]) if len(values) == 9 else (None, 1.0)
     if values[4] <= 0 or values[5] <= 0:
-        raise DatasetError(
-            f"{place}: the box is empty ({values[4]:g} x {values[5]:g} pixels). Correct or remove the line."
-        )
+        raise _BadLineError(f"the box is empty ({values[4]:g} x {values[5]:g} pixels). Correct or remove the line.")
     counts = flag != 0 and (kind is None or int(kind) in choice.classes)
     return values if counts and visibility >= choice.min_visibility and values[5] >= choice.min_height else None
 
 
-def _within(
-    place: str, box: Sequence[float], width: int, height: int, leave_out: bool
-) -> tuple[int, int, int, int] | None:
+def _within(box: Sequence[float], width: int, height: int, leave_out: bool) -> tuple[int, int, int, int] | None:
     """The part of left, top, width, height that lies in the frame, as x1 y1 x2 y2; None for none that is left out."""
     left, top = box[0] - 1, box[1] - 1  # the format counts from 1
     x1, y1 = max(math.floor(left), 0), max(math.floor(top), 0)
@@ -204,8 +209,8 @@ def _within(
         return x1, y1, x2, y2
     if leave_out:
         return None
-    raise DatasetError(
-        f"{place}: the box left {box[0]:g}, top {box[1]:g}, width {box[2]:g}, height {box[3]:g} lies outside of the frame of "
+    raise _BadLineError(
+        f"the box left {box[0]:g}, top {box[1]:g}, width {box[2]:g}, height {box[3]:g} lies outside of the frame of "
         f"{width} x {height} pixels. Correct or remove the line, or set dataset.options.outside=leave_out."
     )
 
