@@ -52,6 +52,7 @@ def test_a_complete_occluded_reid_has_the_published_counts(tmp_path: Path, recwa
 def test_partial_reid(tmp_path: Path, query: str, folder: str) -> None:
     touch(tmp_path, f"{folder}/060_001.jpg", "whole_body_images/060_005.jpg")
     manifest = load_manifest("partial_reid", tmp_path, query=query, check_counts=False)
+    assert manifest.name == ("partial_reid" if query == "partial" else "partial_reid_occluded")
     assert rows(manifest) == [
         [f"{folder}/060_001.jpg", 60, 1, "query"],
         ["whole_body_images/060_005.jpg", 60, 2, "gallery"],

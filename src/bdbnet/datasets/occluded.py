@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bdbnet.datasets.layout import build_manifest, find_base, find_layout, how_to_prepare, list_folder
@@ -48,7 +49,9 @@ def read_partial_reid(root: Path, *, query: str = "partial", check_counts: bool 
     """
     if query not in _PARTIAL_QUERIES:
         raise DatasetError(f"dataset.options.query={query}: choose one of {', '.join(_PARTIAL_QUERIES)}")
-    return _read_pair("partial_reid", Path(root), [(_PARTIAL_QUERIES[query], _WHOLE)], check_counts)
+    manifest = _read_pair("partial_reid", Path(root), [(_PARTIAL_QUERIES[query], _WHOLE)], check_counts)
+    # Other queries are another test, so the name says which.
+    return manifest if query == "partial" else replace(manifest, name=f"{manifest.name}_{query}")
 
 
 def read_partial_ilids(root: Path, *, check_counts: bool = True) -> Manifest:
