@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bdbnet.renamed import accepts_former
-from bdbnet.retrieval.distances import Block, on_cpu
+from bdbnet.retrieval.distances import Block
 from bdbnet.retrieval.matches import Matches
-from bdbnet.retrieval.matrices import Array, Prepared, compared
+from bdbnet.retrieval.matrices import Array, Prepared, compared, on_cpu
 from bdbnet.retrieval.metrics import checked_cutoffs
 from bdbnet.retrieval.search import Search
 
@@ -85,7 +85,7 @@ def single_shot_ranks(
     hits = dict.fromkeys(cutoffs, 0.0)
     valid = 0
     for begin, block in search.order(query, gallery):
-        for number, row in enumerate(on_cpu(block), begin):
+        for number, row in enumerate(on_cpu(block)[:, : len(gallery)], begin):
             positives = matches.of(number)[0]
             if len(positives) == 0:
                 continue
@@ -120,7 +120,7 @@ def _ranks_of_the_rest(
     repeats, count = shown.shape
     hits = {k: np.zeros(repeats, np.int64) for k in cutoffs}
     for begin, block in order:
-        for number, row in enumerate(on_cpu(block), begin):
+        for number, row in enumerate(on_cpu(block)[:, : len(labels)], begin):
             own = shown[:, identity[number], None]
             places = _places(row, own, shown)  # an image is not nearer than itself
             is_query = own[:, 0] != number
