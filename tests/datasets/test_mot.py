@@ -88,7 +88,11 @@ def test_sequences_of_a_folder_and_their_crops(tmp_path: Path) -> None:
     assert manifest.counts()["identities"].tolist() == [2, 2, 2]
     assert sorted(manifest.label_names.values())[0] == "MOT17-02-DPM:1"
     assert manifest.shared_labels().size == 0
-    assert inspect_table(manifest, {}, protocol="reid") == []
+    assert inspect_table(manifest, {}, protocol="reid_reassociation") == []
+    blind = Manifest(manifest.table.assign(camera=-1), manifest.root)
+    assert "needs cameras, which are the numbers of the frames" in str(
+        inspect_table(blind, {}, protocol="reid_reassociation")[0]
+    )
     assert inspect_images(manifest, progress=False) == ([], [])
 
 
