@@ -117,7 +117,7 @@ def test_a_wrong_argument_typed_in_a_shell(tmp_path):
 
 
 def test_ctrl_c_keeps_a_checkpoint_from_which_the_run_resumes(workplace):
-    arguments = [*TINY[:-1], "run_name=stopped", "trainer.max_epochs=20"]
+    arguments = [*TINY[:-1], "run_name=stopped", "trainer.max_epochs=20", "callbacks.checkpoint_every_seconds=0"]
     folder = workplace / "outputs" / "train" / "stopped"
     process = subprocess.Popen(
         [sys.executable, "-m", "bdbnet.train", *arguments], cwd=workplace, env=environment(CHECKOUT / "src"),
