@@ -8,6 +8,9 @@ the files and from a packed cache.  Photographs: rendered scenes of 500 x 375 pi
 Both sides read the same files, flip and erase; torchreid resizes with Pillow, makes floats and normalises image by image.
 The photographs are also padded, resized to 256 x 256 and cropped at random, as section 4.2.1 has it; torchreid's random
 crop enlarges every other image by an eighth and crops it.
+With `--card 2910`, the images/s at which a card trains, nothing of that is done: batches of person images come from the files by
+one worker process per core, as in a training that has no cache, and their rate is divided by the card's.
+
 Ours ends twice: with the 8-bit batch that goes to a GPU, and with the batch normalised on this same core.  Ours runs with
 the setting of the C library that training makes on a CPU, torchreid without it, as it comes, and with it.  All in turn,
 each in a process with one thread; medians are compared.
@@ -19,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +31,21 @@ import torch
 from PIL import Image
 
 from bdbnet.datasets import Manifest, load_manifest
+from bdbnet.datasets.checking import usable_cores
 from bdbnet.datasets.images import read_file
 from bdbnet.datasets.synthetic.objects import render_object
 from bdbnet.evaluation.trainer import keep_freed_memory
-from bdbnet.loading import IdentityBatchSampler, ImageDataset, RandomErasing, normalize, open_or_pack, transforms_for
+from bdbnet.loading import (
+    IdentityBatchSampler,
+    ImageDataset,
+    RandomErasing,
+    Reading,
+    ReIDDataModule,
+    Sampling,
+    normalize,
+    open_or_pack,
+    transforms_for,
+)
 
 BATCH = 128
 
@@ -41,11 +56,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1280, help="person images in a round (default: %(default)s)")
     parser.add_argument("--photos", type=int, default=256, help="photographs in a round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--card", type=float, help="images/s of a card: compare the loader on all cores with it")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         persons = person_images(options.market, scratch)
+        if options.card is not None:
+            against_card(persons, (384, 128), options.images, options.rounds, options.card)
+            return
         compare(
             f"{persons.name}, 128 x 64 to 384 x 128",
             persons,
@@ -120,6 +139,25 @@ def compare(
         median = statistics.median(values)
         ratios = "".join(f"{base / median:{len(other) + 5}.2f}" for other, base in bases.items())
         print(f"{name:30s} {1 / median:9.0f}{ratios}")
+
+
+def against_card(manifest: Manifest, size: tuple[int, int], images: int, rounds: int, card: float) -> None:
+    """Print how fast a training's own loader reads files on all cores, and its ratio to a card's rate."""
+    train, test = transforms_for("reid", size, erasing=[RandomErasing()])
+    cores = usable_cores()
+    sampling = Sampling(batch_size=BATCH, epoch="images")
+    data = ReIDDataModule(manifest, train, test, sampling=sampling, reading=Reading(num_workers=cores))
+    loader, seconds = data.train_dataloader(), []
+    for _ in range(rounds):
+        batches = iter(loader)
+        for _ in range(2 * cores):  # until all workers are at work
+            next(batches)
+        began = time.perf_counter()
+        count = sum(1 for _ in islice(batches, images // BATCH))
+        seconds.append((time.perf_counter() - began) / (count * BATCH))
+    rate = 1 / statistics.median(seconds)
+    print(f"{manifest.name}, {size[0]} x {size[1]}, {cores} worker processes on {cores} cores, median of {rounds}")
+    print(f"from files {rate:,.0f} images/s; the card {card:,.0f}; ratio {rate / card:.2f}, {rate / cores:,.0f} a core")
 
 
 def timed(make: Callable[[int], object], count: int, *, keep: bool) -> float:

@@ -32,7 +32,7 @@ import bdbnet.files
 from bdbnet.train import main as train
 
 KILL, TERM, GROUP = "kill -9", "SIGTERM to the process", "SIGTERM to its group"
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "images_per_second", "waited_seconds")
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
 PATIENCE = 600.0
 TRIES = 10
@@ -147,7 +147,10 @@ def differences(reference: Path, folder: Path) -> list[str]:
     for name in ("last.ckpt", "best.ckpt"):
         ours, theirs = (torch.load(path / name, weights_only=True, map_location="cpu") for path in (reference, folder))
         found += [f"{name}: {key}" for key in STATES if not same(ours.get(key), theirs.get(key))]
-    ours, theirs = (pd.read_csv(path / "history.csv").drop(columns=[*TIMES]) for path in (reference, folder))
+    ours, theirs = (
+        rows[[name for name in rows if name.partition("/")[0] not in TIMES]]
+        for rows in (pd.read_csv(path / "history.csv") for path in (reference, folder))
+    )
     if list(ours) != list(theirs):
         return [*found, f"history.csv: columns {[*ours]} and {[*theirs]}"]
     found += [
@@ -251,7 +254,7 @@ def main() -> None:
         "dataset=synthetic_reid", f"dataset.options={DATA}", f"data_root={options.data_root or folder / 'data'}",
         "dataset.image_size=[64,32]", "backbone=osnet_x0_25", "backbone.weights=none", "sampler.batch_size=8",
         "trainer.accelerator=cpu", "trainer.precision=32-true", f"trainer.max_epochs={options.epochs}",
-        "evaluation.every_n_epochs=1", "callbacks.progress=false",
+        "evaluation.every_n_epochs=1", "callbacks.checkpoint_every_seconds=0", "callbacks.progress=false",
     ]  # fmt: skip
     training = Training(settings, options.workers)
     try:

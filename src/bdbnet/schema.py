@@ -158,7 +158,7 @@ _READING = {
     "test_batch_size": whole(1),
     "decode_margin": number(1) | NULL,
 }  # fmt: skip
-_CACHING = {"cache": choice("none", "packed", "device"), "cache_root": PATH}
+_CACHING = {"cache": choice("auto", "none", "packed", "device"), "cache_root": PATH}
 
 _EMBEDDING = {
     "precision": choice("32-true", "bf16-mixed"),
@@ -218,7 +218,10 @@ TABLES: dict[str, Table] = {
         }),
         **_below("loading", _READING | _CACHING | {"on_error": choice("raise", "replace")}),
         **_below("evaluation", _EVALUATION),
-        **_below("callbacks", {"progress": BOOLEAN, "checkpoint_every_n_epochs": whole(1), "extra": CLASSES}),
+        **_below("callbacks", {
+            "progress": BOOLEAN, "checkpoint_every_n_epochs": whole(1), "checkpoint_every_seconds": number(0),
+            "extra": CLASSES,
+        }),
         **_below("trainer", _DEVICE | {
             "max_epochs": whole(1),
             "max_time": _LONG | NULL,

@@ -37,6 +37,7 @@ SETTINGS = {
     "analysis":                        Setting(False, "no",   "no",   False),
     "calibrate":                       Setting(False, "no",   "no",   False),
     "callbacks":                       Setting(False, "no",   "yes",  True),
+    "callbacks.checkpoint_every_seconds": Setting(False, "no", "no",  False),
     "callbacks.progress":              Setting(False, "no",   "no",   False),
     "ckpt_path":                       Setting(False, "no",   "no",   False),
     "data_root":                       Setting(False, "no",   "no",   False),

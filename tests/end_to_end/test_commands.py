@@ -128,7 +128,7 @@ def test_a_wrong_argument_typed_in_a_shell(tmp_path):
 
 
 def test_ctrl_c_keeps_a_checkpoint_from_which_the_run_resumes(workplace, run, tmp_path):
-    arguments = [*TINY[:-1], "run_name=stopped", "trainer.max_epochs=12"]
+    arguments = [*TINY[:-1], "run_name=stopped", "trainer.max_epochs=12", "callbacks.checkpoint_every_seconds=0"]
     folder = workplace / "outputs" / "train" / "stopped"
     process = forked_commands.Command("train", *arguments, folder=workplace, log=tmp_path / "stopped")
     deadline = time.monotonic() + 90

@@ -36,7 +36,13 @@ def test_killed_trainings_end_as_if_nothing_had_happened(tmp_path):
 
 
 def test_a_sweep_that_is_terminated_stops_as_a_whole_and_says_how_to_resume(tmp_path):
-    arguments = [*TINY, "loading.num_workers=1", "trainer.max_epochs=200", "seed=1,2"]
+    arguments = [
+        *TINY,
+        "loading.num_workers=1",
+        "trainer.max_epochs=200",
+        "seed=1,2",
+        "callbacks.checkpoint_every_seconds=0",
+    ]
     process = Command("train", "-m", *arguments, folder=tmp_path, log=tmp_path / "log")
     deadline = time.monotonic() + 300
     while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline and process.running:

@@ -13,6 +13,7 @@ from bdbnet.evaluate import main
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.evaluate import evaluate as run_evaluation
 from bdbnet.evaluation.protocol import build_metric
+from bdbnet.evaluation.test_set import EvaluationError
 from bdbnet.results import read_result
 from bdbnet.retrieval import reid_metrics
 
@@ -159,6 +160,17 @@ def test_an_embedding_of_zeros_is_named(evaluate, monkeypatch):
     monkeypatch.setattr(Embedder, "embed_prepared", without_first)
     with pytest.warns(
         UserWarning, match=r"of 18 test images have an embedding of zeros.*the first is row \d+ \(gallery"
+    ):
+        evaluate()
+
+
+def test_a_gpu_out_of_memory_is_told_with_what_to_lower(evaluate, monkeypatch):
+    def full(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Embedder, "embed_prepared", full)
+    with pytest.raises(
+        EvaluationError, match=r"16 test images of 64 x 32 at once in 32-true: lower loading\.test_batch_size"
     ):
         evaluate()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.numpy
+import torch
 
 from bdbnet.config import ConfigError
 from bdbnet.evaluation.embedder import EmbeddingError
@@ -77,6 +78,15 @@ def test_a_run_that_stopped_goes_on_with_the_first_missing_shard(embedder, photo
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert embed(folder, embedder, images) == Outcome(0, pytest.approx(0, abs=0.1), 0)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_gpu_out_of_memory_is_told_with_what_to_lower(embedder, photos, tmp_path, monkeypatch):
+    def full(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(embedder), "embed_prepared", full)
+    with pytest.raises(EmbeddingError, match=r"for 8 images of 64 x 32 at once: lower loading\.test_batch_size"):
+        embed(tmp_path, embedder, find_images(photos))
 
 
 def test_killed_between_the_last_shard_and_the_end(embedder, photos, photo_store, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from bdbnet.loading import (
     packed,
     transforms_for,
 )
+from bdbnet.loading.packed_batches import PackedBatches
 from data_modules import data_module
 
 REID: dict[str, Any] = {"protocol": "reid", "image_size": (24, 12)}
@@ -317,8 +319,116 @@ def test_training_images_that_do_not_fit_the_device(manifest: Manifest, monkeypa
         data._device_images(torch.device("cuda"))
 
 
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, data: ReIDDataModule, free: int) -> None:
+    """Let a data module be that of a trainer on a GPU with so many free bytes."""
+    data.trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), global_rank=0, world_size=1, num_devices=1
+    )  # type: ignore[assignment]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+
+
+SIZE = 20 * 24 * 12 * 3  # of all images of `manifest`, prepared
+
+
+@pytest.mark.parametrize(
+    ("free", "chosen"),
+    [
+        (
+            4 * SIZE,
+            r"device \(the 20 prepared images take 0 MiB, at most a quarter of the 0 MiB that are free on cuda:0\)",
+        ),
+        (4 * SIZE - 1, r"packed \(the 20 prepared images take 0 MiB, more than a quarter "),
+    ],
+)
+def test_auto_asks_the_gpu(
+    free: int, chosen: str, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make(manifest, cache="auto")
+    on_a_gpu(monkeypatch, data, free)
+    assert data.cache == chosen.split()[0]
+    assert re.match(f"loading.cache=auto: {chosen}", capsys.readouterr().out)
+    assert data.cache == chosen.split()[0]
+    assert not capsys.readouterr().out
+
+
+def test_auto_reads_files_on_a_cpu(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
+    for batch, reference in zip(batches(make(manifest, cache="auto")), batches(make(manifest)), strict=True):
+        assert all(batch[name].equal(values) for name, values in reference.items())
+    assert capsys.readouterr().out.startswith("loading.cache=auto: none (on cpu reading image files takes less time")
+    assert not (manifest.root / "cache").exists()
+
+
+def test_auto_does_without_a_cache_that_can_not_be_written(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (manifest.root / "cache").write_text("a file is in the way")
+    data = make(manifest, cache="auto")
+    on_a_gpu(monkeypatch, data, SIZE)
+    images = data.train_dataloader().dataset
+    assert "loading.cache=auto: none (the cache " in capsys.readouterr().out
+    assert (images.packed, images.on_device) == (None, False)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("cache", ["auto", "device"])
+def test_a_gpu_without_room_after_all(
+    cache: str, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    data = make(manifest, cache=cache)
+    on_a_gpu(monkeypatch, data, 100 * SIZE)
+    monkeypatch.setattr(torch, "empty", full)
+    if cache == "device":
+        with pytest.raises(
+            CacheError, match=r"16 training images .* than cuda:0 has room for: use loading\.cache=packed"
+        ):
+            data.train_dataloader()
+        return
+    images = data.train_dataloader().dataset
+    assert "loading.cache=auto: packed (the 16 training images take" in capsys.readouterr().out
+    assert images.packed is not None  # type: ignore[attr-defined]
+    assert not images.on_device  # type: ignore[attr-defined]
+
+
+def test_test_batches_of_a_cache_are_those_of_a_loader_and_can_be_kept(manifest: Manifest) -> None:
+    dataset = make(manifest, cache="packed").test_dataloader().dataset
+    loader, rows = PackedBatches(dataset, range(1, 4, 2), 1), range(1, 4, 2)
+    expected = [dataset.__getitems__([row]) for row in rows]
+    next(iter(loader))
+    loader.keep({"of": torch.zeros(1)})  # in an iteration that is broken off
+    for number, batch in enumerate(loader):
+        assert batch.keys() == expected[number].keys()
+        for name, values in expected[number].items():
+            assert batch[name].dtype == values.dtype
+            assert batch[name].equal(values)
+        assert batch["image"].stride() == expected[number]["image"].stride()
+        assert not loader.is_kept
+        loader.keep(batch)
+    dataset.packed = None  # nothing is read any more
+    assert [batch["index"].tolist() for batch in loader] == [[1], [3]]
+
+
+@pytest.mark.parametrize(("free", "kept"), [(4 * 4 * 24 * 12 * 3, True), (4 * 4 * 24 * 12 * 3 - 1, False)])
+def test_test_images_stay_on_the_device_where_they_fit(
+    free: int, kept: bool, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make(manifest, cache="device")
+    monkeypatch.setattr("bdbnet.loading.datamodule.free_memory", lambda device: free)
+    loader = data.test_dataloader()
+    first = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+    assert data.test_dataloader() is loader
+    assert loader.is_kept == kept  # type: ignore[union-attr]
+    said = "the 4 test images stay in the packed cache: they take 0 MiB, more than a quarter"
+    assert (said in capsys.readouterr().out) != kept
+    again = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+    for batch, reference in zip(again, first, strict=True):
+        assert (batch["image"] is reference["image"]) == kept
+        assert all(batch[name].equal(values) for name, values in reference.items())
+
+
 def test_settings_that_do_not_exist_are_refused(manifest: Manifest) -> None:
-    with pytest.raises(ValueError, match=r"loading\.cache is 'disk': choose one of none, packed, device"):
+    with pytest.raises(ValueError, match=r"loading\.cache is 'disk': choose one of auto, none, packed, device"):
         make(manifest, cache="disk")
     with pytest.raises(ValueError, match=r"loading\.decode_margin is 0\.5: give a number of at least 1, or null"):
         make(manifest, decode_margin=0.5)

@@ -105,7 +105,7 @@ def written(tmp_path_factory, tiny_data):
             for key in ("ranking_lists=2", "worst_queries=3")
         ]
         own = ["run_name=a", "logger=[wandb,tensorboard]", *fewer, "trainer.max_epochs=2", "evaluation.every_n_epochs=1",
-               "logger.logger.tags=[mine]", "logger.logger.notes=a note"]  # fmt: skip
+               "callbacks.checkpoint_every_seconds=0", "logger.logger.tags=[mine]", "logger.logger.notes=a note"]  # fmt: skip
         patch.setattr(TrainingModule, "training_step", failing)
         patch.setattr(sys, "argv", ["train", *shared, *own])
         with pytest.raises(SystemExit):

@@ -65,7 +65,7 @@ def test_a_training_in_phases_resumes_identically(stop, whole, tiny_config, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(History, "on_train_epoch_start", stopping)
         with pytest.raises(SystemExit):
-            train(tiny_config(*rpp_of_three_epochs()), tmp_path)
+            train(tiny_config(*rpp_of_three_epochs("callbacks.checkpoint_every_seconds=0")), tmp_path)
     assert not weights_of(tmp_path)["network.pooling.on"] or stop == 2
     train(tiny_config(*rpp_of_three_epochs("ckpt_path=last")), tmp_path)
     expected, found = weights_of(whole), weights_of(tmp_path)

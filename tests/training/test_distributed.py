@@ -210,8 +210,9 @@ def stopped_by(rank: int, size: int, folder: str) -> str:
     """What a rank says where the loss of the second one is NaN."""
     guard = FiniteLossGuard()
     data = SimpleNamespace(train_paths=lambda rows: [Path(f"{row}.jpg") for row in rows])
+    strategy = SimpleNamespace(checkpoint_io=None)
     trainer = SimpleNamespace(
-        current_epoch=2, global_rank=rank, world_size=size, default_root_dir=folder, datamodule=data
+        current_epoch=2, global_rank=rank, world_size=size, default_root_dir=folder, datamodule=data, strategy=strategy
     )
     loss = torch.tensor(torch.nan if rank == 1 else 1.0)
     outputs = {"loss": loss, "parts": {"softmax_global": loss}}

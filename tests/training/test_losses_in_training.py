@@ -143,8 +143,9 @@ def test_a_run_with_proxies_resumes_bit_for_bit(tiny_config, tmp_path, plugin):
     plugins.load(["stopping"])
     overrides = ["loss=pml", f"loss.metric._target_={PML}.ProxyAnchorLoss", "model=baseline"]
     train(tiny_config(*overrides), tmp_path / "whole")
+    stopping = ["callbacks.extra=[{_target_: stopping.AfterFirst}]", "callbacks.checkpoint_every_seconds=0"]
     with pytest.raises(SystemExit):
-        train(tiny_config(*overrides, "callbacks.extra=[{_target_: stopping.AfterFirst}]"), tmp_path / "stopped")
+        train(tiny_config(*overrides, *stopping), tmp_path / "stopped")
     train(tiny_config(*overrides, "ckpt_path=last"), tmp_path / "stopped")
     whole, stopped = (read_checkpoint(tmp_path / name / "last.ckpt")["state_dict"] for name in ("whole", "stopped"))
     assert "criterion.metric.global.proxies" in whole

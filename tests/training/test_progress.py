@@ -89,7 +89,7 @@ def test_a_resumed_training_goes_on_with_its_table(tiny_config, tmp_path, monkey
         if trainer.current_epoch == 1:
             raise KeyboardInterrupt
 
-    settings = ("callbacks.progress=true", "evaluation.before_training=true")
+    settings = ("callbacks.progress=true", "callbacks.checkpoint_every_seconds=0", "evaluation.before_training=true")
     with monkeypatch.context() as patch:
         patch.setattr(History, "on_train_epoch_start", stop_in_second_epoch)
         with pytest.raises(SystemExit):

@@ -20,6 +20,8 @@ from bdbnet.training.resuming import check_resumable, clear_folder, prepare_fold
 from bdbnet.training.runs import train
 from modules import training_module
 
+EVERY_EPOCH = "callbacks.checkpoint_every_seconds=0"
+
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
@@ -34,7 +36,7 @@ def test_a_resumed_run_ends_with_the_same_weights(finished_run, tiny_config, tmp
         if trainer.current_epoch == 1:
             raise KeyboardInterrupt
 
-    overrides = ["evaluation.before_training=true", "evaluation.every_n_epochs=1"]
+    overrides = ["evaluation.before_training=true", "evaluation.every_n_epochs=1", EVERY_EPOCH]
     with monkeypatch.context() as patch:
         patch.setattr(History, "on_train_epoch_start", stop_in_second_epoch)
         with pytest.raises(SystemExit):
@@ -150,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_named(value, tiny_config, tmp_pa
 
     monkeypatch.setattr(BranchLosses, "forward", spoilt)
     with pytest.raises(TrainingError) as stop:
-        train(tiny_config("trainer.max_epochs=3"), tmp_path)
+        train(tiny_config("trainer.max_epochs=3", EVERY_EPOCH), tmp_path)
     message = str(stop.value)
     assert "epoch 2, step 1" in message  # an epoch has two
     assert "triplet_global = " in message
@@ -238,7 +240,7 @@ def test_the_checkpoint_before_a_damaged_one_is_resumed_from(tiny_config, tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(History, "on_train_epoch_start", stop_in_third_epoch)
         with pytest.raises(SystemExit) as stop:
-            train(tiny_config("trainer.max_epochs=3"), tmp_path)
+            train(tiny_config("trainer.max_epochs=3", EVERY_EPOCH), tmp_path)
     assert stop.value.code == 130
     last = tmp_path / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
@@ -275,7 +277,7 @@ def test_a_moved_run_folder_keeps_its_best_checkpoint(formerly, tiny_config, tmp
     with monkeypatch.context() as patch:
         patch.setattr(History, "on_train_epoch_start", stop_in_second_epoch)
         with pytest.raises(SystemExit):
-            train(tiny_config("evaluation.every_n_epochs=1"), tmp_path / "old")
+            train(tiny_config("evaluation.every_n_epochs=1", EVERY_EPOCH), tmp_path / "old")
     checkpoint = torch.load(tmp_path / "old" / "last.ckpt", weights_only=True)
     states = [state for key, state in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint{")]
     assert len(states) == 2

@@ -21,6 +21,8 @@ from bdbnet.loading.from_config import build_manifest
 from bdbnet.models import CheckpointError
 from bdbnet.models.weights import digest_of
 from bdbnet.results import read_result
+from bdbnet.training.callbacks import TrainingError
+from bdbnet.training.module import TrainingModule
 from bdbnet.training.runs import train
 
 
@@ -242,11 +244,30 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_kept(tiny_config, tmp_p
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WriteError, match=r"last\.ckpt can't be written: No space left on device; free some space"):
-        train(tiny_config(), tmp_path)
-    assert f"Stopped in epoch 2. Kept: {tmp_path / 'last.ckpt'}." in capsys.readouterr().out
+        train(tiny_config("callbacks.checkpoint_every_seconds=0"), tmp_path)
+    assert f"Stopped after the last epoch. Kept: {tmp_path / 'last.ckpt'}." in capsys.readouterr().out
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 0
     monkeypatch.undo()
     assert train(tiny_config("ckpt_path=last"), tmp_path).epochs == 2
+
+
+def test_a_gpu_out_of_memory_is_told_with_what_to_lower(tiny_config, tmp_path, monkeypatch):
+    real = TrainingModule.training_step
+
+    def full(self, batch, batch_index):
+        if self.global_step == 2:  # an epoch has two steps
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch, batch_index)
+
+    monkeypatch.setattr(TrainingModule, "training_step", full)
+    said = (
+        r"8 training images of 64 x 32 in a step \(sampler\.batch_size=8, dataset\.image_size\), or for 16 test images of 64 x 32, "
+        rf"in 32-true\. Lower sampler\.batch_size .*bf16-mixed\. Kept: {tmp_path / 'last.ckpt'}"
+    )
+    with pytest.raises(TrainingError, match=said):
+        train(tiny_config("callbacks.checkpoint_every_seconds=0"), tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_what_was_evaluated_is_said_where_it_can_not_be_written(

@@ -188,7 +188,7 @@ def test_a_schedule_by_step_resumes_bit_for_bit(schedule, tiny_config, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(History, "on_train_epoch_start", stop_in_third_epoch)
         with pytest.raises(SystemExit):
-            train(tiny_config(*overrides), tmp_path / "stopped")
+            train(tiny_config(*overrides, "callbacks.checkpoint_every_seconds=0"), tmp_path / "stopped")
     train(tiny_config(*overrides, "ckpt_path=last"), tmp_path / "stopped")
     whole, stopped = (
         torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "stopped")

@@ -61,7 +61,9 @@ def same(ours, theirs) -> bool:
 
 
 def table(folder) -> pd.DataFrame:
-    return pd.read_csv(folder / "history.csv").drop(columns=["seconds", "images_per_second"])
+    rows = pd.read_csv(folder / "history.csv")
+    times = [name for name in rows if name in ("seconds", "images_per_second") or name.startswith("waited_seconds")]
+    return rows.drop(columns=times)
 
 
 @pytest.mark.parametrize(
@@ -239,3 +241,13 @@ def test_with_several_ranks_none_stops_before_all_know():
     told = [[0, 0], [int(signal.SIGTERM), 0]]  # of the call before, as with several ranks
     signals._any_rank = lambda values, device: told.pop(0)
     assert [signals.requested(trainer), signals.requested(trainer)] == [None, signal.SIGTERM]
+
+
+def test_epochs_of_older_checkpoints_say_nothing_of_waiting(tmp_path):
+    history = History(tmp_path)
+    row = {"epoch": 1, "seconds": 2.0, "images_per_second": 8.0, "learning_rate": 1e-3, "loss": 3.0}
+    history.load_state_dict({"rows": [row], "before": None, "epochs_elsewhere": 0})
+    history.rows.append({**row, "epoch": 2, "waited_seconds": 0.5, "waited_seconds/loader": 0.5})
+    history.evaluate_last(SimpleNamespace(is_global_zero=True), {"mAP": 0.5})
+    assert pd.read_csv(tmp_path / "history.csv")["waited_seconds"].isna().tolist() == [True, False]
+    assert history.train_seconds == 4

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, check_settings, plain
@@ -20,7 +21,7 @@ from bdbnet.evaluation.progress import EvaluationProgress
 from bdbnet.evaluation.protocol import build_metric, build_protocol
 from bdbnet.evaluation.ranking_lists import write_ranking_lists
 from bdbnet.evaluation.run_log import Outcome, facts_of, logged
-from bdbnet.evaluation.test_set import TestSet
+from bdbnet.evaluation.test_set import EvaluationError, TestSet
 from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_libraries, seed_everything
 from bdbnet.files import WriteError
 from bdbnet.loading.datamodule import test_rows
@@ -86,7 +87,14 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
     trained_with = embedder.origin.trained_with
     with logged(trainer.loggers, replace(facts, config={**facts.config, "trained_with": trained_with})) as log:
         with signals_kept():
-            trainer.validate(module, data, verbose=False)
+            try:
+                trainer.validate(module, data, verbose=False)
+            except torch.OutOfMemoryError as error:
+                raise EvaluationError(
+                    f"the memory of {trainer.strategy.root_device} is not enough for {config.loading.test_batch_size} test images "
+                    f"of {size[0]} x {size[1]} at once in {config.evaluation.precision}: lower loading.test_batch_size, or set "
+                    "evaluation.precision=bf16-mixed or evaluation.chunk_memory_mb to less"
+                ) from error
         result = Result(
             kind="evaluate",
             metrics=module.metrics,

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-#: Columns of ``history.csv`` -> names in a logger. A part of the loss stays below ``train/``, other columns are metrics: ``test/``.
+#: Columns of ``history.csv`` -> names in a logger. Parts of the loss and waits stay below
+#: ``train/``, other columns are metrics: ``test/``.
 SECTIONS = {
     "loss": "train/loss/sum",
     "learning_rate": "train/lr",
@@ -281,7 +282,7 @@ def section(column: str) -> str:
     >>> section("loss/triplet_global"), section("learning_rate"), section("mAP"), section("cuhk03_detect/rank1")
     ('train/loss/triplet_global', 'train/lr', 'test/mAP', 'test/cuhk03_detect/rank1')
     """
-    if column.startswith("loss/"):
+    if column.startswith(("loss/", "waited_seconds")):
         return f"train/{column}"
     return SECTIONS.get(column, f"test/{column}")
 

@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypedDict
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn, TypedDict
 import numpy as np
 import pandas as pd
 import safetensors.numpy
+import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
@@ -166,9 +168,12 @@ def embed_into(
     if own:
         options: dict[str, Any] = {"num_workers": num_workers, "local_ranks": ranks.local_size}
         stream = embedder.embed_files(images.manifest, batches, skip_unreadable=skip_unreadable, **options)
-        with tqdm(
-            total=sum(map(len, batches)), desc="embedding", unit=" images", disable=None if progress else True
-        ) as bar:
+        with (
+            tqdm(
+                total=sum(map(len, batches)), desc="embedding", unit=" images", disable=None if progress else True
+            ) as bar,
+            _memory_named(embedder, batch_size),
+        ):
             for shard in own:
                 parts = [_counted(bar, next(stream)) for _ in run.batches(shard)]
                 run.write(shard, parts)
@@ -177,6 +182,20 @@ def embed_into(
     with locked(folder):
         missing = run.finish()
     return Outcome(embedded, seconds, missing)
+
+
+@contextmanager
+def _memory_named(embedder: Embedder, batch_size: int) -> Iterator[None]:
+    """Say what to lower where the device has too little memory.  Raises EmbeddingError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        height, width = embedder.preprocessing.image_size
+        raise EmbeddingError(
+            f"the memory of {embedder.device} is not enough for {batch_size} images of {height} x {width} at once: lower "
+            "loading.test_batch_size, or set evaluation.precision=bf16-mixed. What was embedded before is kept; the same "
+            "command goes on from there"
+        ) from error
 
 
 def clear_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """`ReIDDataModule`: training and test batches of a manifest for a Lightning trainer."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bdbnet.datasets import Manifest
+from bdbnet.loading.choosing import SHARE, choose_cache, free_memory
 from bdbnet.loading.loader import WorkerLoader, default_workers
 from bdbnet.loading.packed import CacheError, PackedImages, open_or_pack
+from bdbnet.loading.packed_batches import PackedBatches
 from bdbnet.loading.sampler import IdentityBatchSampler
 from bdbnet.loading.samples import Batch, ImageDataset, show_on_device
 from bdbnet.loading.transforms import EvaluationTransform, TrainTransform, normalize
 
-CACHES = ("none", "packed", "device")
+CACHES = ("auto", "none", "packed", "device")
 ON_ERROR = ("raise", "replace")
 
 
@@ -47,7 +50,8 @@ class Reading:
         num_workers: processes per rank that decode; None: `default_workers()`.
         cache: `none` decodes files for every batch; `packed` keeps all prepared images in memory-mapped files, made at the
             first use (see `open_or_pack`); `device` also copies those of the training set to the device and crops, flips
-            and erases there. All three give the same batches.
+            and erases there, and keeps the test images there after their first evaluation where they fit. All three give
+            the same batches. `auto` chooses for the trainer's device (see `choose_cache`) and says why.
         cache_root: folder of the memory-mapped files.
         decode_margin: large JPEGs are decoded at reduced size (`margin` of `read_image`); None: never.
         on_error: `replace` trains with another image of the same identity where a file can't be read, and counts it in
@@ -122,8 +126,12 @@ class ReIDDataModule(pl.LightningDataModule):
         """Whether training batches are normalised; otherwise `image` is uint8, and `erased` (N, R, 4) says what is to be erased."""
         self.replaced = 0
         """Training images of this rank, since the start, that were replaced by another of their identity."""
+        self.waited = 0.0
+        """Seconds for which this rank has waited for training batches, since the start."""
         self._train_images: PackedImages | None = None
         self._test_datasets: dict[int, ImageDataset] = {}
+        self._test_batches: dict[int, PackedBatches] = {}
+        self._cache = "" if self.reading.cache == "auto" else self.reading.cache
         self._on_device: Tensor | None = None
 
     @property
@@ -132,6 +140,18 @@ class ReIDDataModule(pl.LightningDataModule):
         if self.reading.num_workers is not None:
             return self.reading.num_workers
         return default_workers(1 if self.trainer is None else self.trainer.num_devices)
+
+    @property
+    def cache(self) -> str:
+        """The cache that is used; with `auto` it is chosen when the first images are asked for."""
+        if not self._cache:
+            device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+            tests = [self._test_set(number) for number in range(1 + len(self.further_tests))]
+            sets = [(len(test_rows(manifest)), transform.prepared_size) for manifest, transform in tests]
+            sets.append((len(self.train_manifest.table), self.train_transform.prepared_size))
+            size = sum(count * height * width * 3 for count, (height, width) in sets)
+            self._choose(*choose_cache(sum(count for count, _ in sets), size, device))
+        return self._cache
 
     @property
     def num_classes(self) -> int:
@@ -165,12 +185,12 @@ class ReIDDataModule(pl.LightningDataModule):
             self.train_transform,
             labels=labels,
             seed=self.seed,
-            on_device=self.reading.cache == "device",
             replace=self.reading.on_error == "replace",
             decode_margin=self.reading.decode_margin,
         )
         dataset.packed = self._train_images = self._packed(dataset, self.train_manifest, "train")
-        if self.reading.cache != "none" and len(self.test_table):
+        dataset.on_device = self._fill_device()
+        if self.cache != "none" and len(self.test_table):
             # Now, so that an unreadable image or a full disk is noticed before the first epoch and not after it.
             for number in range(1 + len(self.further_tests)):
                 self._test_images(number)
@@ -178,16 +198,17 @@ class ReIDDataModule(pl.LightningDataModule):
             dataset,
             sampler,
             self._batches_done,
+            self._note_wait,
             persistent_workers=self.num_workers > 0,
             **self._worker_settings(),
         )
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+    def val_dataloader(self) -> "TestBatches | list[TestBatches]":
         """The same as `test_dataloader`, for the datasets have no validation part; with `further_tests` a list."""
         further = [self.test_dataloader(number) for number in range(1, len(self.further_tests) + 1)]
         return [self.test_dataloader(), *further] if further else self.test_dataloader()
 
-    def test_dataloader(self, number: int = 0) -> DataLoader[Batch]:
+    def test_dataloader(self, number: int = 0) -> "TestBatches":
         """This rank's test images in order of `test_table`, or those of the further test with this number, from 1.
 
         Raises DatasetError without queries or gallery.
@@ -195,12 +216,12 @@ class ReIDDataModule(pl.LightningDataModule):
         self._test_set(number)[0].require("query", "gallery")
         rank, world_size = self._rank()
         dataset = self._test_images(number)
-        return WorkerLoader(
-            dataset,
-            batch_size=self.reading.test_batch_size,
-            sampler=range(rank, len(dataset), world_size),
-            **self._worker_settings(),
-        )
+        rows, batch_size = range(rank, len(dataset), world_size), self.reading.test_batch_size
+        if dataset.packed is None:
+            return WorkerLoader(dataset, batch_size=batch_size, sampler=rows, **self._worker_settings())
+        if number not in self._test_batches or self._test_batches[number].rows != rows:
+            self._test_batches[number] = PackedBatches(dataset, rows, batch_size)
+        return self._test_batches[number]
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Count the replaced images while the batch is on the host."""
@@ -213,7 +234,9 @@ class ReIDDataModule(pl.LightningDataModule):
         """Training images: crop and flip those cached on the device, normalise, erase.  Test images stay as they are."""
         batch = dict(batch)
         if "is_query" in batch:  # of a test set
-            batch.pop("erased")
+            batch.pop("erased", None)  # one that was kept has none
+            if (batches := self._test_batches.get(dataloader_idx)) is not None and self._keeps(batches, batch):
+                batches.keep(batch)
             return batch
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         if (view := batch.pop("view", None)) is not None:
@@ -245,29 +268,69 @@ class ReIDDataModule(pl.LightningDataModule):
         return dataset
 
     def _packed(self, dataset: ImageDataset, manifest: Manifest, part: str) -> PackedImages | None:
-        if self.reading.cache == "none":
+        if self.cache == "none":
             return None
-        return open_or_pack(
-            Path(self.reading.cache_root),
-            f"{manifest.name}-{part}",
-            manifest,
-            dataset.transform,
-            dataset.prepare,
-            decode_margin=self.reading.decode_margin,
-            keep_going=dataset.replace,
-        )
+        try:
+            return open_or_pack(
+                Path(self.reading.cache_root),
+                f"{manifest.name}-{part}",
+                manifest,
+                dataset.transform,
+                dataset.prepare,
+                decode_margin=self.reading.decode_margin,
+                keep_going=dataset.replace,
+            )
+        except CacheError as error:
+            if self.reading.cache != "auto":
+                raise
+            self._choose("none", str(error))
+            return None
+
+    def _choose(self, cache: str, reason: str) -> None:
+        self._cache = cache
+        self._say(f"loading.cache=auto: {cache} ({reason})")
+
+    def _say(self, line: str) -> None:
+        if self._rank()[0] == 0:
+            print(line, flush=True)
+
+    def _fill_device(self) -> bool:
+        """Whether the training images are on the device; copies them there as soon as the trainer knows it."""
+        if self.cache == "device" and self.trainer is not None:
+            try:
+                self._device_images(self.trainer.strategy.root_device)
+            except CacheError as error:
+                if self.reading.cache != "auto":
+                    raise
+                self._choose("packed", str(error))
+        return self.cache == "device"
+
+    def _keeps(self, batches: PackedBatches, batch: Batch) -> bool:
+        """Whether test images stay on the device: said once, when their first batch is there."""
+        if batches.keeps is None:
+            device = batch["image"].device
+            free = free_memory(device) if self.cache == "device" else None
+            batches.keeps = free is not None and batches.nbytes * SHARE <= free
+            if free is not None and not batches.keeps:
+                self._say(
+                    f"the {len(batches.dataset):,} test images stay in the packed cache: they take "
+                    f"{batches.nbytes / 2**20:,.0f} MiB, more than a quarter of the free memory on {device}"
+                )
+        return batches.keeps
 
     def _device_images(self, device: torch.device) -> Tensor:
-        """All prepared training images on the device, copied there with the first batch.  Raises CacheError."""
+        """All prepared training images on the device, copied there at the first call.  Raises CacheError."""
         if self._on_device is None or self._on_device.device != device:
             assert self._train_images is not None  # the batches come from `train_dataloader`, which opens them
             images = self._train_images.images
-            if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
-                raise CacheError(
-                    f"the {len(images):,} training images take {images.nbytes / 2**20:,.0f} MiB, more than half of the free "
-                    f"memory on {device}: use loading.cache=packed"
-                )
-            self._on_device = torch.empty(images.shape, dtype=torch.uint8, device=device)
+            free = free_memory(device)
+            shown = f"the {len(images):,} training images take {images.nbytes / 2**20:,.0f} MiB, more than"
+            if free is not None and images.nbytes > free // 2:
+                raise CacheError(f"{shown} half of the free memory on {device}: use loading.cache=packed")
+            try:
+                self._on_device = torch.empty(images.shape, dtype=torch.uint8, device=device)
+            except torch.OutOfMemoryError as error:
+                raise CacheError(f"{shown} {device} has room for: use loading.cache=packed") from error
             for begin in range(0, len(images), 1024):  # in portions, so that the host does not hold them all
                 portion = torch.from_numpy(np.array(images[begin : begin + 1024]))
                 self._on_device[begin : begin + len(portion)] = portion
@@ -282,6 +345,9 @@ class ReIDDataModule(pl.LightningDataModule):
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
+    def _note_wait(self, seconds: float) -> None:
+        self.waited += seconds
+
     def _worker_settings(self) -> dict[str, Any]:
         """PyTorch gives each worker process one computing thread, so workers do not compete for the cores."""
         return {
@@ -290,6 +356,10 @@ class ReIDDataModule(pl.LightningDataModule):
             "prefetch_factor": 4 if self.num_workers else None,
             "pin_memory": torch.cuda.is_available(),
         }
+
+
+#: What gives the batches of a test set.
+TestBatches = DataLoader[Batch] | PackedBatches
 
 
 class _TrainLoader(WorkerLoader[Batch]):
@@ -304,15 +374,22 @@ class _TrainLoader(WorkerLoader[Batch]):
         dataset: ImageDataset,
         sampler: IdentityBatchSampler,
         batches_done: Callable[[], int],
+        note_wait: Callable[[float], None],
         **settings: Any,
     ) -> None:
         super().__init__(dataset, batch_sampler=sampler, **settings)
         self._sampler = sampler
         self._batches_done = batches_done
+        self._note_wait = note_wait
 
     def __iter__(self) -> Any:  # a generator of batches; DataLoader declares a private class
         self._sampler.first_batch = self._batches_done()
-        yield from super().__iter__()
+        began = time.perf_counter()
+        batches = super().__iter__()
+        while (batch := next(batches, None)) is not None:
+            self._note_wait(time.perf_counter() - began)
+            yield batch
+            began = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the trainer stores the position in the epoch.  Lightning resumes within an epoch only if this method exists."""

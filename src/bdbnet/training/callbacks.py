@@ -16,8 +16,10 @@ from bdbnet.files import is_about_writing, write_atomically
 from bdbnet.loading import ReIDDataModule
 from bdbnet.results import BEST, HISTORY, LAST
 from bdbnet.stopping import Stopped
+from bdbnet.training.checkpoint_files import finish_writing
 from bdbnet.training.distributed import gather, largest_of_ranks, texts_of_ranks, world_size
 from bdbnet.training.host_copy import HostCopy
+from bdbnet.training.waits import EVALUATION, LOADER, Waits
 
 
 class TrainingError(RuntimeError):
@@ -61,7 +63,8 @@ class FiniteLossGuard(Callback):
             return
         found = texts_of_ranks("" if torch.isfinite(step.loss) else self._described(step, trainer))
         text = next(text for text in found if text)
-        advice = "No epoch was finished. Lower optimizer.lr, or try trainer.gradient_clip_val=1 or trainer.precision=32-true."
+        finish_writing(trainer)
+        advice = f"{nothing_kept(trainer)} Lower optimizer.lr, or try trainer.gradient_clip_val=1 or trainer.precision=32-true."
         last = Path(trainer.default_root_dir) / LAST
         if last.is_file():
             advice = (
@@ -89,6 +92,11 @@ class _Step(NamedTuple):
     loss: Tensor
     parts: dict[str, Tensor]
     rows: Tensor
+
+
+def nothing_kept(trainer: pl.Trainer) -> str:
+    """A sentence that says why a run has no checkpoint."""
+    return "No checkpoint was written yet." if trainer.current_epoch else "No epoch was finished."
 
 
 class EvaluateLastEpoch(Callback):
@@ -122,8 +130,12 @@ class InterruptionHint(Callback):
         failed = isinstance(exception, OSError) and is_about_writing(exception)
         if not trainer.is_global_zero or not (failed or isinstance(exception, KeyboardInterrupt | Stopped)):
             return
+        try:
+            finish_writing(trainer)
+        except OSError as error:  # the end has a reason already
+            print(f"\n{error}", flush=True)
         kept = Path(trainer.default_root_dir) / LAST
-        tail = f"Kept: {kept}." if kept.is_file() else "No epoch was finished."
+        tail = f"Kept: {kept}." if kept.is_file() else nothing_kept(trainer)
         over = trainer.current_epoch == trainer.max_epochs
         where = "after the last epoch" if over else f"in epoch {trainer.current_epoch + 1}"
         print(f"\n{'Stopped' if failed else 'Interrupted'} {where}. {tail}", flush=True)
@@ -132,6 +144,9 @@ class InterruptionHint(Callback):
 class History(Callback):
     """Writes ``history.csv``: one row per epoch with time, images/s, learning rate, mean losses and evaluated metrics.
 
+    ``waited_seconds`` is for how long no step was done since the row before, with a part for each of `waits.REASONS`: waiting
+    for a batch, for checkpoints (that of an epoch's end counts for the row after it) and for an evaluation, which alone is
+    not in ``seconds``. It is the time of the first rank.
     Where unreadable images are replaced, ``replaced_images`` counts them over all ranks.
     The rows are part of every checkpoint, so a resumed run continues its table where the checkpoint stands; of one within an
     epoch, so are the sums of that epoch.
@@ -139,32 +154,39 @@ class History(Callback):
     Args:
         folder: run folder.
         resumed_here: whether a resumed run continues from a checkpoint of this folder.
+
+    Attributes:
+        waits: where others note for how long the training stood still.
     """
 
     def __init__(self, folder: str | Path, *, resumed_here: bool = True) -> None:
         self._resumed_here = resumed_here
+        self.waits = Waits()
         self.path = Path(folder) / HISTORY
         self.rows: list[dict[str, float]] = []
         self.before: dict[str, float] | None = None  # metrics of the starting weights, if they were evaluated
         self.epochs_elsewhere = 0  # epochs that another run's folder holds the checkpoints of
         self.images_seen = 0  # by training, in all epochs that are finished
-        self._began = self._waited = self._wait_began = 0.0
+        self._began = self._evaluation_began = self._loader_waited = 0.0
         self._rate = 0.0
         self._images = self._replaced = 0
         self._in_epoch = False
         self._earlier: dict[str, Any] | None = None  # sums of the epoch that a run resumes in, until its first step
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.waits.take()  # of an evaluation before the training
+        self._loader_waited = cast(Any, trainer).datamodule.waited
         if not trainer.fit_loop.restarted_mid_epoch:
             self._earlier = None
         elif self._earlier is not None:
             self._in_epoch = True
-            self._began, self._waited = time.perf_counter() - self._earlier["seconds"], 0.0
+            self.waits.restore(self._earlier.get("waited", {}))
+            self._began = time.perf_counter() - self._earlier["seconds"] - self.waits.seconds[EVALUATION]
             self._rate, self._images = self._earlier["learning_rate"], self._earlier["images"]
             self._replaced = -self._earlier["replaced"] if trainer.is_global_zero else 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+        self._began, self._images = time.perf_counter(), 0
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the epoch it is the next one's already
         self._in_epoch = True
 
@@ -177,18 +199,22 @@ class History(Callback):
             self._earlier = None
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._wait_began = time.perf_counter()
+        self._evaluation_began = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._waited += time.perf_counter() - self._wait_began
+        self.waits.add(EVALUATION, time.perf_counter() - self._evaluation_began)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        seconds = time.perf_counter() - self._began - self._waited
+        self._note_loader(trainer)
+        waited = self.waits.take()
+        seconds = time.perf_counter() - self._began - waited[EVALUATION]
         row = {
             "epoch": trainer.current_epoch + 1,
             "seconds": round(seconds, 3),
             "images_per_second": round(self._images / seconds, 2),
             "learning_rate": self._rate,
+            "waited_seconds": round(math.fsum(waited.values()), 3),
+            **{f"waited_seconds/{reason}": round(value, 3) for reason, value in waited.items()},
         }
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row |= {name: value for name, value in values.items() if name == "loss" or name.startswith("loss/")}
@@ -211,8 +237,10 @@ class History(Callback):
             return
         data: ReIDDataModule = cast(Any, trainer).datamodule
         replaced = torch.tensor([data.replaced - self._replaced], device=module.device)
+        self._note_loader(trainer)
         checkpoint[_SO_FAR] = {
-            "seconds": time.perf_counter() - self._began - self._waited,
+            "seconds": time.perf_counter() - self._began - self.waits.seconds[EVALUATION],
+            "waited": self.waits.seconds,
             "learning_rate": self._rate,
             "images": self._images,
             "replaced": int(gather(replaced).sum()),
@@ -227,6 +255,11 @@ class History(Callback):
         self.rows[-1] |= metrics
         if trainer.is_global_zero:
             self._write()
+
+    def _note_loader(self, trainer: pl.Trainer) -> None:
+        waited = cast(Any, trainer).datamodule.waited
+        self.waits.add(LOADER, waited - self._loader_waited)
+        self._loader_waited = waited
 
     def _write(self) -> None:
         write_atomically(self.path, pd.DataFrame(self.rows).to_csv(index=False).encode())

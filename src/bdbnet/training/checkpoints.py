@@ -1,40 +1,23 @@
-"""Checkpoints of a run: which there are, how they are written, and the one that a signal asks for."""
+"""Checkpoints of a run: which there are, when they are written, and the one that a signal asks for."""
 
-import io
-import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
-from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 
-from bdbnet.files import remove_unfinished, replaced
+from bdbnet.files import remove_unfinished
 from bdbnet.results import BEST, HISTORY, LAST, PREVIOUS, RESULT, TOP_K
 from bdbnet.stopping import ENDING, Stopped, in_main_thread, stop
+from bdbnet.training.checkpoint_files import REQUEUED, CheckpointFiles, finish_writing
 from bdbnet.training.distributed import AnyRank
-
-#: Checkpoints that Lightning writes when SLURM is about to take a job's machine away.
-REQUEUED = "hpc_ckpt_*.ckpt"
-
-
-class CheckpointFiles(TorchCheckpointIO):
-    """Writes checkpoints by `replaced`: at every moment `last.ckpt` is whole, and the one before it is `previous.ckpt`."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
-        path = Path(path)
-        content = io.BytesIO()  # PyTorch's own writer turns an error of the disk into one without a reason
-        torch.save(checkpoint, content)
-        with replaced(path, keep=path.with_name(PREVIOUS) if path.name == LAST else None) as file:
-            file.write(content.getbuffer())
+from bdbnet.training.waits import CHECKPOINT, Waits
 
 
 def clear_auxiliary(folder: Path) -> None:
@@ -131,20 +114,28 @@ class RunCheckpoint(ModelCheckpoint):
     Args:
         folder: of the run.
         name: of the file.
+        waits: where the time is noted for which the training stands still.
         resumed_here: whether a resumed run continues from a checkpoint of this folder.
     """
 
-    def __init__(self, folder: str | Path, name: str, *, resumed_here: bool = True, **settings: Any) -> None:
+    def __init__(
+        self, folder: str | Path, name: str, waits: Waits, *, resumed_here: bool = True, **settings: Any
+    ) -> None:
         super().__init__(
             Path(folder), Path(name).stem, save_top_k=1, auto_insert_metric_name=False, enable_version_counter=False,
             **settings,
         )  # fmt: skip
         self._file = Path(folder) / name
+        self._waits = waits
         self._resumed_here = resumed_here
 
     @property
     def state_key(self) -> str:
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        with self._waits.during(CHECKPOINT):
+            super()._save_checkpoint(trainer, filepath)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -165,17 +156,33 @@ _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class LastCheckpoint(RunCheckpoint):
-    """`last.ckpt`, every so many epochs and when a signal ends the training: then of the step that has just been done.
+    """`last.ckpt`, at the end of an epoch from time to time, and when a signal ends the training: then of the step just done.
 
     Args:
+        every_n_epochs: epochs from one to the next, at least.
+        every_seconds: seconds from one to the next, at least; 0: none.
         signals: what has been asked for.
     """
 
-    def __init__(self, folder: str | Path, every_n_epochs: int, signals: Signals, *, resumed_here: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        waits: Waits,
+        signals: Signals,
+        *,
+        every_n_epochs: int = 1,
+        every_seconds: float = 0,
+        resumed_here: bool = True,
+    ) -> None:
         super().__init__(
-            folder, LAST, resumed_here=resumed_here, every_n_epochs=every_n_epochs, save_on_train_epoch_end=True
+            folder, LAST, waits, resumed_here=resumed_here, every_n_epochs=every_n_epochs, save_on_train_epoch_end=True
         )
         self._signals = signals
+        self._every_seconds, self._saved_at = every_seconds, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        self._saved_at = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -185,10 +192,21 @@ class LastCheckpoint(RunCheckpoint):
             self._obey(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        super().on_train_epoch_end(trainer, module)
+        files = trainer.strategy.checkpoint_io
+        if isinstance(files, CheckpointFiles):
+            files.check()
+        # The clocks of several ranks differ, and all of them take part in a checkpoint.
+        due = time.monotonic() - self._saved_at >= self._every_seconds
+        due |= trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
+        if trainer.strategy.reduce_boolean_decision(due, all=False):
+            super().on_train_epoch_end(trainer, module)
         # A training that ends here by itself still has its results to write.
         if trainer.current_epoch + 1 != trainer.max_epochs and not trainer.should_stop:
             self._obey(trainer)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._saved_at = time.monotonic()
 
     def _obey(self, trainer: pl.Trainer) -> None:
         asked = self._signals.requested(trainer)
@@ -196,18 +214,28 @@ class LastCheckpoint(RunCheckpoint):
             return
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+        finish_writing(trainer)  # an error of the disk is what the user has to know of, then
         raise Stopped(asked)
 
 
 def checkpoint_callbacks(
-    folder: str | Path, monitor: str, every_n_epochs: int, signals: Signals, *, resumed_here: bool = True
+    folder: str | Path,
+    monitor: str,
+    signals: Signals,
+    waits: Waits,
+    *,
+    every_n_epochs: int,
+    every_seconds: float,
+    resumed_here: bool = True,
 ) -> list[Callback]:
     """``last.ckpt``, to resume from and to evaluate, and ``best.ckpt`` by a metric of the test set, for those who ask for it."""
     return [
         # The best is chosen when the test set has been evaluated, before the epoch ends: last.ckpt then holds that choice.
         RunCheckpoint(
-            folder, BEST, resumed_here=resumed_here, monitor=monitor, mode="max", save_weights_only=True,
+            folder, BEST, waits, resumed_here=resumed_here, monitor=monitor, mode="max", save_weights_only=True,
             save_on_train_epoch_end=False,
         ),
-        LastCheckpoint(folder, every_n_epochs, signals, resumed_here=resumed_here),
+        LastCheckpoint(
+            folder, waits, signals, every_n_epochs=every_n_epochs, every_seconds=every_seconds, resumed_here=resumed_here
+        ),
     ]  # fmt: skip

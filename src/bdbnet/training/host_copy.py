@@ -7,18 +7,26 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A copy of a tensor that is made while the device works on; `value` waits until it is complete."""
+    """A copy of a tensor that is made while the device works on; `value` waits until it is complete.
+
+    Attributes:
+        pending: the copy, on the CPU, as far as it is made.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
-        self._copy = tensor.to("cpu", non_blocking=True)
+        self.pending = tensor.to("cpu", non_blocking=True)
         self._made: torch.cuda.Event | None = None
         if tensor.is_cuda:
             self._made = cast(Any, torch.cuda).Event()
             cast(Any, self._made).record()
 
+    def wait(self) -> None:
+        """Return when the copy is complete."""
+        if self._made is not None:
+            self._made.synchronize()
+
     @property
     def value(self) -> Tensor:
         """The copy, on the CPU."""
-        if self._made is not None:
-            self._made.synchronize()
-        return self._copy
+        self.wait()
+        return self.pending

@@ -10,7 +10,6 @@ from torch import Tensor
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.module import EvaluationModule
 from bdbnet.evaluation.test_set import TestSet
-from bdbnet.models.weights import digests_of
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.objective import ParameterGroups
 from bdbnet.training.schedules import LearningRate
@@ -126,7 +125,7 @@ class TrainingModule(EvaluationModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["bdbnet"] = {
             "config": self.record.config, "num_classes": self.record.num_classes,
-            "fingerprint": self.record.fingerprint, "ranks": self.trainer.world_size, "digests": digests_of(checkpoint),
+            "fingerprint": self.record.fingerprint, "ranks": self.trainer.world_size,
         }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from bdbnet.evaluation.load import trained_with
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
 from bdbnet.results import BEST, HISTORY, LABEL_NAMES, LAST, PER_QUERY, PREVIOUS, REPORT, RESULT, TOP_K
 from bdbnet.settings import is_whole, setting_of
-from bdbnet.training.checkpoints import REQUEUED, clear_auxiliary
+from bdbnet.training.checkpoint_files import REQUEUED
+from bdbnet.training.checkpoints import clear_auxiliary
 from bdbnet.training.module import TrainingModule
 
 

@@ -34,14 +34,10 @@ from bdbnet.training.callbacks import (
     InterruptionHint,
     NotFiniteError,
     TrainingError,
+    nothing_kept,
 )
-from bdbnet.training.checkpoints import (
-    CheckpointFiles,
-    Signals,
-    checkpoint_callbacks,
-    clear_auxiliary,
-    clear_unfinished,
-)
+from bdbnet.training.checkpoint_files import CheckpointFiles, finish_writing
+from bdbnet.training.checkpoints import Signals, checkpoint_callbacks, clear_auxiliary, clear_unfinished
 from bdbnet.training.further_tests import further_tests
 from bdbnet.training.module import TrainingModule
 from bdbnet.training.monitors import check_monitors
@@ -163,8 +159,15 @@ def _callbacks(
     check_monitors(callbacks, module)
     if config.callbacks.progress:
         callbacks.append(TrainingProgress(log.history))
-    every = config.callbacks.checkpoint_every_n_epochs
-    callbacks += checkpoint_callbacks(folder, main_metric(config), every, signals, resumed_here=resumed_here)
+    callbacks += checkpoint_callbacks(
+        folder,
+        main_metric(config),
+        signals,
+        log.history.waits,
+        every_n_epochs=config.callbacks.checkpoint_every_n_epochs,
+        every_seconds=config.callbacks.checkpoint_every_seconds,
+        resumed_here=resumed_here,
+    )
     if config.trainer.max_time is not None:
         callbacks.append(EpochTimer(config.trainer.max_time))
     return callbacks
@@ -203,10 +206,32 @@ def _fit_and_record(
         result = _record_training(config, folder, trainer, module, data.manifest, history)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer, callbacks or logger: {error}") from error
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(_out_of_memory(config, folder, trainer, data)) from error
     if log.run_log is not None:
         size = module.embedder.preprocessing.image_size
         log.run_log.outcome(Outcome(result, folder, module.tests[0], data.manifest.root, module.network, size))
     return result
+
+
+def _out_of_memory(config: DictConfig, folder: Path, trainer: pl.Trainer, data: ReIDDataModule) -> str:
+    """What to do where the device has too little memory for the training's settings."""
+    own, last = config.sampler.batch_size // trainer.world_size, folder / LAST
+    freed = "; loading.cache=packed frees that of the cached images" if data.cache == "device" else ""
+    kept = (
+        f"Kept: {last}. The last two can change on resuming (ckpt_path=last); a new run with a smaller batch or size starts "
+        f"from its weights with backbone.weights={last}"
+        if last.is_file()
+        else nothing_kept(trainer)
+    )
+    return (
+        f"the memory of {trainer.strategy.root_device} is not enough for {own} training images of "
+        f"{_size(data.train_transform.image_size)} in a step (sampler.batch_size={config.sampler.batch_size}, "
+        f"dataset.image_size), or for {config.loading.test_batch_size} test images of "
+        f"{_size(data.test_transform.image_size)}, in {config.trainer.precision}. Lower sampler.batch_size or "
+        f"dataset.image_size, or loading.test_batch_size where it was an evaluation, or set trainer.precision=bf16-mixed{freed}. "
+        f"{kept}"
+    )
 
 
 def _record_training(
@@ -225,6 +250,7 @@ def _record_training(
     best = max(evaluated or history.rows[-1:], key=lambda row: row[monitor])
     if best is history.rows[-1]:
         trainer.save_checkpoint(folder / BEST, weights_only=True)
+    finish_writing(trainer)  # a folder with a result is that of a finished run
     result = Result(
         kind="train",
         metrics=module.own_metrics(),
