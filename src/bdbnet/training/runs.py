@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdbnet.config import ConfigError, check_settings
+from bdbnet.config import ConfigError, check_settings, plain
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.evaluate import build_test_set, describe, write_outcome
@@ -42,6 +42,7 @@ from bdbnet.training.checkpoints import (
     clear_unfinished,
 )
 from bdbnet.training.further_tests import further_tests
+from bdbnet.training.joining import Company, facts_of_rank, is_first, told_before_meeting
 from bdbnet.training.module import TrainingModule
 from bdbnet.training.monitors import check_monitors
 from bdbnet.training.progress import TrainingProgress
@@ -50,6 +51,7 @@ from bdbnet.training.resuming import check_resumable, clear_folder, prepare_fold
 from bdbnet.training.setup import build_module, extra_callbacks, resolve_precision
 
 
+@told_before_meeting()
 def train(config: DictConfig, folder: Path, place: Place | None = None) -> Result:
     """Train, evaluate and record one run in ``folder``.
 
@@ -61,7 +63,7 @@ def train(config: DictConfig, folder: Path, place: Place | None = None) -> Resul
         DatasetError, ImageError, CheckpointError, TrainingError: see there.
         Stopped: a signal ended the training; the checkpoint of the last step is there.
     """
-    if cast(Any, rank_zero_only).rank:  # the first rank holds the lock, and says what happened
+    if not is_first():  # the first rank holds the lock, and says what happened
         try:
             return _train(config, folder, place)
         except Stopped:
@@ -106,6 +108,7 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
     history, signals = History(folder, resumed_here=here), Signals()
     log = EpochLog(history)
     trainer = build_trainer(config, folder, _callbacks(config, folder, module, log, signals, resumed_here=here))
+    company = Company(trainer, lambda: facts_of_rank(plain(config), manifest, resume), config.trainer.join_seconds)
     trainer.strategy.checkpoint_io = CheckpointFiles()
     if resume is not None:
         check_resumable(module, resume, trainer.world_size, other_ranks=config.other_ranks)
@@ -123,7 +126,7 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
         # A job that SLURM has queued again resumes its own work. The first rank alone holds the folder's lock.
         if config.overwrite and resume is None and not cast(Any, rank_zero_only).rank:
             clear_folder(folder)
-        with signals_kept():
+        with signals_kept(), company.told():
             result = _fit_and_record(config, folder, trainer, module, data, resume, log)
         if signals.asked is not None:  # in the last epoch: this run is finished, those that would follow are not wanted
             raise Stopped(signals.asked)
