@@ -11,6 +11,7 @@ with a job that fails, have to say so. The exit status is 1 if something differs
 
 import argparse
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ from kill_training import DATA, differences
 
 KILLS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
 PATIENCE = 900.0
+TRIES = 5
 
 
 def command(name: str, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
@@ -43,17 +45,20 @@ class Node:
     """
 
     def __init__(self, address: str, log: Path, *, head: bool = False) -> None:
-        place = ["--head", f"--port={address.rpartition(':')[2]}"] if head else [f"--address={address}"]
+        place = (
+            ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
+            if head
+            else [f"--address={address}"]
+        )
         line = [sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--num-cpus=1", "--block"]
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [*line, "--disable-usage-stats", "--include-dashboard=false"], stdout=file, stderr=subprocess.STDOUT
-            )
-        deadline = time.monotonic() + PATIENCE
-        while "Ray runtime started" not in log.read_text() and time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RuntimeError(log.read_text())
-            time.sleep(0.2)
+        for _ in range(TRIES):  # Ray gives a node half a minute, which on a busy machine is too short
+            with log.open("wb") as file:
+                self.process = subprocess.Popen([*line, "--disable-usage-stats"], stdout=file, stderr=subprocess.STDOUT)
+            while self.process.poll() is None:
+                if "Ray runtime started" in log.read_text():
+                    return
+                time.sleep(0.2)
+        raise RuntimeError(log.read_text())
 
     def raylet(self) -> int | None:
         """The process whose children run the jobs."""
@@ -100,7 +105,12 @@ class Cluster:
             free.bind(("", 0))
             self.address = f"{socket.gethostbyname(socket.gethostname())}:{free.getsockname()[1]}"
         self._folder = folder
-        self.nodes = [Node(self.address, folder / "head.log", head=True), Node(self.address, folder / "node.log")]
+        self.nodes = [Node(self.address, folder / "head.log", head=True)]
+        try:
+            self.nodes.append(Node(self.address, folder / "node.log"))
+        except BaseException:
+            self.stop()
+            raise
 
     def replace(self) -> None:
         self.nodes[1].kill()
@@ -242,7 +252,7 @@ def refusals(cluster: Cluster, settings: Sequence[str], root: Path, problems: li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=12, help="of each training (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=8, help="of each training (default: %(default)s)")
     parser.add_argument("--table", default="4", help="of reproduce (default: %(default)s)")
     parser.add_argument("--options", nargs="*", default=[], help="more arguments of reproduce")
     parser.add_argument("--folder", type=Path, help="for the runs (default: a temporary one, removed afterwards)")
@@ -257,6 +267,8 @@ def main() -> None:
     ]  # fmt: skip
     problems: list[str] = []
     root.mkdir(parents=True, exist_ok=True)
+    if "RAY_AUTH_MODE" not in os.environ:  # all nodes need the same token
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     cluster = Cluster(root)
     try:
         killed_sweep(cluster, settings, root, problems)

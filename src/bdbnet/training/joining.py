@@ -17,7 +17,6 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities import rank_zero_only
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -42,7 +41,8 @@ def is_first() -> bool:
 
     Lightning's own launcher numbers those of a machine alone; `NODE_RANK` then tells the machines apart.
     """
-    return not cast(Any, rank_zero_only).rank and int(os.environ.get("NODE_RANK") or 0) == 0
+    numbers = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+    return [*numbers, "0"][0] == "0" and ("RANK" in os.environ or os.environ.get("NODE_RANK", "0") == "0")
 
 
 def facts_of_rank(config: Mapping[str, Any], manifest: Manifest, resume: Path | None) -> Facts:
@@ -217,11 +217,13 @@ class Company:
     def _reason(self) -> list[Any]:
         """Rank, number and name of the machine, and error of the rank that has ended first."""
         assert self._store is not None
-        try:
-            self._store.set_timeout(timedelta(seconds=_PATIENCE))
-            return cast(list[Any], json.loads(self._store.get("bdbnet/failed")))
-        except RuntimeError:
-            return [None, None, None, "it has left no message; was it killed, or out of memory?"]
+        deadline = time.monotonic() + _PATIENCE
+        with suppress(RuntimeError):  # the process that holds the store has ended
+            while time.monotonic() < deadline:
+                if self._store.check(["bdbnet/failed"]):
+                    return cast(list[Any], json.loads(self._store.get("bdbnet/failed")))
+                time.sleep(0.05)
+        return [None, None, None, "it has left no message; was it killed, or out of memory?"]
 
 
 def joined(rank: int, size: int, seconds: float) -> Store:
@@ -236,7 +238,7 @@ def joined(rank: int, size: int, seconds: float) -> Store:
             raise ConfigError(_missing(1, size, seconds, "process 0 does not answer. "))
         time.sleep(0.2)
     try:
-        store, _, _ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=seconds)))
+        store: Store = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=seconds)))[0]
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
         if "EADDRINUSE" not in reason:
