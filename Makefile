@@ -33,14 +33,15 @@ demo: $(READY)  ## train and evaluate on rendered figures, about 3 minutes on tw
 	$(BIN)/python -m bdbnet.train experiment=demo run_name=demo output_root=$(DEMO) overwrite=true
 	$(BIN)/python -m bdbnet.report run=$(DEMO)/train/demo
 
-test: $(READY_DEV)  ## all tests
+test: $(READY_DEV)  ## all tests but `make notebooks`
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-fast: $(READY_DEV)  ## unit tests of five packages, which train nothing: about 2 minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal $(FAST:%=tests/%)
 
-notebooks: $(READY_DEV)  ## run the notebooks in kernels of their own; stored outputs stay: notebooks/record.py writes them anew
-	$(BIN)/python -m pytest -n auto --nbmake --nbmake-kernel=python3 --nbmake-timeout=600 notebooks
+notebooks: $(READY_DEV)  ## run the notebooks in kernels of their own, and see that they print what is stored in them
+	$(BIN)/python -m pytest -n auto --nbmake --nbmake-kernel=python3 --nbmake-timeout=600 -m '' notebooks
+	$(BIN)/python -m pytest -n auto -m notebooks tests/test_notebooks.py
 
 lint: $(READY_DEV)  ## style, types, import contracts
 	$(BIN)/ruff check .

@@ -87,6 +87,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
     plt.close("all")
 
 
+@pytest.mark.notebooks
 @each
 def test_it_runs_and_prints_what_is_stored(path, kernel, data, monkeypatch):
     monkeypatch.setenv("BDBNET_DATA", str(data))

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +7,7 @@ from omegaconf import OmegaConf
 from bdbnet.report import main
 from bdbnet.results import Protocol, Result
 from browser import chromium
-
-SOURCE = Path(__file__).resolve().parents[1] / "src"
+from forked_commands import run
 
 
 @pytest.fixture
@@ -79,10 +75,9 @@ def test_half_written_result(run_folder, capsys):
 
 
 @pytest.mark.end_to_end
-def test_command_takes_a_run_folder_as_it_is_named_and_writes_nothing_else(run_folder):
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    command = [sys.executable, "-m", "bdbnet.report", f"run={run_folder.name}", "top=3"]
-    done = subprocess.run(command, cwd=run_folder.parent, env=environment, capture_output=True, text=True)
+def test_command_takes_a_run_folder_as_it_is_named_and_writes_nothing_else(run_folder, tmp_path_factory):
+    log = tmp_path_factory.mktemp("log") / "report"
+    done = run("report", f"run={run_folder.name}", "top=3", folder=run_folder.parent, log=log)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in run_folder.parent.iterdir()] == [run_folder.name]
     assert sorted(path.name for path in run_folder.iterdir()) == ["report.html", "result.json"]

@@ -33,6 +33,40 @@ def test_sigterm_unwinds_like_any_exception_and_once():
         signal.signal(signal.SIGTERM, before)
 
 
+class Told:
+    """Receives SIGTERM while it is removed."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+
+
+def test_a_signal_in_a_finalizer_is_not_lost(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with terminated_in_order():
+            told = Told()
+            del told  # errors are printed and ignored there
+            with pytest.raises(Stopped):
+                time.sleep(5)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_signal_in_the_last_finalizer_leaves_an_ended_command_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with terminated_in_order():
+            told = Told()
+            del told
+        time.sleep(0.1)  # this process would end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Pids(torch.utils.data.Dataset):
     def __len__(self):
         return 40
@@ -70,14 +104,16 @@ def test_what_a_loader_was_told_to_do_in_its_workers_is_done():
 
 
 def as_command(body: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    code = f"import os, signal\nfrom bdbnet.config import command\n@command('search')\ndef main(config): {body}\nmain()"
+    code = f"import gc, os, signal\nfrom bdbnet.config import command\n@command('search')\ndef main(config): {body}\nmain()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=folder, check=False
     )
 
 
 def test_a_command_that_is_terminated_says_so(tmp_path):
-    done = as_command("os.kill(os.getpid(), signal.SIGTERM)", folder=tmp_path)
+    # The garbage collector, which pauses while a command starts, is on again.
+    done = as_command("print(gc.isenabled(), gc.get_freeze_count() > 0); os.kill(os.getpid(), 15)", folder=tmp_path)
+    assert done.stdout == "True True\n"
     assert done.returncode == 143
     assert done.stderr == "\ninterrupted. Run the same command again.\n"
 

@@ -7,12 +7,12 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
 from bdbnet.regular_files import require_regular
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _T = TypeVar("_T")
 
@@ -272,7 +272,7 @@ class Column(NamedTuple):
     least: float = -math.inf
 
 
-def read_parquet(path: Path, columns: Mapping[str, Column], optional: Iterable[str] = ()) -> pd.DataFrame:
+def read_parquet(path: Path, columns: Mapping[str, Column], optional: Iterable[str] = ()) -> "pd.DataFrame":
     """A Parquet table with the columns that are known, and those beside them as they are.
 
     Args:
@@ -336,6 +336,8 @@ def _check_column(name: str, values: Any, column: Column) -> None:
     if not column.empty and values.null_count:
         raise UnfitError(f"column {name}, row {values.is_null().index(True).as_py() + 1}: is empty; expected {words}")
     if column.kind in ("whole", "number") and not all_empty:
+        import numpy as np
+
         numbers = np.asarray(values.to_pandas(), np.float64)
         wrong = np.isinf(numbers) if column.empty else ~np.isfinite(numbers)
         for row in np.flatnonzero(wrong | (numbers < column.least))[:1]:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import functools
+import gc
 import importlib
 import inspect
 import io
@@ -38,6 +39,7 @@ from bdbnet.command_line import (
 )
 from bdbnet.command_line import quote_paths as quote_paths
 from bdbnet.files import WriteError, is_about_writing
+from bdbnet.help_text import FLAGS, asks_for_help, help_text
 from bdbnet.renamed import TARGETS, rename_keys, with_todays_keys
 from bdbnet.run_names import NAMED, name_sweep, register_resolvers, remember_former_keys
 from bdbnet.run_names import run_name as run_name
@@ -299,7 +301,7 @@ def _check_targets(node: Any, *, ours_only: bool) -> None:
 
 
 def command(
-    config_name: str, *, again: str = "Run the same command again."
+    config_name: str, *, again: str = "Run the same command again.", loads: Sequence[str] = ()
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
     """Turn ``main(cfg)`` into a command with the config ``conf/<config_name>.yaml``.
 
@@ -309,6 +311,7 @@ def command(
 
     Args:
         again: what to do after it was stopped, or when it could not write a file.
+        loads: modules that ``main`` uses, imported before it begins.
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
@@ -348,6 +351,9 @@ def command(
                 _tell(rename_keys(config))
                 plugins.load(list_of_plugins(config.get("plugins")))
                 check_settings(config, config_name)
+                for module in loads:
+                    importlib.import_module(module)
+                _collect_again()
                 return main(config)
 
             return speaking(with_plugins)(config)
@@ -356,6 +362,9 @@ def command(
         start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(composed)
 
         def entry(*config: DictConfig) -> Any:
+            if "torch" not in sys.modules:
+                # What a process imports stays: looking through it for garbage takes a sixth of the time of a start.
+                gc.disable()
             warnings.formatwarning = _plain_warning
             for stream in (sys.stdout, sys.stderr):
                 if isinstance(stream, io.TextIOWrapper):
@@ -378,6 +387,11 @@ def command(
                 if not config:  # the command line counts
                     check_form(sys.argv[1:], config_name, config_dir())
                 plugins.load(typed_plugins(sys.argv[1:]))  # before Hydra looks for the choices that they bring
+                if not config and asks_for_help(sys.argv[1:]):
+                    typed = [argument for argument in sys.argv[1:] if argument not in FLAGS]
+                    with _explained(config_name):
+                        print(help_text(config_name, typed, config_dir()))
+                    return None
                 checks = f"++hydra.callbacks.check_settings._target_={__name__}.{CheckSettings.__name__}"
                 sys.argv[1:] = with_override(sys.argv[1:], checks)
                 with _explained(config_name):
@@ -388,10 +402,18 @@ def command(
                     return speaking(started)(*config)
             finally:
                 restore_setting()
+                gc.enable()
 
         return entry
 
     return decorate
+
+
+def _collect_again() -> None:
+    """End the pause of the garbage collector in which a command started, and leave what was imported out of its rounds."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 class CheckSettings(Callback):

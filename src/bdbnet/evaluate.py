@@ -38,7 +38,9 @@ def main(config: DictConfig) -> float:
     say(metrics_table(result))
     if config.evaluation.distance is None and config.features is None:
         say(f"compared by {result.protocol.measure} distance, the network's own; evaluation.distance= sets another")
-    say(f"result: {folder / 'result.json'}\nranking lists: {folder / 'topk.parquet'}")
+    say(f"result: {folder / 'result.json'}")
+    if config.evaluation.top_k:
+        say(f"ranking lists: {folder / 'topk.parquet'}")
     if config.analysis and (analysis := read_analysis(folder / ANALYSIS)) is not None:
         say(f"\n{analysis_text(analysis)}\n\nanalysis: {folder / ANALYSIS}\nevery query: {folder / PER_QUERY}")
     if config.calibrate and (calibration := read_calibration(folder / CALIBRATION)) is not None:

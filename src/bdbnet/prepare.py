@@ -1,4 +1,4 @@
-"""Command `prepare`: set up a dataset and check it: `python -m bdbnet.prepare dataset=market1501 archive=FILE`."""
+"""``python -m bdbnet.prepare``: set up a dataset and check it."""
 
 import shutil
 import warnings

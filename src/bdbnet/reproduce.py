@@ -67,7 +67,8 @@ def main(config: DictConfig) -> None:
             print(f"\n{as_text(reproduction_grid(table))}")
         page, *files = write_tables(measured, base / budget.name, Path(config.runs_root), config.version)
         print(
-            f"\n{len(files)} files (Markdown, CSV, LaTeX) in {shown_path(page.parent)}\na page to look at: {shown_path(page)}"
+            f"\n{len(files)} files (Markdown, CSV, LaTeX, pictures) in {shown_path(page.parent)}\n"
+            f"a page to look at: {shown_path(page)}"
         )
         everything += measured
     if config.summary is not None:

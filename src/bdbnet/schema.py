@@ -331,7 +331,7 @@ TABLES: dict[str, Table] = {
         "checkpoint": PATH | NULL,
         "k": whole(1),
         "engine": choice("exact", "faiss_ivf", "faiss_hnsw", "milvus"),
-        "distance": choice("euclidean", "cosine"),
+        "distance": choice("euclidean", "cosine") | NULL,
         "same_camera": BOOLEAN,
         "verify": BOOLEAN,
         "overwrite": BOOLEAN,

@@ -28,10 +28,36 @@ class Stopped(SystemExit):
         return type(self), (int(self.signal),)
 
 
-def stop(number: int, _: FrameType | None = None) -> None:
-    """Handler that raises `Stopped`, once: a process is often told several times."""
+def stop(number: int, frame: FrameType | None = None) -> None:
+    """Handler that raises `Stopped`, once: a process is often told several times.
+
+    Args:
+        frame: that the signal interrupted.
+    """
+    if _errors_are_ignored(frame):
+        later = threading.Timer(_AGAIN_SECONDS, _again, (number,))
+        later.daemon = True
+        later.start()
+        return
     signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.default_int_handler)
     raise Stopped(number)
+
+
+_AGAIN_SECONDS = 0.05
+
+
+def _again(number: int) -> None:
+    if callable(signal.getsignal(number)):  # else the command has ended meanwhile
+        os.kill(os.getpid(), number)
+
+
+def _errors_are_ignored(frame: FrameType | None) -> bool:
+    """Whether a finalizer is running: Python prints what it raises, and goes on.  PyTorch's loader waits for its workers in one."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def in_main_thread() -> bool:

@@ -9,7 +9,7 @@ from bdbnet.stopping import Stopped
 RESUME = "Resume with the same command and ckpt_path=last."
 
 
-@command("train", again=RESUME)
+@command("train", again=RESUME, loads=["bdbnet.training.runs", "bdbnet.reporting.terminal"])
 def main(config: DictConfig) -> float:
     from pytorch_lightning.utilities import rank_zero_only
 

@@ -5,11 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
+from configparser import ConfigParser
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import forked_commands
 from bdbnet.results import read_result
 from bdbnet.train import main
 
@@ -23,18 +27,24 @@ TINY = [
 pytestmark = pytest.mark.end_to_end
 
 
-def environment(source: Path) -> dict[str, str]:
+def environment(source: Path = CHECKOUT / "src") -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("BDBNET", "HYDRA", "PYTHON"))}
     return kept | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def run(
-    command: str, *arguments: str, folder: Path, source: Path = CHECKOUT / "src"
-) -> subprocess.CompletedProcess[str]:
+def from_a_shell(*arguments: str, folder: Path, source: Path = CHECKOUT / "src") -> subprocess.CompletedProcess[str]:
+    """`python -m ARGUMENTS`, a new interpreter."""
     return subprocess.run(
-        [sys.executable, "-m", f"bdbnet.{command}", *arguments],
-        cwd=folder, env=environment(source), capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-m", *arguments],
+        cwd=folder, env=environment(source), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path_factory):
+    """`run("train", "key=value", ..., folder=...)`: a command to its end, in a process that need not import all anew."""
+    logs = tmp_path_factory.mktemp("logs")
+    return lambda name, *arguments, folder: forked_commands.run(name, *arguments, folder=folder, log=logs / name)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +53,15 @@ def workplace(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "prepare", "report", "embed", "search", "serve"])
-def test_help_says_what_the_command_does_and_how_to_use_it(command, tmp_path):
-    done = run(command, "--help", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"python -m bdbnet.{command}" in done.stdout
+def test_help_says_what_the_command_does_and_how_to_use_it(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [command, "--help"])
+    import_module(f"bdbnet.{command}").main()
+    assert f"python -m bdbnet.{command}" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_train_evaluate_elsewhere_and_report(workplace):
+def test_train_evaluate_elsewhere_and_report(workplace, run):
     done = run("train", *TINY, "trainer.max_epochs=1", folder=workplace)
     assert done.returncode == 0, done.stderr
     assert "Rank-1" in done.stdout
@@ -79,7 +90,7 @@ def test_train_evaluate_elsewhere_and_report(workplace):
     assert {path.name for path in workplace.iterdir()} == {"data", "outputs"}
 
 
-def test_a_sweep_leaves_a_folder_per_job(workplace):
+def test_a_sweep_leaves_a_folder_per_job(workplace, run):
     tiny = [argument for argument in TINY if not argument.startswith("run_name")]
     done = run("train", "-m", *tiny, "trainer.max_epochs=1", "dropping.height_ratio=0.2,0.5", folder=workplace)
     assert done.returncode == 0, done.stderr
@@ -110,70 +121,65 @@ def test_wrong_arguments_are_answered_without_a_trace(arguments, said, refusal):
 
 
 def test_a_wrong_argument_typed_in_a_shell(tmp_path):
-    done = run("train", "lose=hard_triplet", folder=tmp_path)
+    done = from_a_shell("bdbnet", "train", "lose=hard_triplet", folder=tmp_path)
     assert done.returncode == 1
     assert "lose" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_keeps_a_checkpoint_from_which_the_run_resumes(workplace):
-    arguments = [*TINY[:-1], "run_name=stopped", "trainer.max_epochs=20"]
+def test_ctrl_c_keeps_a_checkpoint_from_which_the_run_resumes(workplace, run, tmp_path):
+    arguments = [*TINY[:-1], "run_name=stopped", "trainer.max_epochs=12"]
     folder = workplace / "outputs" / "train" / "stopped"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bdbnet.train", *arguments], cwd=workplace, env=environment(CHECKOUT / "src"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # Where the tests run in the background of a shell, Ctrl-C is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    process = forked_commands.Command("train", *arguments, folder=workplace, log=tmp_path / "stopped")
     deadline = time.monotonic() + 90
-    while not (folder / "last.ckpt").is_file() and time.monotonic() < deadline and process.poll() is None:
+    while not (folder / "last.ckpt").is_file() and time.monotonic() < deadline and process.running:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=60)
-    assert process.returncode not in (0, -signal.SIGINT), said
-    assert "ckpt_path=last" in said, errors
-    assert "Traceback" not in errors
+    process.send(signal.SIGINT)
+    stopped = process.wait()
+    assert stopped.returncode not in (0, -signal.SIGINT), stopped.stdout
+    assert "ckpt_path=last" in stopped.stdout, stopped.stderr
+    assert "Traceback" not in stopped.stderr
     assert not (folder / "result.json").exists()
 
     done = run("train", *arguments, "ckpt_path=last", folder=workplace)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stdout
-    assert read_result(folder / "result.json").epochs == 20
+    assert read_result(folder / "result.json").epochs == 12
 
 
 def test_a_wheel_installed_elsewhere_trains(workplace, tmp_path):
-    built = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=CHECKOUT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    built = from_a_shell("hatchling", "build", "-t", "wheel", "-d", str(tmp_path), folder=CHECKOUT)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    assert (site / "bdbnet" / "conf" / "train.yaml").is_file()
-    assert (site / "bdbnet" / "py.typed").is_file()
     package = site / "bdbnet"
-    for folder in ("models/zoo", "serving"):  # what is read beside the code
-        source = CHECKOUT / "src" / "bdbnet" / folder
-        files = {path.relative_to(source) for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc"}
-        assert files <= {path.relative_to(package / folder) for path in (package / folder).rglob("*")}
+
+    def files(folder: Path, pattern: str = "*") -> set[Path]:
+        found = (path for path in folder.rglob(pattern) if path.is_file() and path.suffix != ".pyc")
+        return {path.relative_to(folder) for path in found}
+
+    assert files(CHECKOUT / "src" / "bdbnet") <= files(package)  # py.typed and what is read beside the code
+    assert files(CHECKOUT / "conf", "*.yaml") <= files(package / "conf")
     bundled = [*(package / "models" / "zoo" / "bdb_osnet_x0_25_synthetic").iterdir()]
     assert {path.name for path in bundled} == {"model.safetensors", "bdbnet.json", "README.md"}
     assert sum(path.stat().st_size for path in bundled) < 1_000_000
-    conf = {path.relative_to(CHECKOUT / "conf") for path in (CHECKOUT / "conf").rglob("*.yaml")}
-    assert conf <= {path.relative_to(package / "conf") for path in (package / "conf").rglob("*.yaml")}
-    done = run("train", *TINY, "trainer.max_epochs=1", f"data_root={workplace / 'data'}", folder=tmp_path, source=site)
+    scripts = ConfigParser()
+    scripts.read(next(site.glob("bdbnet-*.dist-info")) / "entry_points.txt")
+    declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert dict(scripts["console_scripts"]) == declared
+
+    tiny = [*TINY, "trainer.max_epochs=1", f"data_root={workplace / 'data'}"]
+    done = from_a_shell("bdbnet", "train", *tiny, folder=tmp_path, source=site)
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "outputs" / "train" / "tiny"
-    page = run("report", f"run={folder}", folder=tmp_path, source=site)
-    assert page.returncode == 0, page.stderr
-    tables = run("reproduce", "table=8", "list=true", folder=tmp_path, source=site)
+    assert read_result(tmp_path / "outputs" / "train" / "tiny" / "result.json").epochs == 1
+    tables = from_a_shell("bdbnet.reproduce", "table=8", "list=true", folder=tmp_path, source=site)
     assert "BDB + Histogram" in tables.stdout, tables.stderr
 
 
-def test_two_processes_train_together_and_agree_on_the_result(workplace):
-    done = run(
-        "train", *TINY[:-1], "run_name=two", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.devices=2",
+def test_two_processes_train_together_and_agree_on_the_result(workplace, run):
+    done = from_a_shell(
+        "bdbnet", "train", *TINY[:-1], "run_name=two", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.devices=2",
         "trainer.strategy=ddp", "trainer.precision=32-true", folder=workplace,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,31 +1,21 @@
 """A package outside of the checkout that brings a loss, a backbone, a data set and a metric, used from the command line."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from bdbnet import plugins
+import forked_commands
 
 pytestmark = pytest.mark.end_to_end
 
 
-def run(*arguments: str, folder: Path, site: Path, full: bool = False) -> subprocess.CompletedProcess[str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BDBNET", "HYDRA", "PYTHON"))}
-    source = Path(plugins.__file__).parents[1]
-    environment = kept | {
-        "PYTHONPATH": f"{source}{os.pathsep}{site}",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, env=environment | ({"HYDRA_FULL_ERROR": "1"} if full else {}),
-        capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
+@pytest.fixture
+def run(tmp_path):
+    """`run("train", "key=value", ..., folder=..., site=...)`: a command that finds the packages in `site`."""
+    return lambda name, *arguments, **options: forked_commands.run(name, *arguments, log=tmp_path / "log", **options)
 
 
 PACKAGE = '''
@@ -94,18 +84,19 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_a_package_installed_with_pip_trains_and_evaluates_from_the_command_line(tmp_path):
+def test_a_package_installed_with_pip_trains_and_evaluates_from_the_command_line(tmp_path, run):
     project, site, work = (tmp_path / name for name in ("project", "site", "work"))
     (project / "squares").mkdir(parents=True)
     work.mkdir()
     (project / "squares" / "__init__.py").write_text(PACKAGE)
     (project / "pyproject.toml").write_text(PROJECT)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
-    installed = run("pip", "install", *options, "--target", str(site), str(project), folder=tmp_path, site=site)
+    install = [sys.executable, "-m", "pip", "install", *options, "--target", str(site), str(project)]
+    installed = subprocess.run(install, capture_output=True, text=True, check=False)
     assert installed.returncode == 0, installed.stderr
 
     choices = ["loss=centres", "dataset=squares", "backbone=squares_net", "dataset.options={identities: 4}"]
-    trained = run("bdbnet.train", *choices[:3], "+" + choices[3], *SMALL, folder=work, site=site)
+    trained = run("train", *choices[:3], "+" + choices[3], *SMALL, folder=work, site=[site])
     assert trained.returncode == 0, trained.stderr
     assert "loss/centres_dropping" in (work / "outputs" / "train" / "x" / "history.csv").read_text()
     assert (work / "outputs" / "train" / "x" / "result.json").is_file()
@@ -114,26 +105,26 @@ def test_a_package_installed_with_pip_trains_and_evaluates_from_the_command_line
     assert state["criterion.metric.dropping.centres"].shape == (4, 1024)
 
     evaluated = run(
-        "bdbnet.evaluate", "checkpoint=outputs/train/x/last.ckpt", "dataset=squares", "model=bdb", "backbone=squares_net",
-        "loading.num_workers=0", folder=work, site=site,
+        "evaluate", "checkpoint=outputs/train/x/last.ckpt", "dataset=squares", "model=bdb", "backbone=squares_net",
+        "loading.num_workers=0", folder=work, site=[site],
     )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr
     assert "Match within 3" in evaluated.stdout
     (folder,) = (work / "outputs" / "evaluate").iterdir()
     assert 0 <= json.loads((folder / "result.json").read_text())["metrics"]["within3"] <= 1
-    refused = run("bdbnet.evaluate", "checkpoint=outputs/train/x/last.ckpt", folder=work, site=site)
+    refused = run("evaluate", "checkpoint=outputs/train/x/last.ckpt", folder=work, site=[site])
     assert refused.returncode == 1
     assert "name both yourself, plugins=[...] and dataset=squares" in refused.stderr
-    checked = run("bdbnet.prepare", "dataset=squares", folder=work, site=site)
+    checked = run("prepare", "dataset=squares", folder=work, site=[site])
     assert "no faults found" in checked.stdout, checked.stderr
 
 
-def test_a_plugin_that_fails_ends_the_command_with_its_name_and_on_request_its_trace(tmp_path):
+def test_a_plugin_that_fails_ends_the_command_with_its_name_and_on_request_its_trace(tmp_path, run):
     (tmp_path / "broken.py").write_text("import json\n\nsettings = json.loads('{')\n")
-    short = run("bdbnet.prepare", "plugins=[broken]", "dataset=table", folder=tmp_path, site=tmp_path)
+    short = run("prepare", "plugins=[broken]", "dataset=table", folder=tmp_path, site=[tmp_path])
     assert short.returncode == 1
     assert "plugins=[broken] can't be imported: JSONDecodeError" in short.stderr
     assert "Traceback" not in short.stderr
-    full = run("bdbnet.prepare", "plugins=[broken]", "dataset=table", folder=tmp_path, site=tmp_path, full=True)
+    full = run("prepare", "plugins=[broken]", "dataset=table", folder=tmp_path, site=[tmp_path], HYDRA_FULL_ERROR="1")
     assert "broken.py" in full.stderr
     assert "Traceback" in full.stderr

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from forked_commands import Command
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 TINY = [
     "dataset.options={train_identities:4,test_identities:4,images_per_camera:2,cameras:2,distractors:2,image_size:[32,16],workers:1}",
@@ -35,20 +37,14 @@ def test_killed_trainings_end_as_if_nothing_had_happened(tmp_path):
 
 def test_a_sweep_that_is_terminated_stops_as_a_whole_and_says_how_to_resume(tmp_path):
     arguments = [*TINY, "loading.num_workers=1", "trainer.max_epochs=200", "seed=1,2"]
-    log = tmp_path / "log"
-    with log.open("w") as stdout:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bdbnet.train", "-m", *arguments], cwd=tmp_path, env=environment(), text=True,
-            stdout=stdout, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+    process = Command("train", "-m", *arguments, folder=tmp_path, log=tmp_path / "log")
     deadline = time.monotonic() + 300
-    while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
+    while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline and process.running:
         time.sleep(0.01)
-    assert "run folder: " in log.read_text(), "a log file shows each line when it is said"
-    os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    said = log.read_text()
-    assert process.returncode == 143, said + errors
+    assert "run folder: " in process.logs[0].read_text(), "a log file shows each line when it is said"
+    process.send(signal.SIGTERM, group=True)
+    returncode, said, errors = process.wait()
+    assert returncode == 143, said + errors
     assert "Interrupted in epoch" in said
     assert "The jobs that were to follow are not run. Resume with the same command and ckpt_path=last." in errors
     assert "Traceback" not in errors

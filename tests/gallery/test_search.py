@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,17 +16,20 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+import forked_commands
 from bdbnet.config import ConfigError, config_dir
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.calibration import Calibration
 from bdbnet.gallery import EmbeddingStore, StoreError, write_store
-from bdbnet.gallery.embedding import Embedder, build_embedder
+from bdbnet.gallery.embedding import Embedder, build_embedder, stamp_of
 from bdbnet.gallery.indexes.exact import GalleryIndexError
 from bdbnet.gallery.indexes.faiss import FaissIndex
 from bdbnet.gallery.searching import ENGINES, FOUND, PAGE, results_text, search
 from bdbnet.gallery.shards import embed_into
+from bdbnet.gallery.store import ModelStamp
 from bdbnet.loading.sources import find_images
 from calibrations import calibration
+from forked_commands import Done
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,25 @@ def test_table_and_page_hold_what_is_nearest(settings, stores, tmp_path):
     assert len(lines) == 2 * 6
     assert lines[1].split()[0] == "1"
     assert rows["gallery_path"][0] in lines[1]
+
+
+def test_searches_by_the_distance_that_the_network_is_meant_for(settings, stores, embedder, tmp_path, monkeypatch):
+    assert search(settings(), tmp_path / "out").facts["distance"] == "euclidean"
+    assert "distance" not in json.loads((stores["gallery"] / "meta.json").read_text())["model"]
+    monkeypatch.setattr(embedder, "distance_name", "cosine")
+    stamp = stamp_of(embedder)
+    assert ModelStamp.from_json(stamp.record()).distance == "cosine"
+    meta = json.loads((stores["gallery"] / "meta.json").read_text())
+    meta["model"]["distance"] = stamp.record()["distance"]
+    shutil.copytree(stores["gallery"], tmp_path / "cosine")
+    (tmp_path / "cosine" / "meta.json").write_text(json.dumps(meta))
+    of_cosine = [f"index={tmp_path / 'cosine'}"]
+    found = search(settings(*of_cosine), tmp_path / "by_angle")
+    assert found.facts["distance"] == "cosine"
+    pd.testing.assert_frame_equal(
+        found.rows, search(settings(*of_cosine, "distance=cosine"), tmp_path / "by_angle").rows
+    )
+    assert search(settings(*of_cosine, "distance=euclidean"), tmp_path / "far").facts["distance"] == "euclidean"
 
 
 @pytest.fixture
@@ -365,10 +385,8 @@ def test_filters_need_what_they_filter_by(settings, photos, photo_store, tables,
 
 @pytest.mark.end_to_end
 def test_the_command_from_a_shell(stores, tables, rendered, tmp_path):
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        call = [sys.executable, "-m", "bdbnet.search", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    def run(*arguments: str) -> Done:
+        return forked_commands.run("search", *arguments, folder=tmp_path, log=tmp_path / "log")
 
     queries = f"index={stores['gallery']}", f"images={tables['query']}", f"root={rendered.root}"
     done = run(*queries, "engine=faiss_hnsw", "k=3", "run_name=a")

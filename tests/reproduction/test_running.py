@@ -4,9 +4,8 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from bdbnet.reproduction.running import IncompleteError, check_complete, run_mis
 from bdbnet.results import LAST, RESULT
 from bdbnet.stopping import Stopped
 from bdbnet.training.callbacks import History
+from forked_commands import Command
 from toy_tables import BUDGET, TABLE
 
 
@@ -43,6 +43,22 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(running, "train", train)
     return folders
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("kept") / "runs"
+
+
+@pytest.fixture
+def first_done(jobs, tmp_path, kept):
+    """The first job, done: trained once for the tests of one process, and copied for each."""
+    if kept.exists():
+        shutil.copytree(kept, tmp_path / "runs")
+    (run,) = run_missing(jobs()[:1])
+    if not kept.exists():
+        shutil.copytree(tmp_path / "runs", kept)
+    return run
 
 
 def test_every_cell_is_trained_once_and_recorded(jobs, trained, capsys):
@@ -108,7 +124,7 @@ def test_trainings_log_where_reproduce_is_told(jobs, monkeypatch):
     assert list((done.folder / "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_trainings_without_a_result_are_counted_with_their_reasons(jobs):
+def test_trainings_without_a_result_are_counted_with_their_reasons(jobs, first_done):
     absent = jobs("backbone.weights=weights/w.pth")[0]
     wrong = jobs("dropping.height_ratio=1.5")[1]
     with pytest.raises(IncompleteError) as stop:
@@ -130,8 +146,8 @@ def test_a_full_disk_ends_all_trainings(jobs, trained, monkeypatch):
     assert len(trained) == 1
 
 
-def test_a_training_cut_short_by_a_limit_is_not_done(jobs):
-    run = run_missing(jobs()[:1])[0]
+def test_a_training_cut_short_by_a_limit_is_not_done(jobs, first_done):
+    run = first_done
     record = json.loads((run.folder / RESULT).read_text())
     (run.folder / RESULT).write_text(json.dumps(record | {"epochs": 1}))
     assert jobs()[0].cell.inspect(1).remark == "stopped after epoch 1 of 2"
@@ -139,8 +155,8 @@ def test_a_training_cut_short_by_a_limit_is_not_done(jobs):
 
 
 @pytest.mark.parametrize("name", [RESULT, LAST])
-def test_what_a_killed_process_wrote_by_half_is_written_again(jobs, name, capsys):
-    done = run_missing(jobs()[:1])[0]
+def test_what_a_killed_process_wrote_by_half_is_written_again(jobs, first_done, name, capsys):
+    done = first_done
     content = (done.folder / name).read_bytes()
     (done.folder / name).write_bytes(content[: len(content) // 2])
     if name == LAST:
@@ -222,13 +238,12 @@ def test_one_training_serves_every_table_in_which_it_stands(table, toy_budget, t
 def test_two_processes_share_the_cells_between_them(tmp_path, toy_data):
     (tmp_path / "two.yaml").write_text(TABLE)
     (tmp_path / "toy.yaml").write_text(BUDGET)
-    command = [
-        sys.executable, "-m", "bdbnet.reproduce", f"table={tmp_path / 'two.yaml'}", f"budget={tmp_path / 'toy.yaml'}",
-        "seeds=[1,2]", f"data_root={toy_data}", f"output_root={tmp_path / 'out'}",
+    arguments = [
+        f"table={tmp_path / 'two.yaml'}", f"budget={tmp_path / 'toy.yaml'}", "seeds=[1,2]", f"data_root={toy_data}",
+        f"output_root={tmp_path / 'out'}",
     ]  # fmt: skip
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(2)]
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    processes = [Command("reproduce", *arguments, folder=tmp_path, log=tmp_path / f"{number}") for number in range(2)]
+    said = [process.ended() for process in processes]
     begun = [line.split("run folder: ")[1] for text in said for line in text.splitlines() if "run folder: " in line]
     results = sorted(Path(tmp_path / "out").rglob(RESULT))
     assert len(begun) == len(set(begun)) == len(results) == 4

@@ -47,13 +47,18 @@ def rank_main(rank: int, world_size: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.end_to_end
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_gradient_over_ranks_equals_that_of_one_process(world_size, tmp_path):
+def on_ranks(main: Callable[[int, int, int, str], None], world_size: int, folder: Path) -> None:
+    """Run `main(rank, world_size, port, folder)` in a process for each rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(rank_main, (world_size, port, str(tmp_path)), nprocs=world_size)
+    mp.spawn(main, (world_size, port, str(folder)), nprocs=world_size)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_gradient_over_ranks_equals_that_of_one_process(world_size, tmp_path):
+    on_ranks(rank_main, world_size, tmp_path)
     found = torch.load(tmp_path / "rank0.pt", weights_only=True)
     loss, gradient = loss_and_gradient(*problem())
     assert torch.allclose(found["gradient"], gradient, atol=1e-12)
@@ -97,10 +102,7 @@ def train_on_a_rank(rank: int, world_size: int, port: int, folder: str) -> None:
 
 @pytest.mark.end_to_end
 def test_a_loss_with_proxies_trains_alike_on_one_process_and_on_two(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(train_on_a_rank, (2, port, str(tmp_path)), nprocs=2)
+    on_ranks(train_on_a_rank, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     alone = trained(slice(None), lambda module: module)
     assert not torch.equal(
@@ -144,10 +146,7 @@ def maps_on_a_rank(rank: int, world_size: int, port: int, folder: str) -> None:
 
 @pytest.mark.end_to_end
 def test_maps_of_a_rank_are_those_of_one_process(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(maps_on_a_rank, (2, port, str(tmp_path)), nprocs=2)
+    on_ranks(maps_on_a_rank, 2, tmp_path)
     embedder, images = network_and_images()
     embedder.network.load_state_dict(torch.load(tmp_path / "network.pt", weights_only=True))
     alone = maps_of(embedder, images)

@@ -1,6 +1,7 @@
 """Activation maps over their images, with a colour bar for the values (Figures 1 and 4 of the paper)."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 COLOURS = "inferno"  # dark to light in even steps, also in grey and for the colour-blind
 _STRENGTH = 0.65  # of the map over the image
 _PIXELS = 320  # longest side of an image
+_LINE = 16  # letters of a column's name before it is broken
 # Inches.
 _HEIGHT, _BETWEEN, _TOP, _BOTTOM, _EDGE, _LETTER = 1.75, 0.12, 0.42, 0.42, 0.08, 0.078
 
@@ -83,9 +85,10 @@ def activation_maps_figure(
     panel = _HEIGHT * min(max(float(np.median([t.shape[1] / t.shape[0] for t in thumbnails])), 0.35), 1.6)
     longest = max((len(line) for caption in captions for line in caption.split("\n")), default=0)
     left = _LETTER * longest + 0.2 if longest else _EDGE
-    top = _TOP + 0.16 * max(name.count("\n") for name in maps)
+    heads = {name: [part for line in name.split("\n") for part in wrap(line, _LINE)] for name in maps}
+    top = _TOP + 0.16 * (max(map(len, heads.values())) - 1)
     # A column is as wide as its name needs, too.
-    widths = [panel, *(max(panel, _LETTER * max(map(len, name.split("\n")))) for name in maps)]
+    widths = [panel, *(max(panel, _LETTER * max(map(len, lines), default=0)) for lines in heads.values())]
     width = left + sum(widths) + _BETWEEN * len(widths) + _EDGE
     height = top + count * (_HEIGHT + _BETWEEN) + _BOTTOM
     figure = Figure(figsize=(width, height), facecolor=theme.background)
@@ -107,7 +110,7 @@ def activation_maps_figure(
     x = left + panel + _BETWEEN
     for name, column_width in zip(maps, widths[1:], strict=True):
         highest = max(float(np.max(one)) for one in maps[name])
-        write(x + column_width / 2, height - top / 2, name, ha="center", linespacing=1.3)
+        write(x + column_width / 2, height - top / 2, "\n".join(heads[name]), ha="center", linespacing=1.3)
         for row, bottom in enumerate(bottoms):
             mask = masks[name][row] if masks and name in masks else None
             pixels = overlay(thumbnails[row], maps[name][row], highest, mask)

@@ -4,6 +4,7 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 from omegaconf import DictConfig
 
@@ -61,6 +62,7 @@ def stamp_of(embedder: Embedder, folder: Path | None = None) -> ModelStamp:
         preprocessing=preprocessing.unusual(),
         place=place,
         calibration=embedder.calibration,
+        distance=cast(Any, embedder.distance_name),
     )
 
 

@@ -83,10 +83,12 @@ def search(config: DictConfig, folder: Path) -> Found:
         ConfigError: also where the folder holds what another search found, and `config.overwrite` is not set.
         StoreError, GalleryIndexError and what `read_queries` raises: see there.
     """
+    gallery = EmbeddingStore.open(config.index, verify=config.verify)
+    if config.distance is None:
+        config.distance = gallery.model.distance
     settings = settings_that_count(plain(config))
     if not config.overwrite:
         _refuse_other_search(folder, settings)
-    gallery = EmbeddingStore.open(config.index, verify=config.verify)
     if config.k > len(gallery):
         raise ConfigError(f"k={config.k}: {config.index} holds {len(gallery):,} images, so k is at most that")
     queries = read_queries(config, gallery)

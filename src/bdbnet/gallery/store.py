@@ -85,6 +85,7 @@ class ModelStamp:
         scales: sizes of the input, relative to `image_size`, whose embeddings are averaged.
         preprocessing: other attributes of `Preprocessing`, where they are not those that `bdbnet` trains with.
         calibration: of the distances between these embeddings, see `Calibration`; None where none was made.
+        distance: that the network is meant for.
         place: of the checkpoint, relative to the folder of the embeddings, so that both may be moved together.
     """
 
@@ -102,6 +103,7 @@ class ModelStamp:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     place: str = field(default="", compare=False)
     calibration: Calibration | None = field(default=None, compare=False)
+    distance: Literal["euclidean", "cosine"] = field(default="euclidean", compare=False)
 
     @property
     def made_for(self) -> dict[str, Any]:
@@ -128,6 +130,8 @@ class ModelStamp:
         said = asdict(self)
         if self.calibration is None:  # versions that know no calibration read galleries without one
             del said["calibration"]
+        if self.distance == "euclidean":  # nor any of them another distance
+            del said["distance"]
         return said
 
 

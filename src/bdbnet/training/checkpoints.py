@@ -107,12 +107,12 @@ class Signals(Callback):
             self._requeue = lambda: theirs(announced, None)
             signal.signal(announced, self._note_requeue)
 
-    def _end(self, number: int, _: FrameType | None) -> None:
+    def _end(self, number: int, frame: FrameType | None) -> None:
         if not self._deferred or (number == signal.SIGINT and self.asked is signal.SIGINT):
             launcher = None if self._trainer is None else self._trainer.strategy.launcher
             if launcher is not None:
                 launcher.kill(cast(Any, number))  # ranks that this process has started
-            stop(number)
+            stop(number, frame)
         if self.asked is None:
             self.asked = signal.Signals(number)
             if number == signal.SIGINT:

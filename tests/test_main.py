@@ -1,0 +1,90 @@
+"""The command `bdbnet`: it lists the commands and runs them."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from bdbnet import __version__, train
+from bdbnet.__main__ import COMMANDS, main
+from bdbnet.schema import TABLES
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(train.__file__).parent
+
+
+def said(capsys, monkeypatch, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["bdbnet", *arguments])
+    main()
+    return capsys.readouterr().out
+
+
+def test_every_command_is_listed_as_its_module_describes_itself():
+    assert sorted(COMMANDS) == sorted(TABLES)
+    for name, does in COMMANDS.items():
+        first = ast.get_docstring(ast.parse((PACKAGE / f"{name}.py").read_text())).splitlines()[0]
+        assert first == f"``python -m bdbnet.{name}``: {does}."
+        assert (CHECKOUT / "conf" / f"{name}.yaml").is_file()
+
+
+def test_help_has_a_line_for_each_command(capsys, monkeypatch):
+    listed = re.findall(r"^  (\w+) +(.+)$", said(capsys, monkeypatch, "--help"), re.MULTILINE)
+    assert dict(listed) == COMMANDS
+    assert said(capsys, monkeypatch) == said(capsys, monkeypatch, "-h")
+
+
+def test_the_version(capsys, monkeypatch):
+    assert said(capsys, monkeypatch, "--version") == f"bdbnet {__version__}\n"
+
+
+# Another test may have imported the command.
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_a_command_gets_the_other_arguments(capsys, monkeypatch):
+    own = sys.modules["__main__"]
+    text = said(capsys, monkeypatch, "train", "--help", "model=pcb")
+    assert text.startswith("Trains a network and evaluates it.")
+    assert "bdbnet.models.PCBNetwork" in text
+    assert sys.modules["__main__"] is own
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("trian", "did you mean bdbnet train? bdbnet --help"), ("dataset=x", "bdbnet --help")]
+)
+def test_an_unknown_command_names_the_nearest(name, advice, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bdbnet", name])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"error: bdbnet {name}: there is no such command; {advice} lists them\n"
+
+
+def test_pip_installs_it():
+    script = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["scripts"]["bdbnet"]
+    module, _, function = script.partition(":")
+    assert getattr(import_module(module), function) is main
+
+
+def new_process(code: str) -> str:
+    """What an interpreter of its own prints, once it has ended well."""
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_list_loads_no_library():
+    code = "import sys, bdbnet.__main__ as m; m.main(); sys.exit(bool({'torch', 'numpy', 'hydra'} & {*sys.modules}))"
+    assert new_process(code).startswith("usage: bdbnet COMMAND")
+
+
+def test_help_of_a_command_loads_no_torch():
+    code = (
+        "import gc, sys; sys.argv = ['train', '--help']; from bdbnet.train import main; main(); "
+        "sys.exit(bool({'torch', 'pandas', 'numpy', 'pyarrow'} & {*sys.modules}) or not gc.isenabled())"
+    )
+    assert "python -m bdbnet.train" in new_process(code)
