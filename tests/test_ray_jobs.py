@@ -8,12 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from bdbnet import ray_jobs
+from bdbnet import __version__, ray_jobs
 from bdbnet.config import ConfigError
-from bdbnet.ray_jobs import SweepError, _Ended, run_jobs
+from bdbnet.ray_jobs import SweepError, run_jobs
 from bdbnet.results import read_result
 from bdbnet.train import main
 
@@ -67,7 +68,7 @@ class Ray:
         end = self.ends[job].pop(0)
         if isinstance(end, BaseException):
             raise end
-        return end
+        return end if isinstance(end, tuple) else (end, 0)
 
     def cancel(self, job: int, *, force: bool) -> None:
         assert not force
@@ -105,7 +106,7 @@ def sweep(tmp_path, monkeypatch):
 
 
 def test_a_job_whose_worker_dies_is_run_again_and_resumes(sweep, capsys):
-    ray = Ray({1: [DONE], 2: [RayError("the worker died\nlong"), _Ended(143, "exit status 143"), DONE], 3: [DONE]})
+    ray = Ray({1: [DONE], 2: [RayError("the worker died\nlong"), ("exit status 143", 143), DONE], 3: [DONE]})
     assert sweep(ray) == [DONE, DONE, DONE]
     assert ray.submitted == [(1, None), (2, None), (3, None), (2, "last"), (2, "last")]
     said = capsys.readouterr().out.splitlines()
@@ -123,7 +124,7 @@ def test_what_is_to_be_overwritten_is_not_resumed(sweep):
 def test_jobs_that_fail_are_named_and_the_others_are_done(sweep):
     own = RayTaskError("trace")
     own.cause = ConfigError("bdbnet 0.1 is installed on b")
-    ray = Ray({1: [_Ended(1, "no such file: a.pth")], 2: [own], 3: [RayError("gone")] * 3, 4: [DONE]})
+    ray = Ray({1: [("no such file: a.pth", 1)], 2: [own], 3: [RayError("gone")] * 3, 4: [DONE]})
     with pytest.raises(SweepError) as error:
         sweep(ray)
     assert str(error.value).splitlines() == [
@@ -142,28 +143,30 @@ def test_a_sweep_that_is_stopped_asks_its_jobs_to_end(sweep):
     assert ray.cancelled == [2, 3]
 
 
-def test_a_node_with_another_version_says_so(monkeypatch):
-    with pytest.raises(ConfigError, match=r"bdbnet \S+ is installed on .*, the sweep was started by 0\.0\.1"):
+def test_a_node_with_another_version_says_so():
+    with pytest.raises(ConfigError, match=r" has bdbnet \S+, the sweep was started by 0\.0\.1"):
         ray_jobs._run((None, None, None, "."), OmegaConf.create({}), "0.0.1")
 
 
-def test_a_command_that_leaves_is_no_end_of_the_worker(monkeypatch, tmp_path):
-    def leave(**_: object) -> None:
+def test_a_command_that_leaves_or_fails_is_no_end_of_the_worker(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray_jobs, "setup_globals", lambda: None)
+
+    def outcome(run) -> object:
+        monkeypatch.setattr(ray_jobs, "run_job", run)
+        return ray_jobs._run((None, None, Singleton.get_state(), "."), OmegaConf.create({}), __version__)
+
+    def leave(*_: object) -> None:
         try:
             raise ConfigError("no such file")
         except ConfigError:
             sys.exit(1)
 
-    monkeypatch.chdir(tmp_path)
-    for name in ("run_job", "setup_globals", "Singleton", "HydraConfig"):
-        monkeypatch.setattr(
-            ray_jobs, name, SimpleNamespace(set_state=id, instance=lambda: SimpleNamespace(set_config=id))
-        )
-    monkeypatch.setattr(ray_jobs, "setup_globals", lambda: None)
-    monkeypatch.setattr(ray_jobs, "run_job", leave)
-    assert ray_jobs._run((None, None, None, "."), OmegaConf.create({}), ray_jobs._version()) == _Ended(
-        1, "no such file"
-    )
+    assert outcome(leave) == ("no such file", 1)
+    assert outcome(lambda *_: sys.exit(143)) == ("exit status 143", 143)
+    assert outcome(lambda *_: DONE) == (DONE, 0)
+    fault = JobReturn(_return_value=KeyError("x"), status=JobStatus.FAILED)
+    assert outcome(lambda *_: fault) == ("KeyError('x')", 1)
 
 
 SWEEP = ["-m", "seed=1,2", "hydra/launcher=ray"]

@@ -5,31 +5,25 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import DictConfig, open_dict
 
+from bdbnet import __version__
 from bdbnet.settings import ConfigError
 from bdbnet.stopping import in_main_thread
 from hydra_plugins.bdbnet_ray import RayLauncher
 
+#: Exit status of a job that SIGTERM ended, as where its machine is taken away: another worker can do it.
+_LOST = 128 + signal.SIGTERM
+
 
 class SweepError(RuntimeError):
     """Jobs of a sweep without a result; the message names them, and why."""
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """A job that left with an exit status; the command has said why where it ran."""
-
-    status: int
-    reason: str
 
 
 def run_jobs(launcher: RayLauncher, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
@@ -44,43 +38,45 @@ def run_jobs(launcher: RayLauncher, overrides: Sequence[Sequence[str]], first: i
         SweepError: jobs failed, or lost their workers `tries` times; all others are done.
     """
     setup_globals()
-    folder = Path(str(launcher.config.hydra.sweep.dir))
-    folder.mkdir(parents=True, exist_ok=True)
+    tries, done, failed = [1] * len(overrides), dict[int, JobReturn](), dict[int, str]()
     with _connected(launcher.address) as ray:
         gpus = launcher.gpus if launcher.gpus is not None else min(1, ray.cluster_resources().get("GPU", 0))
         # Lost work is counted here: Ray would run the same job again, which has to resume instead.
         remote = ray.remote(num_cpus=launcher.cpus, num_gpus=gpus, max_retries=0)(_run)
         shared = ray.put((launcher.hydra_context, launcher.task_function, Singleton.get_state(), str(Path.cwd())))
 
-        def start(number: int, *, again: bool = False) -> Any:
+        def start(number: int) -> Any:
             config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, [*overrides[number]])
             with open_dict(config):
                 config.hydra.job.id, config.hydra.job.num = f"ray_{first + number}", first + number
-                if again and "ckpt_path" in config and config.ckpt_path is None and not config.overwrite:
+                if tries[number] > 1 and "ckpt_path" in config and config.ckpt_path is None and not config.overwrite:
                     config.ckpt_path = "last"
-            return remote.remote(shared, config, _version())
+            return remote.remote(shared, config, __version__)
 
-        tries = [1] * len(overrides)
         running = {start(number): number for number in range(len(overrides))}
-        done: dict[int, JobReturn] = {}
-        failed: dict[int, str] = {}
         try:
             while running:
                 (ended,), _ = ray.wait([*running], num_returns=1)
                 number = running.pop(ended)
-                found, lost = _outcome(ray, ended)
+                try:
+                    found, status = ray.get(ended)
+                except ray.exceptions.RayTaskError as error:
+                    found, status = str(error.cause or error), 1
+                except ray.exceptions.RayError as error:  # the worker or its machine died, or ran out of memory
+                    found, status = f"its worker died ({str(error).splitlines()[0]})", _LOST
                 if isinstance(found, JobReturn):
                     done[number] = found
-                elif lost and tries[number] < launcher.tries:
+                elif status == _LOST and tries[number] < launcher.tries:
                     tries[number] += 1
                     print(f"job {first + number + 1} is run again: {found}", flush=True)
-                    running[start(number, again=True)] = number
+                    running[start(number)] = number
                 else:
                     failed[number] = found
         except BaseException:
             for each in running:  # trainings keep the step that they are at, see `stopping`
                 ray.cancel(each, force=False)
-            ray.wait([*running], num_returns=len(running), timeout=60)
+            if running:
+                ray.wait([*running], num_returns=len(running), timeout=60)
             raise
     if failed:
         lines = [f"  {' '.join(overrides[number])}: {reason}" for number, reason in sorted(failed.items())]
@@ -107,46 +103,24 @@ def _connected(address: str | None) -> Iterator[Any]:
             f"hydra.launcher.address={where}: no Ray cluster answers there ({error}). Start one (ray start --head), or leave "
             "hydra.launcher.address and RAY_ADDRESS out to run on this machine alone"
         ) from error
-    if in_main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place
     try:
+        if in_main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place
         yield ray
     finally:
         ray.shutdown()
 
 
-def _outcome(ray: Any, job: Any) -> tuple[Any, bool]:
-    """What a job returned, or why it has no result and whether that is because its worker is gone."""
-    try:
-        found = ray.get(job)
-    except ray.exceptions.RayTaskError as error:
-        return str(error.cause or error), False
-    except ray.exceptions.RayError as error:  # the worker or its machine died, or ran out of memory
-        return f"its worker died ({str(error).splitlines()[0]})", True
-    if isinstance(found, _Ended):  # 143 after SIGTERM: the machine is taken away
-        return found.reason, found.status == 128 + signal.SIGTERM
-    return found, False
-
-
-def _version() -> str:
-    return str(import_module("bdbnet").__version__)
-
-
-def _run(shared: tuple[Any, ...], config: DictConfig, version: str) -> JobReturn | _Ended:
-    """A job, in a worker of Ray."""
+def _run(shared: tuple[Any, ...], config: DictConfig, version: str) -> tuple[JobReturn | str, int]:
+    """A job, in a worker of Ray: what it returned, or why it has ended; and its exit status."""
     context, task, state, folder = shared
-    if version != _version():
-        raise ConfigError(
-            f"bdbnet {_version()} is installed on {os.uname().nodename}, the sweep was started by {version}"
-        )
+    if version != __version__:
+        raise ConfigError(f"{os.uname().nodename} has bdbnet {__version__}, the sweep was started by {version}")
     os.chdir(folder)
     setup_globals()
     Singleton.set_state(state)
-    HydraConfig.instance().set_config(config)
     try:
-        return run_job(
-            hydra_context=context, task_function=task, config=config, job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )  # fmt: skip
-    except SystemExit as end:  # the end of a command that has said why; it would be the end of Ray's worker, too
-        return _Ended(end.code if isinstance(end.code, int) else 1, str(end.__context__ or f"exit status {end.code}"))
+        done = run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+    except SystemExit as end:  # of a command that has said why; it would be the end of Ray's worker, too
+        return str(end.__context__ or f"exit status {end.code}"), end.code if isinstance(end.code, int) else 1
+    return (done, 0) if done.status == JobStatus.COMPLETED else (f"{done._return_value!r}", 1)
