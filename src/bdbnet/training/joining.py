@@ -5,7 +5,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib.metadata import version
@@ -85,11 +85,27 @@ def meet(store: Store, rank: int, size: int, facts: Facts, seconds: float) -> No
         seconds: how long this rank waits for the others.
 
     Raises:
-        ConfigError: ranks are missing, or one sees something else; all that are there raise it.
+        DisagreementError: ranks are missing, or one sees something else; all that are there raise it.
     """
-    host = socket.gethostname()
-    store.set(f"bdbnet/{rank}", json.dumps([host, facts]))
-    others, deadline, hosts, seen = set(range(size)), time.monotonic() + seconds, {}, {}
+    hosts: dict[int, str] = {}
+    seen: dict[int, Facts | str] = {}
+    try:
+        store.set(f"bdbnet/{rank}", json.dumps([socket.gethostname(), facts]))
+        _read(store, size, seconds, hosts, seen)
+        _compare(size, hosts, seen)
+    except DisagreementError:
+        with suppress(dist.DistError):
+            _wait_for_readers(store, rank, [other for other, each in seen.items() if not isinstance(each, str)])
+        raise
+    except dist.DistError as error:
+        raise DisagreementError(
+            f"process 0 of {size} (on {hosts.get(0, os.environ.get('MASTER_ADDR'))}) has ended before all have met: it says why"
+        ) from error
+
+
+def _read(store: Store, size: int, seconds: float, hosts: dict[int, str], seen: dict[int, Facts | str]) -> None:
+    """Wait for what the ranks say, and put it into ``hosts`` and ``seen``."""
+    others, deadline = set(range(size)), time.monotonic() + seconds
     while True:
         for other in [other for other in others if store.check([f"bdbnet/{other}"])]:
             hosts[other], seen[other] = json.loads(store.get(f"bdbnet/{other}"))
@@ -97,16 +113,27 @@ def meet(store: Store, rank: int, size: int, facts: Facts, seconds: float) -> No
             if isinstance(seen[other], str):
                 raise DisagreementError(f"process {other} of {size} (on {hosts[other]}) has ended: {seen[other]}")
         if not others:
-            break
+            return
         if time.monotonic() > deadline:
-            raise ConfigError(_missing(len(seen), size, seconds, f"missing: {_listed(others)}. "))
+            raise DisagreementError(_missing(len(seen), size, seconds, f"missing: {_listed(others)}. "))
         time.sleep(0.05)
+
+
+def _compare(size: int, hosts: Mapping[int, str], seen: Mapping[int, Any]) -> None:
     for other in range(1, size):
         if (found := _difference(seen[0], seen[other])) is not None:
             raise DisagreementError(
                 f"processes 0 (on {hosts[0]}) and {other} (on {hosts[other]}) see different things: {found}. All machines need the "
                 "same version, command line and data, and one output_root"
             )
+
+
+def _wait_for_readers(store: Store, rank: int, there: Sequence[int]) -> None:
+    """The first rank holds the store, or its agent does: where it ends, nobody can read any more."""
+    store.set(f"bdbnet/{rank} has read", "")
+    deadline = time.monotonic() + _PATIENCE
+    while not rank and not store.check([f"bdbnet/{other} has read" for other in there]) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _difference(first: Facts, other: Facts) -> str | None:
@@ -134,7 +161,7 @@ def _missing(there: int, size: int, seconds: float, which: str = "") -> str:
 
 
 class DisagreementError(ConfigError):
-    """Ranks that see different things, or one that has ended; all ranks raise it."""
+    """Ranks that see different things, are missing, or have ended; all ranks raise it."""
 
 
 class Company:
@@ -161,12 +188,13 @@ class Company:
         place = strategy.cluster_environment
         assert place is not None
         os.environ |= {"MASTER_ADDR": place.main_address, "MASTER_PORT": str(place.main_port)}
-        rank, size = strategy.global_rank, strategy.world_size
-        store = joined(rank, size, self._seconds)
+        rank, size, facts = strategy.global_rank, strategy.world_size, self._facts()
         try:
-            meet(store, rank, size, self._facts(), self._seconds)
-        except DisagreementError:
+            store = joined(rank, size, self._seconds)
+            meet(store, rank, size, facts, self._seconds)
+        except ConfigError:
             if strategy.local_rank:  # all ranks raise it: one of each machine says it
+                time.sleep(2 * _PATIENCE)  # torchrun ends all of a machine with the first that ends
                 raise SystemExit(1) from None
             raise
         backend = strategy._get_process_group_backend()
