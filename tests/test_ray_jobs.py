@@ -84,7 +84,7 @@ def sweep(tmp_path, monkeypatch):
 
     def run(ray: Ray, **settings: object):
         monkeypatch.setitem(sys.modules, "ray", ray)
-        config = {"seed": 0, "ckpt_path": None, "overwrite": False, **settings}
+        config = {"seed": 0, "sampler": {"batch_size": 8}, "ckpt_path": None, "overwrite": False, **settings}
         config["hydra"] = {"sweep": {"dir": str(tmp_path)}, "job": {"id": "", "num": 0}}
 
         def load(config, overrides):
@@ -97,7 +97,7 @@ def sweep(tmp_path, monkeypatch):
         )  # fmt: skip
         before = signal.getsignal(signal.SIGTERM)
         try:
-            return run_jobs(launcher, [[f"seed={seed}"] for seed in ray.ends], 0)
+            return run_jobs(launcher, [["sampler.batch_size=8", f"seed={seed}"] for seed in ray.ends], 0)
         finally:
             assert signal.getsignal(signal.SIGTERM) is before
             assert not ray.running
@@ -129,9 +129,9 @@ def test_jobs_that_fail_are_named_and_the_others_are_done(sweep):
         sweep(ray)
     assert str(error.value).splitlines() == [
         "3 of 4 jobs have no result:",
-        "  seed=1: no such file: a.pth",
-        "  seed=2: bdbnet 0.1 is installed on b",
-        "  seed=3: its worker died (gone)",
+        "  job 1 seed=1: no such file: a.pth",
+        "  job 2 seed=2: bdbnet 0.1 is installed on b",
+        "  job 3 seed=3: its worker died (gone)",
     ]
     assert ray.ends[4] == []
 

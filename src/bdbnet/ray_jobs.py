@@ -18,9 +18,6 @@ from bdbnet.settings import ConfigError
 from bdbnet.stopping import in_main_thread
 from hydra_plugins.bdbnet_ray import RayLauncher
 
-#: Exit status of a job that SIGTERM ended, as where its machine is taken away: another worker can do it.
-_LOST = 128 + signal.SIGTERM
-
 
 class SweepError(RuntimeError):
     """Jobs of a sweep without a result; the message names them, and why."""
@@ -38,6 +35,7 @@ def run_jobs(launcher: RayLauncher, overrides: Sequence[Sequence[str]], first: i
         SweepError: jobs failed, or lost their workers `tries` times; all others are done.
     """
     setup_globals()
+    lost = 128 + signal.SIGTERM  # exit status of a job whose machine is taken away: another worker can do it
     tries, done, failed = [1] * len(overrides), dict[int, JobReturn](), dict[int, str]()
     with _connected(launcher.address) as ray:
         gpus = launcher.gpus if launcher.gpus is not None else min(1, ray.cluster_resources().get("GPU", 0))
@@ -63,10 +61,10 @@ def run_jobs(launcher: RayLauncher, overrides: Sequence[Sequence[str]], first: i
                 except ray.exceptions.RayTaskError as error:
                     found, status = str(error.cause or error), 1
                 except ray.exceptions.RayError as error:  # the worker or its machine died, or ran out of memory
-                    found, status = f"its worker died ({str(error).splitlines()[0]})", _LOST
+                    found, status = f"its worker died ({str(error).splitlines()[0]})", lost
                 if isinstance(found, JobReturn):
                     done[number] = found
-                elif status == _LOST and tries[number] < launcher.tries:
+                elif status == lost and tries[number] < launcher.tries:
                     tries[number] += 1
                     print(f"job {first + number + 1} is run again: {found}", flush=True)
                     running[start(number)] = number
@@ -79,8 +77,13 @@ def run_jobs(launcher: RayLauncher, overrides: Sequence[Sequence[str]], first: i
                 ray.wait([*running], num_returns=len(running), timeout=60)
             raise
     if failed:
-        lines = [f"  {' '.join(overrides[number])}: {reason}" for number, reason in sorted(failed.items())]
-        raise SweepError("\n".join([f"{len(failed)} of {len(overrides)} jobs have no result:", *lines]))
+        same, message = (
+            set(overrides[0]).intersection(*overrides),
+            f"{len(failed)} of {len(overrides)} jobs have no result:",
+        )
+        for n, reason in sorted(failed.items()):
+            message += f"\n  job {' '.join([str(first + n + 1), *(each for each in overrides[n] if each not in same)])}: {reason}"
+        raise SweepError(message)
     return [done[number] for number in range(len(overrides))]
 
 
