@@ -77,13 +77,10 @@ def run_jobs(launcher: RayLauncher, overrides: Sequence[Sequence[str]], first: i
                 ray.wait([*running], num_returns=len(running), timeout=60)
             raise
     if failed:
-        same, message = (
-            set(overrides[0]).intersection(*overrides),
-            f"{len(failed)} of {len(overrides)} jobs have no result:",
-        )
-        for n, reason in sorted(failed.items()):
-            message += f"\n  job {' '.join([str(first + n + 1), *(each for each in overrides[n] if each not in same)])}: {reason}"
-        raise SweepError(message)
+        same = set(overrides[0]).intersection(*overrides)
+        names = {n: [f"job {first + n + 1}", *(each for each in overrides[n] if each not in same)] for n in failed}
+        said = "".join(f"\n  {' '.join(name)}: {failed[n]}" for n, name in sorted(names.items()))
+        raise SweepError(f"{len(failed)} of {len(overrides)} jobs have no result:{said}")
     return [done[number] for number in range(len(overrides))]
 
 
