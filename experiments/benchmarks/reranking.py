@@ -1,6 +1,7 @@
 """Time and memory of k-reciprocal re-ranking, from embeddings to metrics, beside torchreid's `re_ranking`.
 
     python experiments/benchmarks/reranking.py --torchreid FOLDER
+    python experiments/benchmarks/reranking.py --device cuda
     python experiments/benchmarks/reranking.py --query 20000 --gallery 100000 --dimensions 512
 
 FOLDER is where the package `torchreid` lies, for instance what `pip install --no-deps --target FOLDER torchreid` wrote.
@@ -39,6 +40,7 @@ class Case(NamedTuple):
     dimensions: int
     threads: int
     torchreid: Path | None
+    device: str = "cpu"
 
 
 class Measured(NamedTuple):
@@ -72,7 +74,9 @@ def embeddings(case: Case) -> tuple[np.ndarray, np.ndarray, Matches]:
     return sets[0], sets[1], Matches(query_labels, gallery_labels, query_cameras, gallery_cameras)
 
 
-def ours(query: np.ndarray, gallery: np.ndarray, matches: Matches) -> dict[str, float | int]:
+def ours(
+    query: np.ndarray | torch.Tensor, gallery: np.ndarray | torch.Tensor, matches: Matches
+) -> dict[str, float | int]:
     return summarize_reid(positive_ranks(reranked_blocks(query, gallery, KReciprocal()), matches))
 
 
@@ -102,11 +106,17 @@ def euclidean(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def measured(case: Case) -> Measured:
     torch.set_num_threads(case.threads)
     query, gallery, matches = embeddings(case)
+    sides: tuple[np.ndarray, np.ndarray] | tuple[torch.Tensor, torch.Tensor] = query, gallery
+    if case.device != "cpu":
+        sides = torch.from_numpy(query).to(case.device), torch.from_numpy(gallery).to(case.device)
+        ours(
+            sides[0][:256], sides[1][:256], Matches(matches.query_labels[:256], matches.query_labels[:256])
+        )  # loads libraries
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before = resident_mb("VmRSS")
     begin = time.perf_counter()
     if case.torchreid is None:
-        metrics = ours(query, gallery, matches)
+        metrics = ours(*sides, matches)
     else:
         metrics = torchreids(query, gallery, matches, case.torchreid)
     seconds = time.perf_counter() - begin
@@ -130,14 +140,15 @@ def main() -> None:
     parser.add_argument(
         "--torchreid", type=Path, metavar="FOLDER", help="where the package torchreid lies; none: left out"
     )
+    parser.add_argument("--device", default="cpu", help="cuda: embeddings on the GPU, memory that of the host")
     arguments = parser.parse_args()
 
     # The libraries' own thread pools read this as they are imported in the new processes.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(arguments.threads))
-    case = Case(arguments.query, arguments.gallery, arguments.dimensions, arguments.threads, None)
+    case = Case(arguments.query, arguments.gallery, arguments.dimensions, arguments.threads, None, arguments.device)
     cases = {"bdbnet": case}
     if arguments.torchreid is not None:
-        cases["torchreid"] = case._replace(torchreid=arguments.torchreid)
+        cases["torchreid"] = case._replace(torchreid=arguments.torchreid, device="cpu")
     print(f"{case.query} x {case.gallery} x {case.dimensions} float32, k1=20, k2=6, lambda=0.3, {case.threads} threads")
     print(f"torch {torch.__version__}, numpy {np.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     found = {}

@@ -14,6 +14,8 @@ TARGETS = {
 }
 #: Keys of configurations and command lines.
 KEYS = {"evaluation.measure": "evaluation.distance", "measure": "distance", "against": "compare"}
+#: Keys that had to be added with `+` before configurations had them.
+ONCE_ADDED = {"trainer.benchmark", "trainer.sync_batchnorm"}
 #: Modules of networks, as the keys of weights begin. Exporters write a module's name as Python code, where global is a keyword.
 MODULES = {"branches.global.": "branches.global_."}
 #: What a class did before it had these arguments: configurations of then do not name them.
@@ -119,11 +121,15 @@ def with_todays_keys(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
     >>> with_todays_keys(["run=a", "against=b"])
     (['run=a', 'compare=b'], ['against= is now called compare=; the old name works for one more version'])
+    >>> with_todays_keys(["+trainer.benchmark=true", "++trainer.benchmark=true"])
+    (['trainer.benchmark=true', '++trainer.benchmark=true'], [])
     """
     renamed, notes = [], []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         bare = key.lstrip("+~")
+        if key == f"+{bare}" and bare in ONCE_ADDED:
+            key, argument = bare, argument[1:]
         if equals and bare in KEYS:
             notes.append(_note(bare))
             argument = f"{key[: len(key) - len(bare)]}{KEYS[bare]}={value}"

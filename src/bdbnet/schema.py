@@ -230,7 +230,9 @@ TABLES: dict[str, Table] = {
             "gradient_clip_val": number(0) | NULL,
             "deterministic": BOOLEAN | choice("warn"),
             "log_every_n_steps": whole(0),
-            "compile": BOOLEAN,
+            "compile": BOOLEAN | choice("auto", "reduce-overhead"),
+            "benchmark": BOOLEAN | choice("auto"),
+            "sync_batchnorm": BOOLEAN,
         }),
     },
     "evaluate": _PLACES | _DATASET | _NETWORK | {

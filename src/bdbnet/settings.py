@@ -71,6 +71,7 @@ SETTINGS = {
     "loss.metric.seed":                Setting(True,  "own",  "own",  True, follows="seed"),
     "model":                           Setting(True,  "yes",  "yes",  True),
     "optimizer":                       Setting(True,  "yes",  "yes",  True),
+    "optimizer.fused":                 Setting(False, "yes",  "yes",  True),
     "sampler":                         Setting(True,  "yes",  "yes",  True),
     "schedule":                        Setting(True,  "yes",  "yes",  True),
     "schedule.max_epochs":             Setting(True,  "yes",  "own",  True, follows="trainer.max_epochs"),
@@ -99,6 +100,7 @@ SETTINGS = {
     "num_workers":                     Setting(False, "yes",  "yes",  False),
     "printed":                         Setting(False, "yes",  "yes",  False),
     "trainer.accelerator":             Setting(False, "no",   "no",   False),
+    "trainer.benchmark":               Setting(False, "no",   "no",   True),
     "trainer.channels_last":           Setting(False, "no",   "yes",  True),
     "trainer.compile":                 Setting(False, "no",   "yes",  True),
     "trainer.deterministic":           Setting(False, "no",   "yes",  True),
@@ -109,6 +111,7 @@ SETTINGS = {
     "trainer.max_time":                Setting(False, "no",   "no",   False),
     "trainer.num_nodes":               Setting(False, "no",   "yes",  True),
     "trainer.strategy":                Setting(False, "no",   "yes",  True),
+    "trainer.sync_batchnorm":          Setting(False, "no",   "yes",  True),   # compared there, too
 }  # fmt: skip
 
 

@@ -143,6 +143,22 @@ def test_it_is_its_own_sampler_and_starts_at_any_batch() -> None:
     assert list(sampler) == everything[3:]
 
 
+@pytest.mark.parametrize("epoch", ["identities", "images"])
+def test_any_number_of_ranks_resumes_with_the_same_batches(epoch: str) -> None:
+    def rest(rank: int, size: int) -> list[list[Draw]]:
+        labels = np.repeat(np.arange(12), 5)
+        sampler = IdentityBatchSampler(labels, 4, 2, epoch=epoch, seed=3, rank=rank, world_size=size)
+        sampler.set_epoch(2)
+        sampler.first_batch = 1  # as the checkpoint says, whoever wrote it
+        return list(sampler)
+
+    alone = rest(0, 1)
+    assert len(alone) > 1
+    for size in (2, 4):
+        shares = zip(*(rest(rank, size) for rank in range(size)))
+        assert [list(chain.from_iterable(parts)) for parts in shares] == alone
+
+
 def test_batch_size_is_split_into_identities() -> None:
     sampler = IdentityBatchSampler.from_batch_size(
         np.repeat(np.arange(9), 2), 6, 2, epoch="images", rank=1, world_size=3
@@ -160,6 +176,12 @@ def test_batch_size_is_split_into_identities() -> None:
         ([0, 1, 2], {"identities_per_batch": 1}, "raise sampler.batch_size"),
         ([0, 1, 2], {"identities_per_batch": 2, "images_per_identity": 0}, "sampler.images_per_identity is 0"),
         (range(6), {"identities_per_batch": 6, "world_size": 4}, "can't be divided among 4 ranks: .* multiple of 16"),
+        (
+            range(6),
+            {"identities_per_batch": 2, "world_size": 4},
+            r"2 identities .* for 4 processes, .*: raise sampler.batch_size to 16, or use at most 2 \(trainer.devices",
+        ),
+        (range(6), {"identities_per_batch": 6, "world_size": 8}, "6 identities .* for 8 processes, .*: use at most 6"),
         (range(6), {"identities_per_batch": 6, "rank": 2, "world_size": 2}, "rank 2 does not exist among 2"),
         (range(6), {"identities_per_batch": 6, "epoch": "steps"}, "sampler.epoch is 'steps': choose"),
     ],

@@ -12,7 +12,7 @@ from bdbnet.evaluation.significance import Interval, PairedDifference, paired_di
 from bdbnet.report import main
 from bdbnet.reporting import ReportError
 from bdbnet.reporting.compare_runs import compare_runs, verdict
-from bdbnet.results import Protocol, Result, metric_of
+from bdbnet.results import Protocol, Result, metric_of, read_result
 
 LABELS = np.repeat(np.arange(20), 3)
 
@@ -132,8 +132,8 @@ def test_folders_that_can_not_be_compared(tmp_path, ap):
         (ours, other_data, "with other content: only results on the same images can be compared"),
         (ours, fewer, r"has 60 queries, .*fewer 30, and they are not the same ones"),
         (one, tmp_path / "one too", "needs at least two of them, got 1"),
-        (ours, bare, r"compare=.*: no analysis there. Run .*checkpoint=last.ckpt dataset=drawn analysis=true"),
-        (bare, ours, "run=.*: no analysis there"),
+        (ours, bare, r"compare=.*: no per_query.parquet there. Run .*checkpoint=last.ckpt dataset=drawn analysis=true"),
+        (bare, ours, "run=.*: no per_query.parquet there"),
         (ours, half, r"per_query.parquet: lacks the column\(s\) ap, matches, first_match_rank"),
         (ours, tmp_path / "nowhere", "compare=.*nowhere: no such folder"),
     ):
@@ -143,6 +143,20 @@ def test_folders_that_can_not_be_compared(tmp_path, ap):
     with pytest.raises(ReportError, match=r"per_query\.parquet: not a readable Parquet file"):
         compare_runs(ours, half)
     assert not list(ours.glob("compare-*"))
+
+
+def test_trainings_are_compared_without_another_evaluation(finished_run, tmp_path):
+    other = shutil.copytree(finished_run, tmp_path / "other")
+    rows = pd.read_parquet(finished_run / "per_query.parquet")
+    rows.assign(ap=rows["ap"] / 2).to_parquet(other / "per_query.parquet")
+    measured = read_result(finished_run / "result.json").metrics
+    _, path = compare_runs(finished_run, other)
+    path.replace(tmp_path / "compare.json")  # the folder is shared
+    found = json.loads((tmp_path / "compare.json").read_text())["metrics"]
+    assert found.keys() == measured.keys() - {"valid_queries"}
+    for name in found:
+        assert found[name]["a"] == pytest.approx(measured[name], abs=1e-6), name
+    assert found["mAP"]["difference"] == pytest.approx(measured["mAP"] / 2)
 
 
 def test_runs_without_a_common_metric_can_not_be_compared(tmp_path, ap):

@@ -131,8 +131,8 @@ def test_cosine_equals_euclidean_between_unit_vectors(case):
 
 
 @pytest.mark.parametrize("block", range(4))
-def test_thousands_of_small_cases_equal_the_definition(naive, block):
-    for seed in range(500 * block, 500 * (block + 1)):
+def test_hundreds_of_small_cases_equal_the_definition(naive, block):
+    for seed in range(150 * block, 150 * (block + 1)):
         rng = np.random.default_rng(seed)
         queries, images, dimensions, identities, cameras = rng.integers(1, [10, 41, 6, 7, 5])
         rows = [

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from bdbnet.retrieval import Matches, Search, distance_blocks, positive_ranks, top_k
 from bdbnet.retrieval.distances import DISTANCES, _device_blocks
+from bdbnet.retrieval.matrices import Prepared
 
 
 @st.composite
@@ -95,16 +96,19 @@ def test_blocks_are_the_distances_without_the_query_norm(dtype):
 def test_torch_products_are_full_precision_whatever_the_session_allows():
     rng = np.random.default_rng(0)
     q, g = (torch.from_numpy(rng.standard_normal((n, 64), dtype=np.float32)) for n in (9, 31))
-    norms = (g**2).sum(1).numpy()
+    norms = (g**2).sum(1)
+    queries, images = (Prepared(side, (side**2).sum(1), *[torch.empty(0)] * 3) for side in (q, g))
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = np.concatenate([block for _, block in _device_blocks(q, g, norms, norms, 4, False)])
+            found = np.concatenate([block.clone() for _, block in _device_blocks(queries, images, 4, False)])
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
-    np.testing.assert_allclose(found, norms - 2 * q.numpy() @ g.numpy().T, atol=1e-4)
+    np.testing.assert_allclose(found[:, :31], norms.numpy() - 2 * q.numpy() @ g.numpy().T, atol=1e-4)
+    assert found.shape[1] % 128 == 0
+    assert np.isinf(found[:, 31:]).all()
 
 
 @pytest.mark.parametrize("form", [np.asarray, torch.from_numpy])

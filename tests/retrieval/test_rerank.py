@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
 
+from bdbnet.retrieval import rerank
 from bdbnet.retrieval.metrics import summarize_reid
 from bdbnet.retrieval.ranks import Matches, positive_ranks
 from bdbnet.retrieval.rerank import (
@@ -136,6 +137,14 @@ def test_blocks_are_the_rows_of_the_whole_matrix():
     assert [begin for begin, _ in blocks] == np.cumsum([0] + [len(block) for _, block in blocks])[:-1].tolist()
     whole = k_reciprocal_rerank(q, g, k1=8, k2=3, lambda_value=0.5)
     np.testing.assert_allclose(np.concatenate([block for _, block in blocks]), whole, atol=1e-12)
+
+
+def test_distances_kept_from_the_search_for_neighbours_change_no_digit(monkeypatch):
+    rng = np.random.default_rng(0)
+    q, g = (rng.standard_normal((n, 16), dtype=np.float32) for n in (70, 150))
+    kept = k_reciprocal_rerank(q, g, k1=8)
+    monkeypatch.setattr(rerank, "_KEPT_MB", 0)
+    np.testing.assert_array_equal(k_reciprocal_rerank(q, g, k1=8), kept)
 
 
 def test_ranks_are_those_of_the_published_method(naive):

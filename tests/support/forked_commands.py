@@ -19,6 +19,8 @@ CONTEXT.set_forkserver_preload(
         "bdbnet.gallery.embedding",
         "bdbnet.gallery.updating",
         "bdbnet.loading.sources",
+        "bdbnet.training.sync_norm",
+        "pytorch_metric_learning.losses",
         "bdbnet.reporting.run_page",
         "bdbnet.reproduction.running",
         "bdbnet.training.runs",

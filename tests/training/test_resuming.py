@@ -15,9 +15,10 @@ from bdbnet.models import CheckpointError
 from bdbnet.results import read_result
 from bdbnet.training.callbacks import History, TrainingError
 from bdbnet.training.criterion import BranchLosses
-from bdbnet.training.module import TrainingModule
-from bdbnet.training.resuming import clear_folder, prepare_folder
+from bdbnet.training.module import Record, TrainingModule
+from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
 from bdbnet.training.runs import train
+from modules import training_module
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -307,6 +308,36 @@ def test_another_number_of_processes_is_refused_unless_asked_for(finished_run, t
     with pytest.raises(ConfigError, match=r"was trained by 2 processes, this run has 1.*other_ranks=true"):
         train(tiny_config("ckpt_path=last"), tmp_path)
     assert train(tiny_config("ckpt_path=last", "other_ranks=true"), tmp_path).epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "synced", "ranks", "sync", "message"),
+    [
+        (2, False, 4, False, "was trained by 2 processes, this run has 4"),
+        (2, False, 4, True, "was trained by 2 processes, this run has 4"),
+        (2, False, 2, True, "was trained with trainer.sync_batchnorm=false"),
+        (2, True, 2, False, "was trained with trainer.sync_batchnorm=true"),
+        (2, True, 4, True, None),
+        (2, True, 1, False, None),
+        (1, False, 4, True, None),
+        (1, False, 4, False, "was trained by 1 process, this run has 4"),
+    ],
+)
+def test_with_statistics_of_all_images_any_number_of_processes_resumes(
+    before, synced, ranks, sync, message, finished_run, tiny_config, tmp_path
+):
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    content["bdbnet"]["ranks"] = before
+    content["bdbnet"]["config"]["trainer"]["sync_batchnorm"] = synced
+    torch.save(content, path := tmp_path / "last.ckpt")
+    module = training_module(tiny_config())
+    module.record = Record(content["bdbnet"]["config"], 4, content["bdbnet"]["fingerprint"])
+    if message is None:
+        check_resumable(module, path, ranks, same_on_ranks=sync)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_resumable(module, path, ranks, same_on_ranks=sync)
+        check_resumable(module, path, ranks, same_on_ranks=sync, other_ranks=True)
 
 
 @pytest.mark.parametrize(("devices", "refused"), [(1, False), (4, True), ([0, 1], True), ("auto", False)])

@@ -185,6 +185,7 @@ def test_a_damaged_image_is_named(tiny_config, tiny_data, tmp_path):
     [
         ("sampler.batch_size=9", "sampler.batch_size=9"),
         ("sampler.batch_size=128", "identities"),
+        ("trainer.devices=3", "2 identities .* for 3 processes, .*use at most 2"),
     ],
 )
 def test_a_batch_that_cannot_be_drawn_is_refused(override, said, tiny_config, tmp_path):

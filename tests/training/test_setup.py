@@ -9,7 +9,10 @@ from lightning_utilities.core.imports import RequirementCache
 from bdbnet.command_line import one_logger_each
 from bdbnet.config import ConfigError, instantiate
 from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory
+from bdbnet.models import BDBNetwork
+from bdbnet.renamed import with_todays_keys
 from bdbnet.training.setup import extra_callbacks, has_native_bfloat16, resolve_precision
+from bdbnet.training.sync_norm import BatchNormOverRanks, layer_sync_of
 
 
 @pytest.mark.parametrize(
@@ -20,6 +23,26 @@ def test_auto_takes_bfloat16_where_it_is_native(native, precision, channels_last
     config = tiny_config("trainer.precision=auto")
     resolve_precision(config)
     assert (config.trainer.precision, config.trainer.channels_last) == (precision, channels_last)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "typed", "benchmark"),
+    [
+        (False, [], False),
+        (True, [], True),
+        (True, ["trainer.deterministic=true"], False),
+        (True, ["trainer.benchmark=false"], False),
+        (False, ["+trainer.benchmark=true"], True),
+    ],
+)
+def test_cudnn_chooses_on_gpus_unless_it_has_to_be_deterministic(
+    gpu, typed, benchmark, tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("bdbnet.evaluation.trainer.on_gpu", lambda settings: gpu)
+    given = {}
+    monkeypatch.setattr("pytorch_lightning.Trainer", lambda **settings: given.update(settings))
+    build_trainer(tiny_config(*with_todays_keys(typed)[0]), tmp_path, [])
+    assert given["benchmark"] is benchmark
 
 
 def test_what_the_user_chose_stays(tiny_config):
@@ -78,9 +101,15 @@ def test_a_gpu_that_is_not_there_is_named(name, tiny_config, tmp_path, monkeypat
         build_trainer(tiny_config(f"trainer.accelerator={name}"), tmp_path, [])
 
 
-def test_synchronised_batch_statistics_need_gpus(tiny_config, tmp_path):
-    with pytest.raises(ConfigError, match=r"trainer\.sync_batchnorm=true: .*leave it out on a CPU"):
-        build_trainer(tiny_config("+trainer.sync_batchnorm=true"), tmp_path, [])
+def test_statistics_of_all_images_are_our_own_on_a_cpu_and_pytorchs_on_a_gpu(tiny_config, tmp_path, monkeypatch):
+    two = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.sync_batchnorm=true"]
+    network = BDBNetwork(2, "osnet_x0_25")
+    assert layer_sync_of(tiny_config("trainer.devices=2"), network) is None
+    config = tiny_config(*two)
+    trainer = build_trainer(config, tmp_path, [], layer_sync_of(config, network))
+    assert isinstance(trainer.strategy._layer_sync, BatchNormOverRanks)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert layer_sync_of(tiny_config(*two, "trainer.accelerator=gpu"), network) is None
 
 
 @pytest.mark.parametrize(

@@ -88,13 +88,18 @@ def analyse(test: TestSet, folder: Path, result: Result) -> Path:
         "average_precision": np.histogram(facts.ap[facts.matches > 0], 20, (0, 1))[0].tolist(),
         "pairs": pair_record(pairs),
     }
-    buffer = io.BytesIO()
-    queries.to_parquet(buffer, index=False)
-    write_atomically(folder / PER_QUERY, buffer.getvalue())
+    write_queries(queries, folder)
     if cameras is not None:
         write_atomically(folder / CAMERA_PAIRS, _camera_table(cameras).to_csv(index=False).encode())
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     return write_atomically(folder / ANALYSIS, text.encode())
+
+
+def write_queries(queries: pd.DataFrame, folder: Path) -> Path:
+    """Write ``per_query.parquet``."""
+    buffer = io.BytesIO()
+    queries.to_parquet(buffer, index=False)
+    return write_atomically(folder / PER_QUERY, buffer.getvalue())
 
 
 def clear_analysis(folder: Path) -> list[str]:

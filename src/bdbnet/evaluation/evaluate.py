@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from bdbnet.config import ConfigError, check_settings, plain
 from bdbnet.datasets import READERS, Manifest
 from bdbnet.evaluation.calibrating import CalibrationError, calibrate_evaluated, identities_of, require_identities
-from bdbnet.evaluation.error_analysis import analyse, clear_analysis
+from bdbnet.evaluation.error_analysis import analyse, clear_analysis, query_table, write_queries
 from bdbnet.evaluation.load import Wanted, from_file, open_embedder, require_source, settings_of, training_of
 from bdbnet.evaluation.module import EvaluationModule
 from bdbnet.evaluation.network import count_parameters
@@ -132,21 +132,32 @@ def build_test_set(
     return TestSet(metric, table, name=name, top_k=top_k, facts=facts, label_names=names)
 
 
-def write_outcome(result: Result, test: TestSet, folder: Path, top_k: int) -> None:
+def write_outcome(result: Result, test: TestSet, folder: Path, top_k: int, *, queries: bool = False) -> None:
     """Write ``result.json``, the names of labels where they have any, and the ranking lists of ``top_k`` images, 0 for none.
-    For rank 0 alone."""
+    For rank 0 alone.
+
+    Args:
+        queries: also write ``per_query.parquet``, by which `compare_runs` compares two runs.
+    """
     result.write(folder / RESULT)  # first: what was measured must not be lost with a list that can't be written
     if test.label_names:
         write_atomically(folder / LABEL_NAMES, json.dumps(test.label_names, ensure_ascii=False, indent=0).encode())
     else:
         (folder / LABEL_NAMES).unlink(missing_ok=True)
     found = test.evaluated
-    if found is None or not top_k:
+    if found is None or not (top_k or queries):
         return
-    if found.top_k is None:  # while training no evaluation knows that it is the last
-        ranked = rank_queries(found.query, found.gallery, found.matches, found.search, top_k=top_k)
-        found = replace(found, top_k=ranked.top_k)
-    write_ranking_lists(found, test.table, folder)
+    if (top_k and found.top_k is None) or (queries and found.facts is None):
+        # While training no evaluation knows that it is the last.
+        ranked = rank_queries(
+            found.query, found.gallery, found.matches, found.search, top_k=top_k, facts=queries,
+            ap_at=getattr(test.metric, "ap_at", None),
+        )  # fmt: skip
+        found = replace(found, top_k=ranked.top_k, facts=ranked.facts if queries else found.facts)
+    if queries and found.facts is not None:
+        write_queries(query_table(test.table, found, found.facts, test.plugin_values), folder)
+    if top_k:
+        write_ranking_lists(found, test.table, folder)
 
 
 def check_calibration(config: DictConfig, test: pd.DataFrame, name: str) -> None:

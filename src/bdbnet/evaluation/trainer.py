@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.layer_sync import LayerSync
 
 from bdbnet.config import ConfigError, instantiate, is_ours, is_set, plain
 
@@ -70,11 +72,24 @@ def build_loggers(config: DictConfig) -> list[Logger]:
     return [_logger(group.logger) for group in groups if is_set(group, "logger")]
 
 
-def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """Lightning's trainer with the settings of ``config.trainer``, logging into ``folder`` alone."""
+def on_gpu(settings: Mapping[str, Any]) -> bool:
+    """Whether the trainer group's ``accelerator`` is a GPU of NVIDIA's or AMD's on this machine."""
+    return settings.get("accelerator") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def build_trainer(
+    config: DictConfig, folder: Path, callbacks: list[pl.Callback], layer_sync: LayerSync | None = None
+) -> pl.Trainer:
+    """Lightning's trainer with the settings of ``config.trainer``, logging into ``folder`` alone.
+
+    Args:
+        layer_sync: replaces layers of a network that several processes train, in place of Lightning's ``sync_batchnorm``.
+    """
     settings: dict[str, Any] = plain(config.trainer)
     for key in _OWN_TRAINER_KEYS:
         settings.pop(key, None)
+    if settings.get("benchmark") == "auto":  # other algorithms may be found from run to run
+        settings["benchmark"] = on_gpu(settings) and not settings.get("deterministic")
     progress = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
     settings.pop("max_time", None)  # of training, see `EpochTimer`
     for key in _PARTIAL:
@@ -86,7 +101,7 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
     torch.backends.cudnn.allow_tf32 = False
     try:
         trainer = pl.Trainer(
-            **settings,
+            **settings | ({} if layer_sync is None else {"sync_batchnorm": False, "plugins": [layer_sync]}),
             logger=build_loggers(config) or False,
             callbacks=callbacks,
             default_root_dir=folder,
@@ -102,8 +117,6 @@ def build_trainer(config: DictConfig, folder: Path, callbacks: list[pl.Callback]
         raise ConfigError(
             f"trainer: {error} (keys of this group are arguments of pytorch_lightning.Trainer)"
         ) from error
-    if settings.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
-        raise ConfigError("trainer.sync_batchnorm=true: PyTorch has it for GPUs alone; leave it out on a CPU")
     return trainer
 
 

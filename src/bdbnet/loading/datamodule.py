@@ -118,6 +118,8 @@ class ReIDDataModule(pl.LightningDataModule):
         self.reading = reading or Reading()
         self.seed = seed
         self.channels_last = channels_last
+        self.normalizes = True
+        """Whether training batches are normalised; otherwise `image` is uint8, and `erased` (N, R, 4) says what is to be erased."""
         self.replaced = 0
         """Training images of this rank, since the start, that were replaced by another of their identity."""
         self._train_images: PackedImages | None = None
@@ -140,13 +142,11 @@ class ReIDDataModule(pl.LightningDataModule):
         """Files of the train rows `indices`, as batches carry them under `index`."""
         return [Path(self.train_manifest.paths[int(index)]) for index in indices]
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """This rank's training batches.  Raises DatasetError without training images, and SamplerError."""
+    def train_sampler(self, rank: int = 0, world_size: int = 1) -> IdentityBatchSampler:
+        """What draws a rank's training batches.  Raises DatasetError without training images, and SamplerError."""
         self.manifest.require("train")
-        rank, world_size = self._rank()
-        labels = self.train_manifest.training_labels()
-        sampler = IdentityBatchSampler.from_batch_size(
-            labels,
+        return IdentityBatchSampler.from_batch_size(
+            self.train_manifest.training_labels(),
             self.sampling.batch_size,
             self.sampling.images_per_identity,
             epoch=self.sampling.epoch,
@@ -154,6 +154,12 @@ class ReIDDataModule(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """This rank's training batches.  Raises DatasetError without training images, and SamplerError."""
+        rank, world_size = self._rank()
+        sampler = self.train_sampler(rank, world_size)
+        labels = self.train_manifest.training_labels()
         dataset = ImageDataset(
             self.train_manifest,
             self.train_transform,
@@ -213,7 +219,9 @@ class ReIDDataModule(pl.LightningDataModule):
         if (view := batch.pop("view", None)) is not None:
             batch["image"] = show_on_device(self._device_images(view.device), view, self.train_transform.image_size)
         # Reordered while it is 8-bit: a quarter of the bytes.
-        batch["image"] = normalize(batch["image"].contiguous(memory_format=order), batch.pop("erased"))
+        batch["image"] = batch["image"].contiguous(memory_format=order)
+        if self.normalizes:
+            batch["image"] = normalize(batch["image"], batch.pop("erased"))
         return batch
 
     def _test_set(self, number: int) -> tuple[Manifest, EvaluationTransform]:

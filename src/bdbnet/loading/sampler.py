@@ -182,6 +182,12 @@ def _check_settings(identities: int, per_batch: int, images: int, rank: int, wor
         )
     if not 0 <= rank < world_size:
         raise SamplerError(f"rank {rank} does not exist among {world_size} ranks")
+    if world_size > per_batch:
+        most = f"raise sampler.batch_size to {world_size * images}, or use" if world_size <= identities else "use"
+        raise SamplerError(
+            f"a batch has {per_batch} identities (sampler.batch_size / sampler.images_per_identity) for {world_size} processes, of "
+            f"which each needs a whole one: {most} at most {per_batch} (trainer.devices, trainer.num_nodes)"
+        )
     if per_batch % world_size:
         raise SamplerError(
             f"{per_batch} identities per batch (sampler.batch_size / sampler.images_per_identity) can't be divided among "

@@ -299,6 +299,20 @@ def normalize(
     return result
 
 
+def normalize_in_a_graph(images: Tensor, erased: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    """`normalize` as a compiled graph needs it: the same numbers but for rounding, the same pixels erased.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        erased: (N, R, 4), on the images' device.
+        scale, shift: (3,), see `scale_and_shift`.
+    """
+    result = images.to(torch.float32) * scale.view(3, 1, 1) + shift.view(3, 1, 1)
+    if erased is not None and erased.shape[1] > 0:
+        result = result.masked_fill(covered(erased, *images.shape[2:]), 0.0)
+    return result
+
+
 def covered(erased: Tensor, height: int, width: int) -> Tensor:
     """Which pixels the rectangles (N, R, 4) cover: bool (N, 1, H, W)."""
     top, left, rows, columns = erased.unsqueeze(-1).unbind(2)  # each (N, R, 1)

@@ -14,7 +14,16 @@ from bdbnet.evaluation.significance import PairedDifference, paired_difference
 from bdbnet.overwriting import refuse_other_settings
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
 from bdbnet.reporting.table import MINUS, Grid, as_text
-from bdbnet.results import PER_QUERY, Metric, headline_metrics, in_percent, metric_heads, metric_of, write_atomically
+from bdbnet.results import (
+    PER_QUERY,
+    Metric,
+    Result,
+    headline_metrics,
+    in_percent,
+    metric_heads,
+    metric_of,
+    write_atomically,
+)
 from bdbnet.run_names import shortened
 
 _COLUMNS = {
@@ -33,10 +42,10 @@ class _Analysed(NamedTuple):
 
 
 def compare_runs(folder: str | Path, other: str | Path, *, seed: int = 0, overwrite: bool = True) -> tuple[str, Path]:
-    """Compare two analysed evaluations on the same queries and write `compare-<name of the other>.json` into the first.
+    """Compare two runs on the same queries and write `compare-<name of the other>.json` into the first.
 
     Args:
-        folder, other: of `bdbnet.evaluate` with `analysis=true`.
+        folder, other: of `bdbnet.train`, or of `bdbnet.evaluate` with `analysis=true`.
         seed: of the bootstrap and of the test.
         overwrite: replace a comparison that was made with another seed.
 
@@ -44,7 +53,7 @@ def compare_runs(folder: str | Path, other: str | Path, *, seed: int = 0, overwr
         Tables and a verdict for the terminal, and the file.
 
     Raises:
-        ReportError: a folder without an analysis, another dataset, or other queries.
+        ReportError: a folder without a row per query, another dataset, or other queries.
         ConfigError: a comparison with another seed is there, and may not be replaced.
     """
     a, b = _read(folder, "run"), _read(other, "compare")
@@ -118,19 +127,26 @@ def verdict(metric: Metric, found: PairedDifference, a: str, b: str) -> str:
 def _read(folder: str | Path, key: str) -> _Analysed:
     run = read_run(folder, key=key)
     path = run.path / PER_QUERY
-    if run.analysis is None or not path.is_file():
+    if not path.is_file() or (run.analysis is None and run.result.kind != "train"):
         checkpoint = run.path / "last.ckpt" if run.result.kind == "train" else run.result.checkpoint
         raise ReportError(
-            f"{key}={folder}: no analysis there. Run python -m bdbnet.evaluate checkpoint={checkpoint} "
+            f"{key}={folder}: no {PER_QUERY} there. Run python -m bdbnet.evaluate checkpoint={checkpoint} "
             f"dataset={run.result.protocol.dataset} analysis=true and give the folder that it names"
         )
-    columns = (metric_of(name).column for name in run.analysis["metrics"])
+    record = run.analysis or _record_of_training(run.result)
+    columns = (metric_of(name).column for name in record["metrics"])
     values = {column: Column("number", empty=True) for column in columns if column not in _COLUMNS}
     try:
         queries = read_parquet(path, _COLUMNS | values)
     except (UnfitError, OSError) as error:
         raise ReportError(f"{path}: {error}. Analyse again") from error
-    return _Analysed(run, run.analysis, queries)
+    return _Analysed(run, record, queries)
+
+
+def _record_of_training(result: Result) -> dict[str, Any]:
+    """What a comparison asks of an analysis, for a training, which writes a row per query and analyses nothing."""
+    metrics = {name: value for name, value in result.metrics.items() if metric_of(name).better != "neither"}
+    return {"data": result.data, "protocol": result.protocol.record(), "metrics": metrics}
 
 
 def _check_comparable(a: _Analysed, b: _Analysed) -> None:

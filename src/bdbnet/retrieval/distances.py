@@ -17,13 +17,15 @@ get identical distances, although the libraries' products round differently from
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bdbnet.renamed import accepts_former
-from bdbnet.retrieval.matrices import Array, Prepared, centred, compared, refuse_zeros
+from bdbnet.retrieval.matrices import Array, Prepared, centred, compared, lengths, on_cpu, refuse_zeros
+from bdbnet.retrieval.on_device import TILE
 
 Block = np.ndarray | Tensor
 
@@ -31,7 +33,10 @@ DISTANCES = ("euclidean", "cosine")
 
 _MB = 2**20
 _TILE_MB = 8  # copy of a gallery tile that the matrix product can't read in place
-_SMALLEST_DEFAULT_MB, _LARGEST_DEFAULT_MB = 32, 256
+_DEFAULT_MB = 32, 256  # smallest and largest block; on a GPU a small one does not fill the processors:
+_DEVICE_DEFAULT_MB = 256, 1024
+#: A block may take so much of the gallery's memory in any case: with 128 queries in it a product takes 1.4 times the time.
+_SHARE_OF_GALLERY = 0.25
 _DEFAULT_QUERIES = 512  # with fewer queries in a block, reading the gallery again and again takes its share of the time
 
 
@@ -57,7 +62,8 @@ def distance_blocks(
         distance: `euclidean` (values `|g|^2 - 2 q.g`, of centred embeddings where the gallery is far from the origin) or
             `cosine` (values minus the cosine similarity).
         absolute: the distances themselves: Euclidean, or 1 minus the cosine similarity.
-        chunk_memory_mb: MiB for one block. None: room for 512 queries, but between 32 and 256 MiB.
+        chunk_memory_mb: MiB for one block. None: room for 512 queries, but between 32 and 256 MiB, on a GPU between 256 and
+            1,024 MiB, or a quarter of what the gallery's embeddings take where that is more.
 
     Raises:
         ValueError: an unknown distance, an empty set, other dimensions, memory that does not hold one query, a row with
@@ -66,13 +72,17 @@ def distance_blocks(
     if distance not in DISTANCES:
         raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
     blocks = native_blocks(*compared(query, gallery), distance, absolute=absolute, chunk_memory_mb=chunk_memory_mb)
-    return ((begin, on_cpu(block)) for begin, block in blocks)
+    images = len(gallery)
+    return ((begin, on_cpu(block[:, :images])) for begin, block in blocks)
 
 
 def native_blocks(
     query: Prepared, gallery: Prepared, distance: str, *, absolute: bool = False, chunk_memory_mb: float | None = None
 ) -> Iterator[tuple[int, Block]]:
-    """`distance_blocks` of two sets in one precision, but blocks of a GPU's embeddings are tensors that stay there."""
+    """`distance_blocks` of two sets in one precision, but blocks of a GPU's embeddings are tensors that stay there.
+
+    These have further columns of infinity, up to a multiple of `TILE`.
+    """
     cosine = distance == "cosine"
     if cosine:
         refuse_zeros(gallery.norms, "gallery")
@@ -80,23 +90,21 @@ def native_blocks(
     else:
         query, gallery = centred(query, gallery)
     rows = rows_in_block(query.matrix, gallery.matrix, chunk_memory_mb)
-    blocks: Iterator[tuple[int, Block]]
-    if isinstance(query.matrix, Tensor) and isinstance(gallery.matrix, Tensor):
-        blocks = _device_blocks(query.matrix, gallery.matrix, query.norms, gallery.norms, rows, cosine)
+    if isinstance(query.matrix, Tensor):
+        blocks: Iterator[tuple[int, Block]] = _device_blocks(query, gallery, rows, cosine)
     else:
-        blocks = _blocks(np.asarray(query.matrix), np.asarray(gallery.matrix), query.norms, gallery.norms, rows, cosine)
+        norms = on_cpu(query.norms), on_cpu(gallery.norms)
+        blocks = _blocks(on_cpu(query.matrix), on_cpu(gallery.matrix), *norms, rows, cosine)
     blocks = _with_equal_duplicates(blocks, gallery.later, gallery.first)
     return _absolute(blocks, query.norms, cosine) if absolute else blocks
-
-
-def on_cpu(block: Block) -> np.ndarray:
-    return block.cpu().numpy() if isinstance(block, Tensor) else block
 
 
 def rows_in_block(query: Array, gallery: Array, chunk_memory_mb: float | None) -> int:
     row_mb = (gallery.shape[0] + gallery.shape[1]) * query.dtype.itemsize / _MB
     if chunk_memory_mb is None:
-        chunk_memory_mb = max(min(max(_DEFAULT_QUERIES * row_mb, _SMALLEST_DEFAULT_MB), _LARGEST_DEFAULT_MB), row_mb)
+        least, largest = _DEVICE_DEFAULT_MB if isinstance(query, Tensor) else _DEFAULT_MB
+        most = max(largest, gallery.shape[0] * gallery.shape[1] * query.dtype.itemsize / _MB * _SHARE_OF_GALLERY)
+        chunk_memory_mb = max(min(max(_DEFAULT_QUERIES * row_mb, least), most), row_mb)
     if not chunk_memory_mb > 0:
         raise ValueError(f"chunk_memory_mb must be above 0, got {chunk_memory_mb}")
     if chunk_memory_mb < row_mb:
@@ -155,19 +163,21 @@ def _readable_in_place(matrix: np.ndarray) -> bool:
     )
 
 
-def _device_blocks(
-    query: Tensor, gallery: Tensor, query_norms: np.ndarray, norms: np.ndarray, rows: int, cosine: bool
-) -> Iterator[tuple[int, Tensor]]:
-    device = gallery.device
-    own_norms, device_norms = torch.from_numpy(query_norms).to(device), torch.from_numpy(norms).to(device)
-    for begin in range(0, len(query), rows):
-        part = query[begin : begin + rows]
-        with full_precision(device.type):
+def _device_blocks(query: Prepared, gallery: Prepared, rows: int, cosine: bool) -> Iterator[tuple[int, Tensor]]:
+    asked, shown = cast(Tensor, query.matrix), cast(Tensor, gallery.matrix)
+    count = len(shown)
+    buffer = shown.new_full((min(rows, len(asked)), count + -count % TILE), torch.inf)
+    own, others = (cast(Tensor, lengths(side) if cosine else side.norms) for side in (query, gallery))
+    for begin in range(0, len(asked), rows):
+        part = asked[begin : begin + rows]
+        block = buffer[: len(part)]
+        products = block[:, :count]
+        with full_precision(shown.device.type):
             if cosine:
-                scaled = part / -own_norms[begin : begin + rows, None].sqrt()
-                block = (scaled @ gallery.T).div_(device_norms.sqrt())
+                torch.mm(part / -own[begin : begin + rows, None], shown.T, out=products)
+                products /= others
             else:
-                block = torch.addmm(device_norms, part, gallery.T, alpha=-2)
+                torch.addmm(others, part, shown.T, alpha=-2, out=products)
         yield begin, block
 
 
@@ -184,24 +194,21 @@ def full_precision(device_type: str) -> Iterator[None]:
 
 
 def _with_equal_duplicates(
-    blocks: Iterator[tuple[int, Block]], later: np.ndarray, first: np.ndarray
+    blocks: Iterator[tuple[int, Block]], later: Array, first: Array
 ) -> Iterator[tuple[int, Block]]:
     for begin, block in blocks:
         if len(later) and isinstance(block, Tensor):
-            block[:, torch.from_numpy(later)] = block[:, torch.from_numpy(first)]
+            block[:, later] = block[:, first]
         elif len(later):
             for row in block:
                 row[later] = row[first]
         yield begin, block
 
 
-def _absolute(
-    blocks: Iterator[tuple[int, Block]], query_norms: np.ndarray, cosine: bool
-) -> Iterator[tuple[int, Block]]:
+def _absolute(blocks: Iterator[tuple[int, Block]], query_norms: Array, cosine: bool) -> Iterator[tuple[int, Block]]:
     for begin, block in blocks:
-        norms = query_norms[begin : begin + len(block), None]
         # In place for NumPy and torch alike. Rounding can push the smallest distances below zero.
-        block += 1 if cosine else norms if isinstance(block, np.ndarray) else torch.from_numpy(norms).to(block.device)
+        block += 1 if cosine else query_norms[begin : begin + len(block), None]
         block *= block > 0
         yield begin, block if cosine else _root(block)
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdbnet.retrieval.distances import Block, full_precision, product, rows_in_block
-from bdbnet.retrieval.matrices import Array, Prepared, prepared
+from bdbnet.retrieval.device_knn import neighbours_on_device, smallest_columns
+from bdbnet.retrieval.distances import Block, product, rows_in_block
+from bdbnet.retrieval.matrices import Array, Prepared, on_cpu, prepared
 
 _GROUP = 128  # columns whose minimum is taken, and
 _FEWEST_GROUPS = 4  # groups for each neighbour wanted, below which a row is sorted
@@ -49,9 +50,11 @@ def smallest(block: Block, k: int) -> np.ndarray:
     rows, count = values.shape
     if not 1 <= k <= count:
         raise ValueError(f"k must be from 1 to {count}, the number of columns, got {k}")
+    if values.device.type != "cpu":
+        return smallest_columns(values, k).cpu().numpy()
     width = min(_GROUP, count // (_FEWEST_GROUPS * k))
     if width < 2:
-        return _sorted_columns(values, k).cpu().numpy()
+        return _sorted_columns(values, k).numpy()
     groups = count // width
     grouped = values[:, : groups * width].view(rows, groups, width)
     rest = values[:, groups * width :]
@@ -63,7 +66,7 @@ def smallest(block: Block, k: int) -> np.ndarray:
     chosen = minima <= bound
     crowded = chosen.sum(1) > 2 * k  # equal values
     if crowded.all():
-        return _sorted_columns(values, k).cpu().numpy()
+        return _sorted_columns(values, k).numpy()
     chosen &= ~crowded[:, None]
     row, group = _places(chosen)
     whole = group < groups
@@ -77,7 +80,7 @@ def smallest(block: Block, k: int) -> np.ndarray:
         some, columns = columns, columns.new_empty((rows, k))
         columns[~crowded] = some
         columns[crowded] = _sorted_columns(values[crowded], k)
-    return columns.cpu().numpy()
+    return columns.numpy()
 
 
 def _sorted_columns(values: Tensor, k: int) -> Tensor:
@@ -87,8 +90,8 @@ def _sorted_columns(values: Tensor, k: int) -> Tensor:
 def _table(owner: Tensor, value: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
     """Values and numbers of each owner as a row, filled up with infinity and 0; owners come in ascending order."""
     counts = torch.unique_consecutive(owner, return_counts=True)[1]
-    row = torch.arange(len(counts), device=owner.device).repeat_interleave(counts)
-    place = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[row]
+    row = torch.arange(len(counts)).repeat_interleave(counts)
+    place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[row]
     shape = (len(counts), int(counts.max()))
     values, numbers = value.new_full(shape, torch.inf), number.new_zeros(shape)
     values[row, place], numbers[row, place] = value, number
@@ -97,10 +100,7 @@ def _table(owner: Tensor, value: Tensor, number: Tensor) -> tuple[Tensor, Tensor
 
 def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column of each true element, row by row."""
-    if mask.device.type == "cpu":  # NumPy finds the few among many several times faster
-        flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
-    else:
-        flat = mask.flatten().nonzero().squeeze(1)
+    flat = torch.from_numpy(np.flatnonzero(mask.numpy()))  # finds the few among many several times faster than torch
     width = max(1, mask.shape[1])
     row = torch.div(flat, width, rounding_mode="floor")
     return row, flat - row * width
@@ -112,6 +112,7 @@ def nearest_neighbours(
     *,
     chunk_memory_mb: float | None = None,
     progress: Callable[[int], object] | None = None,
+    see: Callable[[int, np.ndarray], object] | None = None,
 ) -> Neighbours:
     """The `k` nearest images of every image of a set, without an N x N matrix.
 
@@ -123,25 +124,31 @@ def nearest_neighbours(
         chunk_memory_mb: MiB for one block of distances, of which up to two are held. None: room for 1024 images, but at
             most 512 MiB.
         progress: called now and then with the number of images finished since the last call.
+        see: called with `(first image, squared distances (rows, N - first image))` of some images to themselves and all later
+            ones, which it must not keep; not where embeddings repeat each other or lie on a GPU.
 
     Raises:
         ValueError: bad embeddings, `k` outside of 1 to N, or memory that does not hold one image's distances.
     """
     images = (embeddings if isinstance(embeddings, Prepared) else prepared(embeddings, "image")).without_offset
-    matrix, norms, later, first = images.matrix, images.norms, images.later, images.first
-    count = len(matrix)
+    count = len(images)
     if not 1 <= k <= count:
         raise ValueError(f"k must be from 1 to {count}, the number of images, got {k}")
+    if isinstance(images.matrix, Tensor):
+        found = neighbours_on_device(images, k, chunk_memory_mb, progress)
+        return Neighbours(*(values.cpu().numpy() for values in found))
+    matrix, norms, later, first = (
+        on_cpu(values) for values in (images.matrix, images.norms, images.later, images.first)
+    )
     if len(later) == 0:
-        return _of_distinct(matrix, norms, k, chunk_memory_mb, progress)
+        return _of_distinct(matrix, norms, k, chunk_memory_mb, progress, see)
     # The product's rounding differs from column to column, and copies must be equally far from all: so distinct
     # embeddings are compared, and each then stands for all its copies.
     originals = np.delete(np.arange(count), later)
     number = np.empty(count, np.int64)
     number[originals] = np.arange(len(originals))
     number[later] = number[first]
-    distinct = matrix[torch.from_numpy(originals).to(matrix.device) if isinstance(matrix, Tensor) else originals]
-    near = _of_distinct(distinct, norms[originals], min(k, len(originals)), chunk_memory_mb, progress)
+    near = _of_distinct(matrix[originals], norms[originals], min(k, len(originals)), chunk_memory_mb, progress)
     copied = _with_copies(near, number, k)
     return Neighbours(copied.indices[number], copied.squared[number], copied.largest[number])
 
@@ -167,28 +174,30 @@ def _with_copies(near: Neighbours, number: np.ndarray, k: int) -> Neighbours:
 
 
 def _of_distinct(
-    matrix: Array,
+    matrix: np.ndarray,
     norms: np.ndarray,
     k: int,
     chunk_memory_mb: float | None,
     progress: Callable[[int], object] | None,
+    see: Callable[[int, np.ndarray], object] | None = None,
 ) -> Neighbours:
     count = len(matrix)
-    device = matrix.device if isinstance(matrix, Tensor) else torch.device("cpu")
-    squares = torch.from_numpy(norms).to(device)
-    indices = torch.zeros((count, k), dtype=torch.int64, device=device)
-    squared = torch.full((count, k), torch.inf, dtype=squares.dtype, device=device)
+    squares = torch.from_numpy(norms)
+    indices = torch.zeros((count, k), dtype=torch.int64)
+    squared = torch.full((count, k), torch.inf, dtype=squares.dtype)
     largest = torch.zeros_like(squares)
     for begin, products in _panels(matrix, chunk_memory_mb):
         end = begin + len(products)
         block = products.add_(squares[begin:]).add_(squares[begin:end, None]).clamp_(min=0)
         block.diagonal().zero_()
-        near = torch.from_numpy(smallest(block, min(k, count - begin))).to(device)
+        if see is not None:
+            see(begin, block.numpy())
+        near = torch.from_numpy(smallest(block, min(k, count - begin)))
         _merge(squared[begin:end], indices[begin:end], block.gather(1, near), near + begin)
         largest[begin:end] = torch.maximum(largest[begin:end], block.amax(1))
         others = block[:, end - begin :]
         if begin == 0 and end < count:
-            near = torch.from_numpy(smallest(others.T.contiguous(), min(k, end))).to(device)
+            near = torch.from_numpy(smallest(others.T.contiguous(), min(k, end)))
             _merge(squared[end:], indices[end:], others.T.gather(1, near), near)
         if end < count:
             largest[end:] = torch.maximum(largest[end:], others.amax(0))
@@ -197,10 +206,10 @@ def _of_distinct(
             _serve_columns(block[:, left - begin : left - begin + _STRIP], begin, squared[strip], indices[strip])
         if progress is not None:
             progress(end - begin)
-    return Neighbours(indices.cpu().numpy(), squared.cpu().numpy(), largest.cpu().numpy())
+    return Neighbours(indices.numpy(), squared.numpy(), largest.numpy())
 
 
-def _panels(matrix: Array, chunk_memory_mb: float | None) -> Iterator[tuple[int, Tensor]]:
+def _panels(matrix: np.ndarray, chunk_memory_mb: float | None) -> Iterator[tuple[int, Tensor]]:
     """`(first row, -2 times the product (rows, N - first row))` of some rows with themselves and all later ones."""
     count, dimensions = matrix.shape
     row_mb = (count + dimensions) * matrix.dtype.itemsize / 2**20
@@ -209,14 +218,9 @@ def _panels(matrix: Array, chunk_memory_mb: float | None) -> Iterator[tuple[int,
     most = rows_in_block(matrix, matrix, chunk_memory_mb)
     for begin in range(0, count, most):
         part = slice(begin, begin + most)
-        if isinstance(matrix, Tensor):
-            with full_precision(matrix.device.type):
-                products = (matrix[part] * -2) @ matrix[begin:].T
-        else:
-            buffer = np.empty((min(most, count - begin), count - begin), matrix.dtype)
-            product(matrix[part] * matrix.dtype.type(-2), matrix[begin:], buffer)
-            products = torch.from_numpy(buffer)
-        yield begin, products
+        buffer = np.empty((min(most, count - begin), count - begin), matrix.dtype)
+        product(matrix[part] * matrix.dtype.type(-2), matrix[begin:], buffer)
+        yield begin, torch.from_numpy(buffer)
 
 
 def _merge(squared: Tensor, indices: Tensor, more: Tensor, columns: Tensor) -> None:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bdbnet.retrieval.matrices import Array
@@ -24,6 +25,22 @@ class Ragged(NamedTuple):
         """Where each row's columns begin."""
         starts: np.ndarray = np.cumsum(self.counts) - self.counts
         return starts
+
+
+class Table(NamedTuple):
+    """Gallery images of each query's label as tensors (queries, M), in gallery order; shorter rows repeat their last image.
+
+    Attributes:
+        columns: int64, gallery indices; some other image's where the gallery has none of the label.
+        positive: bool, False where an image is repeated.
+        left_out: bool, True for repeated ones too.
+        some: bool (queries, 1), whether the gallery has images of the label.
+    """
+
+    columns: Tensor
+    positive: Tensor
+    left_out: Tensor
+    some: Tensor
 
 
 def label_array(values: Array, count: int, name: str) -> np.ndarray:
@@ -109,3 +126,47 @@ class Matches:
             left_out |= self.gallery_cameras[same] == self.query_cameras[of]
         left = np.bincount(of[left_out] - begin, minlength=len(queries))
         return Ragged(same[~left_out], counts - left), Ragged(same[left_out], left)
+
+    def on(self, device: torch.device) -> "DeviceMatches":
+        """The same as tensors on a device."""
+        by_label, begin, end = (
+            torch.from_numpy(values).to(device) for values in (self._by_label, self._begin, self._end)
+        )
+        cameras = None
+        if self.query_cameras is not None and self.gallery_cameras is not None:
+            cameras = torch.from_numpy(self.query_cameras).to(device), torch.from_numpy(self.gallery_cameras).to(device)
+        most = max(1, int((self._end - self._begin).max()))
+        return DeviceMatches(by_label, begin, end, cameras, most=most, same_set=self._same_set)
+
+
+class DeviceMatches:
+    """Positives and images left out as tables on a device; `most` is the number of images of the commonest label."""
+
+    def __init__(
+        self,
+        by_label: Tensor,
+        begin: Tensor,
+        end: Tensor,
+        cameras: tuple[Tensor, Tensor] | None,
+        *,
+        most: int,
+        same_set: bool,
+    ) -> None:
+        self._by_label, self._begin, self._end = by_label, begin, end
+        self._cameras = cameras
+        self.most, self._same_set = most, same_set
+        self._slots = torch.arange(most, device=by_label.device)
+
+    def of_queries(self, begin: int, end: int) -> Table:
+        """The table of the queries from `begin` to `end`."""
+        first, last = self._begin[begin:end, None], self._end[begin:end, None] - 1
+        place = first + self._slots
+        columns = self._by_label[place.minimum(last).clamp_(0, len(self._by_label) - 1)]
+        left_out = torch.zeros_like(columns, dtype=torch.bool)
+        if self._same_set:
+            left_out |= columns == torch.arange(begin, end, device=columns.device)[:, None]
+        if self._cameras is not None:
+            asked, shown = self._cameras
+            left_out |= shown[columns] == asked[begin:end, None]
+        some = first <= last
+        return Table(columns, (place <= last) & ~left_out, left_out & some, some)

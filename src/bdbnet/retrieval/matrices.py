@@ -1,13 +1,20 @@
 """Embeddings as matrices that can be compared: checked once, of one precision, on one device."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bdbnet.retrieval.on_device import looked_through, repeated_rows, squared_norms
+
 Array = np.ndarray | Tensor
+
+#: Devices whose tensors are compared by NumPy; those of others stay there as tensors.
+_NUMPY_DEVICES = ("cpu",)
 
 _ROWS_PER_PASS = 256  # rows that are widened to float64 at a time for their norms
 _LOST = (
@@ -27,7 +34,7 @@ def as_matrix(embeddings: Array, name: str) -> Array:
         if tensor.dtype in (torch.float16, torch.bfloat16):
             tensor = tensor.float()
         floating = tensor.dtype in (torch.float32, torch.float64)
-        matrix = tensor.numpy() if floating and tensor.device.type == "cpu" else tensor
+        matrix = tensor.numpy() if floating and tensor.device.type in _NUMPY_DEVICES else tensor
     else:
         matrix = np.asarray(embeddings)
         floating = matrix.dtype.kind == "f"
@@ -46,23 +53,23 @@ def as_matrix(embeddings: Array, name: str) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Embeddings that were looked through once.
+    """Embeddings that were looked through once: NumPy arrays, or tensors on the device of embeddings on a GPU.
 
     Attributes:
         matrix: (N, D), see `as_matrix`.
         norms: squared norms (N,) in the matrix's precision.
-        hashes: uint64 (N,), equal for equal rows.
+        hashes: 64-bit integers (N,), equal for equal rows.
         later, first: int64, the rows that repeat an earlier one, and the first such row of each.
         offset: (D,) in the matrix's precision: the mean embedding, where it is so much longer than the embeddings' spread that
             Euclidean distances would lose digits to rounding; else None. See `centred`.
     """
 
     matrix: Array
-    norms: np.ndarray
-    hashes: np.ndarray
-    later: np.ndarray
-    first: np.ndarray
-    offset: np.ndarray | None = None
+    norms: Array
+    hashes: Array
+    later: Array
+    first: Array
+    offset: Array | None = None
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -80,10 +87,25 @@ def prepared(embeddings: Array, name: str = "gallery") -> Prepared:
     precision, which `name` and its number name.
     """
     matrix = as_matrix(embeddings, name)
+    if isinstance(matrix, Tensor):
+        return _prepared_on_device(matrix, name)
     norms, hashes, offset = _norms_hashes_and_offset(matrix, name)
     later, first = _repeated_rows(matrix, hashes)
     norms[later] = norms[first]
     return Prepared(matrix, norms, hashes, later, first, offset)
+
+
+def _prepared_on_device(matrix: Tensor, name: str) -> Prepared:
+    # By Cauchy-Schwarz no element of a block can overflow below this bound.
+    found = looked_through(matrix, torch.finfo(matrix.dtype).max / 8, _LOST)
+    if found.bad_row is not None:
+        _refuse(
+            rows_of(matrix, slice(found.bad_row, found.bad_row + 1)), found.bad_row, found.bad_rows, len(matrix), name
+        )
+    later, first = repeated_rows(matrix, found.hashes)
+    norms = found.norms.to(matrix.dtype)
+    norms[later] = norms[first]
+    return Prepared(matrix, norms, found.hashes, later, first, found.mean.to(matrix.dtype) if found.far else None)
 
 
 def centred(query: Prepared, gallery: Prepared) -> tuple[Prepared, Prepared]:
@@ -100,19 +122,19 @@ def centred(query: Prepared, gallery: Prepared) -> tuple[Prepared, Prepared]:
     return there if query is gallery else moved(query, gallery.offset), there
 
 
-def moved(embeddings: Prepared, offset: np.ndarray) -> Prepared:
+def moved(embeddings: Prepared, offset: Any) -> Prepared:
     """Embeddings less an offset (D,)."""
-    matrix: Array
-    if isinstance(embeddings.matrix, Tensor):
-        matrix = embeddings.matrix - torch.from_numpy(offset).to(embeddings.matrix.device)
-    else:
-        matrix = embeddings.matrix - offset
+    matrix: Any = embeddings.matrix - offset
+    if isinstance(matrix, Tensor):
+        there = squared_norms(matrix).to(matrix.dtype)
+        there[embeddings.later] = there[embeddings.first]
+        return Prepared(matrix, there, embeddings.hashes, embeddings.later, embeddings.first)
     norms = np.empty(len(matrix))
     for begin in range(0, len(matrix), _ROWS_PER_PASS):
         part = slice(begin, begin + _ROWS_PER_PASS)
         wide = rows_of(matrix, part).astype(np.float64)
         np.einsum("ij,ij->i", wide, wide, out=norms[part])
-    norms = norms.astype(embeddings.norms.dtype)
+    norms = norms.astype(matrix.dtype)
     norms[embeddings.later] = norms[embeddings.first]
     return Prepared(matrix, norms, embeddings.hashes, embeddings.later, embeddings.first)
 
@@ -136,24 +158,31 @@ def compared(query: Array | Prepared, gallery: Array | Prepared) -> tuple[Prepar
 
 def joined(query: Prepared, gallery: Prepared) -> Prepared:
     """All images of two sets, queries first; equal rows are looked for in both together."""
-    matrix: Array
-    if isinstance(query.matrix, Tensor) and isinstance(gallery.matrix, Tensor):
-        matrix = torch.cat([query.matrix, gallery.matrix])
-    else:
-        matrix = np.concatenate([query.matrix, gallery.matrix])
-    norms, hashes = (np.concatenate(parts) for parts in ((query.norms, gallery.norms), (query.hashes, gallery.hashes)))
-    later, first = _repeated_rows(matrix, hashes)
+    parts = ((query.matrix, gallery.matrix), (query.norms, gallery.norms), (query.hashes, gallery.hashes))
+    matrix, norms, hashes = (_one_after_other(*part) for part in parts)
+    later, first = repeated_rows(matrix, hashes) if isinstance(matrix, Tensor) else _repeated_rows(matrix, hashes)
     norms[later] = norms[first]
     return Prepared(matrix, norms, hashes, later, first, gallery.offset)
+
+
+def _one_after_other(left: Any, right: Any) -> Any:
+    return torch.cat([left, right]) if isinstance(left, Tensor) else np.concatenate([left, right])
 
 
 def unit_rows(embeddings: Prepared, name: str) -> Prepared:
     """Embeddings at unit length.  Raises `ValueError` for a row of zeros."""
     refuse_zeros(embeddings.norms, name)
-    lengths, matrix = np.sqrt(embeddings.norms)[:, None], embeddings.matrix
-    return prepared(
-        matrix / (torch.from_numpy(lengths).to(matrix.device) if isinstance(matrix, Tensor) else lengths), name
-    )
+    matrix: Any = embeddings.matrix
+    return prepared(matrix / lengths(embeddings)[:, None], name)
+
+
+def lengths(embeddings: Prepared) -> Any:
+    """Norms (N,): NumPy, or a tensor on the embeddings' device."""
+    return embeddings.norms.sqrt() if isinstance(embeddings.norms, Tensor) else np.sqrt(embeddings.norms)
+
+
+def on_cpu(values: Array) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, Tensor) else values
 
 
 def rows_of(matrix: Array, index: slice | np.ndarray) -> np.ndarray:
@@ -177,10 +206,11 @@ def distances_between(left: np.ndarray, right: np.ndarray, distance: str) -> np.
     return squared / 2 if distance == "cosine" else np.sqrt(squared)
 
 
-def refuse_zeros(norms: np.ndarray, name: str) -> None:
+def refuse_zeros(norms: Array, name: str) -> None:
     """Raise `ValueError` where a squared norm is zero: such a row has no direction."""
     zero = norms == 0
     if zero.any():
+        zero = on_cpu(zero)
         raise ValueError(
             f"{name} embedding {int(np.argmax(zero))} is all zeros and so has no direction for the cosine distance "
             f"({int(zero.sum())} such rows of {len(norms)})"
@@ -202,7 +232,7 @@ def _matching(query: Array, gallery: Array) -> tuple[Array, Array]:
     raise ValueError(f"query embeddings are on {places[0]}, gallery embeddings on {places[1]}: move them to one device")
 
 
-def _norms_hashes_and_offset(matrix: Array, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _norms_hashes_and_offset(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Squared norms (N,), hashes (N,) that are equal for equal rows, and the offset (D,), see `Prepared`."""
     count, dimensions = matrix.shape
     norms = np.empty(count)
@@ -211,26 +241,42 @@ def _norms_hashes_and_offset(matrix: Array, name: str) -> tuple[np.ndarray, np.n
     bits = np.dtype(np.uint32 if matrix.dtype.itemsize == 4 else np.uint64)
     odd = np.arange(1, 2 * dimensions, 2, dtype=np.uint64)
     multipliers: np.ndarray = (odd * np.uint64(0x9E3779B97F4A7C15)).astype(bits)
-    for begin in range(0, count, _ROWS_PER_PASS):
+
+    def look(begin: int) -> np.ndarray:
         part = slice(begin, begin + _ROWS_PER_PASS)
-        rows = rows_of(matrix, part)
+        rows = np.ascontiguousarray(matrix[part])
         wide = rows.astype(np.float64)
         np.einsum("ij,ij->i", wide, wide, out=norms[part])
-        total += wide.sum(axis=0)
         # Integer arithmetic is exact, so equal rows have equal hashes wherever they lie in memory.
         hashes[part] = np.einsum("ij,j->i", rows.view(bits), multipliers)
-    dtype = rows.dtype
+        sums: np.ndarray = wide.sum(axis=0)
+        return sums
+
+    parts = range(0, count, _ROWS_PER_PASS)
+    threads = torch.get_num_threads()
+    if threads == 1 or len(parts) == 1:
+        for begin in parts:
+            total += look(begin)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            for sums in pool.map(look, parts):  # in order, so that no digit depends on the threads
+                total += sums
+    dtype = matrix.dtype
     # By Cauchy-Schwarz no element of a block can overflow below this bound.
     fine = norms <= np.finfo(dtype).max / 8
     if not fine.all():
         row = int(np.argmin(fine))
-        values = rows_of(matrix, slice(row, row + 1))
-        fault = "has a norm too large for " + str(dtype) if np.isfinite(values).all() else "contains NaN or infinity"
-        raise ValueError(f"{name} embedding {row} {fault} ({int((~fine).sum())} such rows of {count})")
+        _refuse(rows_of(matrix, slice(row, row + 1)), row, int((~fine).sum()), count, name)
     mean = total / count
     squared = float(mean @ mean)
     far = np.finfo(dtype).eps * squared > _LOST * (float(norms.mean()) - squared)
     return norms.astype(dtype), hashes, mean.astype(dtype) if far else None
+
+
+def _refuse(values: np.ndarray, row: int, faulty: int, count: int, name: str) -> NoReturn:
+    finite = np.isfinite(values).all()
+    fault = f"has a norm too large for {values.dtype}" if finite else "contains NaN or infinity"
+    raise ValueError(f"{name} embedding {row} {fault} ({faulty} such rows of {count})")
 
 
 def _repeated_rows(matrix: Array, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from bdbnet.renamed import accepts_former
 from bdbnet.retrieval.distances import distance_blocks
 from bdbnet.retrieval.knn import smallest
-from bdbnet.retrieval.matrices import Array, Prepared, compared, joined, prepared, refuse_zeros, rows_of
+from bdbnet.retrieval.matrices import Array, Prepared, compared, joined, on_cpu, prepared, refuse_zeros, rows_of
 
 _IMAGES_MB = 64  # nearest gallery images that are averaged at a time
 
@@ -149,11 +149,11 @@ def _expanded(
 
 
 def _means(query: Prepared, gallery: Prepared, near: np.ndarray, unit: bool, alpha: float) -> np.ndarray:
-    lengths = [np.ones_like(side.norms) for side in (query, gallery)]
+    lengths = [np.ones_like(on_cpu(side.norms)) for side in (query, gallery)]
     if unit or alpha > 0:
         for number, (side, name) in enumerate(((query, "query"), (gallery, "gallery"))):
             refuse_zeros(side.norms, name)
-            lengths[number] = np.sqrt(side.norms)
+            lengths[number] = np.sqrt(on_cpu(side.norms))
     expanded = np.empty(tuple(query.matrix.shape), lengths[0].dtype)
     at_once = max(1, _IMAGES_MB * 2**20 // (near.shape[1] * expanded.shape[1] * expanded.itemsize))
     for begin in range(0, len(near), at_once):

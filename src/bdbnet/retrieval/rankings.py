@@ -5,11 +5,13 @@ negative, and the results by pair of cameras, whichever is asked for.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from bdbnet.retrieval.distances import Block, on_cpu
+from bdbnet.retrieval.device_rankings import DeviceCameras, DeviceExtremes, DeviceNearest
+from bdbnet.retrieval.distances import Block
 from bdbnet.retrieval.knn import smallest
 from bdbnet.retrieval.matches import Matches
 from bdbnet.retrieval.matrices import Array, Prepared, compared, distances_between, rows_of
@@ -139,17 +141,26 @@ def rank_queries(
     query, gallery = compared(query, gallery)
     asked, shown = search.asked(query, gallery)
     blocks: Iterable[tuple[int, Block]] = search.order(asked, shown)
-    by_camera = _ByCamera(matches) if camera_pairs else None
-    nearest = _Nearest(matches, len(query), top_k) if top_k else None
-    extremes = _Extremes(matches, len(query)) if facts else None
+    on_device = isinstance(query.matrix, Tensor)
+    by_camera = _ByCamera(matches, on_device=on_device) if camera_pairs else None
+    nearest: Any = None
+    extremes: Any = None
+    if top_k:
+        nearest = DeviceNearest(matches, top_k) if on_device else _Nearest(matches, len(query), top_k)
+    if facts:
+        extremes = DeviceExtremes(matches) if on_device else _Extremes(matches, len(query))
     # In this order: cameras read whole rows, the others leave out what does not count for a query.
     if seen := [watcher.see for watcher in (by_camera, nearest, extremes) if watcher is not None]:
         blocks = _shown(blocks, seen)
     ranks = positive_ranks(blocks, matches, nearest_only=nearest_only and not facts)
     return Rankings(
         ranks,
-        None if nearest is None else nearest.result(query, gallery, search.distance),
-        None if extremes is None else extremes.result(ranks, ap_at, search, asked, shown),
+        None if nearest is None else TopK(*nearest.result(query.matrix, gallery.matrix, search.distance)),
+        None
+        if extremes is None
+        else _facts(
+            ranks, ap_at, *extremes.result(asked.matrix, shown.matrix, None if search.rerank else search.distance)
+        ),
         None if by_camera is None else by_camera.result(),
     )
 
@@ -200,14 +211,13 @@ def top_k(
 
 
 def _shown(
-    blocks: Iterable[tuple[int, Block]], seen: Sequence[Callable[[int, np.ndarray], None]]
-) -> Iterator[tuple[int, np.ndarray]]:
+    blocks: Iterable[tuple[int, Block]], seen: Sequence[Callable[[int, Any], None]]
+) -> Iterator[tuple[int, Block]]:
     """The blocks, each shown to all of `seen` first."""
     for begin, block in blocks:
-        rows = on_cpu(block)
         for see in seen:
-            see(begin, rows)
-        yield begin, rows
+            see(begin, block)
+        yield begin, block
 
 
 class _Nearest:
@@ -224,11 +234,11 @@ class _Nearest:
         counts = np.take_along_axis(block, near, 1) < np.inf
         self._indices[begin : begin + len(block), : near.shape[1]] = np.where(counts, near, -1)
 
-    def result(self, query: Prepared, gallery: Prepared, distance: str) -> TopK:
+    def result(self, query: Any, gallery: Any, distance: str) -> tuple[np.ndarray, np.ndarray]:
         rows, places = np.nonzero(self._indices >= 0)
-        distances = np.full(self._indices.shape, np.inf, query.norms.dtype)
+        distances = np.full(self._indices.shape, np.inf, query.dtype)
         distances[rows, places] = _distances(query, gallery, rows, self._indices[rows, places], distance)
-        return TopK(self._indices, distances)
+        return self._indices, distances
 
 
 class _Extremes:
@@ -257,26 +267,30 @@ class _Extremes:
     def _note(self, kind: int, queries: np.ndarray, indices: np.ndarray, values: np.ndarray) -> None:
         self._indices[kind, queries], self._values[kind, queries] = indices, values
 
-    def result(
-        self, ranks: PositiveRanks, ap_at: int | None, search: Search, asked: Prepared, gallery: Prepared
-    ) -> QueryFacts:
-        if not search.rerank:
+    def result(self, query: Any, gallery: Any, distance: str | None) -> tuple[np.ndarray, np.ndarray]:
+        if distance is not None:
             for indices, values in zip(self._indices, self._values):
                 there = np.flatnonzero(indices >= 0)
-                values[there] = _distances(asked, gallery, there, indices[there], search.distance)
-        (match, negative), (match_distance, negative_distance) = self._indices, self._values
-        return QueryFacts(
-            ranks.counts, ranks.average_precision(ap_at), ranks.inverse_penalty(), *ranks.precision_at_r(), ranks.nearest,
-            ranks.farthest, match, match_distance, negative, negative_distance,
-        )  # fmt: skip
+                values[there] = _distances(query, gallery, there, indices[there], distance)
+        return self._indices, self._values
 
 
-def _distances(query: Prepared, gallery: Prepared, rows: np.ndarray, columns: np.ndarray, distance: str) -> np.ndarray:
+def _facts(ranks: PositiveRanks, ap_at: int | None, indices: np.ndarray, values: np.ndarray) -> QueryFacts:
+    (match, negative), (match_distance, negative_distance) = indices, values
+    return QueryFacts(
+        ranks.counts, ranks.average_precision(ap_at), ranks.inverse_penalty(), *ranks.precision_at_r(), ranks.nearest,
+        ranks.farthest, match, match_distance, negative, negative_distance,
+    )  # fmt: skip
+
+
+def _distances(
+    query: np.ndarray, gallery: np.ndarray, rows: np.ndarray, columns: np.ndarray, distance: str
+) -> np.ndarray:
     """Distances (N,) float64 of pairs of a query and a gallery image, accurate near zero."""
     values = np.empty(len(rows))
     for begin in range(0, len(rows), _PAIRS_AT_ONCE):
         part = slice(begin, begin + _PAIRS_AT_ONCE)
-        pair = rows_of(query.matrix, rows[part]), rows_of(gallery.matrix, columns[part])
+        pair = rows_of(query, rows[part]), rows_of(gallery, columns[part])
         values[part] = distances_between(*pair, distance)
     return values
 
@@ -288,7 +302,7 @@ class _ByCamera:
     in itself.
     """
 
-    def __init__(self, matches: Matches) -> None:
+    def __init__(self, matches: Matches, *, on_device: bool) -> None:
         if matches.query_cameras is None or matches.gallery_cameras is None:
             raise ValueError("results by pair of cameras need the cameras of queries and gallery")
         self._query_cameras, self._row = np.unique(matches.query_cameras, return_inverse=True)
@@ -301,18 +315,26 @@ class _ByCamera:
             for images in self._images
         ]  # fmt: skip
         self._sums = np.zeros((3, len(self._query_cameras), len(self._gallery_cameras)))
+        self._on_device = DeviceCameras(self._images, self._matches) if on_device else None
 
-    def see(self, begin: int, block: np.ndarray) -> None:
+    def see(self, begin: int, block: Any) -> None:
+        if self._on_device is not None:
+            self._on_device.see(begin, block)
+            return
         for column, (images, matches) in enumerate(zip(self._images, self._matches, strict=True)):
             part = np.take(block, images, axis=1)  # a copy, and its rows in one piece
-            found = positive_ranks([(begin, part)], matches)
-            answered = np.flatnonzero(found.counts > 0)
-            hits, precision = found.nearest[answered] == 1, found.average_precision()[answered]
-            rows = self._row[begin + answered]
-            for sums, values in zip(self._sums, (np.ones(len(rows)), hits, precision), strict=True):
-                np.add.at(sums[:, column], rows, values)
+            self._count(column, begin, positive_ranks([(begin, part)], matches))
+
+    def _count(self, column: int, begin: int, found: PositiveRanks) -> None:
+        answered = np.flatnonzero(found.counts > 0)
+        hits, precision = found.nearest[answered] == 1, found.average_precision()[answered]
+        rows = self._row[begin + answered]
+        for sums, values in zip(self._sums, (np.ones(len(rows)), hits, precision), strict=True):
+            np.add.at(sums[:, column], rows, values)
 
     def result(self) -> CameraPairs:
+        for column, found in enumerate(self._on_device.result() if self._on_device is not None else ()):
+            self._count(column, 0, found)
         queries, hits, precision = self._sums
         with np.errstate(invalid="ignore"):
             rank1, mean_ap = hits / queries, precision / queries

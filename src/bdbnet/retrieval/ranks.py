@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdbnet.retrieval.device_ranks import DeviceRanks
 from bdbnet.retrieval.distances import Block
 from bdbnet.retrieval.matches import Matches, Ragged
 
@@ -94,21 +95,25 @@ def positive_ranks(
     in the gallery. A query without a positive has no ranks.
 
     Args:
-        blocks: `(first query, distances (queries, G))` in query order, NumPy, or torch to count on the tensor's device;
-            any distance where smaller is nearer. Distances of positives and of images left out are overwritten.
+        blocks: `(first query, distances (queries, G))` in query order, all NumPy, or all torch to count on the tensors'
+            device (with further columns of infinity or without); any distance where smaller is nearer. Distances of
+            positives and of images left out are overwritten.
         matches: positives and left-out images of each query.
         nearest_only: give the rank of the nearest positive alone, which is cheaper.
     """
     found: list[tuple[np.ndarray, np.ndarray]] = []
+    on_device: DeviceRanks | None = None
     with _threads() as threads:
         for begin, block in blocks:
             if isinstance(block, Tensor):
-                chosen = matches.of_queries(begin, begin + len(block))
-                found.append(_ranks_on_device(block, *chosen, nearest_only=nearest_only))
+                on_device = on_device or DeviceRanks(matches, nearest_only=nearest_only)
+                on_device.add(begin, block)
                 continue
             rank = partial(_ranks_of_some, block, begin, matches, nearest_only)
             parts = range(0, len(block), _ROWS)
             found += map(rank, parts) if threads is None or len(parts) == 1 else threads.map(rank, parts)
+    if on_device is not None:
+        found.append(on_device.result())
     counts = np.concatenate([count for _, count in found])
     return PositiveRanks(np.concatenate([ranks for ranks, _ in found]), np.r_[0, np.cumsum(counts)])
 
@@ -164,42 +169,11 @@ def _before(row: np.ndarray, own: np.ndarray, columns: np.ndarray) -> np.ndarray
     if len(own) == 1:  # comparing twice costs less than picking out the nearer images
         before, tied = np.array([np.count_nonzero(row < own)]), bool((row == own).any())
     else:
-        others = row[row <= own[-1]]
-        others.sort()
+        near = row <= own[-1]
+        # Where most images are near, picking them out takes nearly as long as sorting; NaN comes last.
+        others = np.sort(row) if 2 * np.count_nonzero(near) > len(row) else np.sort(row[near])
         before = others.searchsorted(own)
         tied = bool((others.searchsorted(own, "right") != before).any())
     if tied:  # the gallery's order decides
         before += [np.count_nonzero(row[:column] == value) for column, value in zip(columns, own)]
     return before
-
-
-def _ranks_on_device(
-    block: Tensor, positives: Ragged, left_out: Ragged, *, nearest_only: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """`_ranks_in_rows` for distances on a GPU, which are compared there; only counts come back."""
-    device = block.device
-    counts = np.minimum(positives.counts, 1) if nearest_only else positives.counts
-    block[_places(left_out, device)] = torch.inf
-    most = int(positives.counts.max())
-    if most == 0:
-        return np.empty(0, np.int64), counts
-    there = torch.arange(most) < torch.from_numpy(positives.counts)[:, None]
-    columns = torch.zeros((len(block), most), dtype=torch.int64)
-    columns[there] = torch.from_numpy(positives.columns)
-    there, columns = there.to(device), columns.to(device)
-    limits, order = block.gather(1, columns).masked_fill(~there, torch.inf).sort(dim=1, stable=True)
-    columns = columns.gather(1, order)
-    if nearest_only:
-        there, limits, columns = there[:, :1], limits[:, :1], columns[:, :1]
-    else:
-        block[_places(positives, device)] = torch.nan
-    ranks = torch.arange(1, limits.shape[1] + 1, device=device).repeat(len(block), 1)
-    gallery = torch.arange(block.shape[1], device=device)
-    for number in range(limits.shape[1]):
-        limit, own = limits[:, number, None], columns[:, number, None]
-        ranks[:, number] += ((block < limit) | ((block == limit) & (gallery < own))).sum(1)
-    return ranks[there].cpu().numpy(), counts
-
-
-def _places(chosen: Ragged, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(chosen.rows).to(device), torch.from_numpy(chosen.columns).to(device)

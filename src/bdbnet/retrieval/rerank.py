@@ -8,19 +8,26 @@ no matrix of queries and gallery against themselves is held.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 from tqdm import tqdm
 
-from bdbnet.retrieval.distances import distance_blocks
+from bdbnet.retrieval.device_knn import DeviceNeighbours, neighbours_on_device
+from bdbnet.retrieval.device_rerank import Encodings, Overlaps, encodings
+from bdbnet.retrieval.distances import Block, distance_blocks, native_blocks, rows_in_block
 from bdbnet.retrieval.knn import nearest_neighbours, smallest
-from bdbnet.retrieval.matrices import Array, Prepared, centred, compared, joined, rows_of
+from bdbnet.retrieval.matrices import Array, Prepared, centred, compared, joined, on_cpu, rows_of
 
-_PAIRS_MB = 16  # differences of pairs of embeddings that are taken at a time
+_PAIRS_MB = 16  # differences of pairs of embeddings that are taken at a time,
+_PAIRS_ON_DEVICE_MB = 256  # on a GPU
+_KEPT_MB = 256  # distances of queries to the gallery that are kept from the search for neighbours,
+_BLOCK_MB = 32  # and are mixed with Jaccard distances at a time
 _QUERIES = 32  # queries whose encodings are compared at a time
 
 
@@ -94,8 +101,8 @@ def k_reciprocal_rerank(
     distances = np.empty((0, 0))
     for begin, block in blocks:
         if begin == 0:
-            distances = np.empty((len(query), len(gallery)), block.dtype)
-        distances[begin : begin + len(block)] = block
+            distances = np.empty((len(query), len(gallery)), on_cpu(block[:0]).dtype)
+        distances[begin : begin + len(block)] = on_cpu(block[:, : len(gallery)])
     return distances
 
 
@@ -106,43 +113,49 @@ def reranked_blocks(
     *,
     chunk_memory_mb: float | None = None,
     progress: bool = False,
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[int, Block]]:
     """`k_reciprocal_rerank` in blocks `(first query, distances (queries, G))`, as `positive_ranks` takes them.
 
-    The call itself checks what it is given; encodings are computed when the first block is asked for. The next block
-    overwrites the last one, so the caller may write into it and must not keep it.
+    Blocks of embeddings on a GPU stay there and have further columns of infinity, see `native_blocks`. The call itself checks
+    what it is given; encodings are computed when the first block is asked for. The next block overwrites the last one, so the
+    caller may write into it and must not keep it.
     """
     query, gallery = centred(*compared(query, gallery))
     settings.neighbours_in(len(query) if query is gallery else len(query) + len(gallery))
-    distances = distance_blocks(query, gallery, chunk_memory_mb=chunk_memory_mb)
-    return _reranked(query, gallery, distances, settings, chunk_memory_mb, progress)
+    rows_in_block(query.matrix, gallery.matrix, chunk_memory_mb)  # refuses memory that does not hold one query
+    if isinstance(query.matrix, Tensor):
+        there = native_blocks(query, gallery, "euclidean", chunk_memory_mb=chunk_memory_mb)
+        return _reranked_on_device(query, gallery, there, settings, chunk_memory_mb, progress)
+    return _reranked(query, gallery, settings, chunk_memory_mb, progress)
 
 
 def _reranked(
     query: Prepared,
     gallery: Prepared,
-    distances: Iterator[tuple[int, np.ndarray]],
     settings: KReciprocal,
     chunk_memory_mb: float | None,
     progress: bool,
 ) -> Iterator[tuple[int, np.ndarray]]:
     queries, lambda_value, same_set = len(query), settings.lambda_value, query is gallery
-    norms = query.norms
-    total = queries + (queries if same_set else queries + len(gallery))
-    with tqdm(total=total, desc="re-ranking", unit=" images", disable=None if progress else True) as bar:
+    norms = on_cpu(query.norms)
+    # The search for neighbours computes the distances of queries to the gallery too: where they fit, they are kept.
+    kept = None if same_set else _Kept.where_it_fits(query, gallery, chunk_memory_mb)
+    with _bar(query, gallery, progress) as bar:
         images = query if same_set else joined(query, gallery)
-        encodings, scale = _encoded(images, settings, chunk_memory_mb, bar)
+        encodings, scale = _encoded(images, settings, chunk_memory_mb, bar, kept)
         del images
         by_entry = _by_entry(encodings if same_set else encodings[queries:])
         factors = (lambda_value / scale[:queries]).astype(scale.dtype)
         jaccard = np.empty((0, by_entry.shape[1]), norms.dtype)
-        for begin, block in distances:
+        found = kept.blocks() if kept is not None and kept.complete else None
+        for begin, block in found or distance_blocks(query, gallery, chunk_memory_mb=chunk_memory_mb):
             part = slice(begin, begin + len(block))
             if len(jaccard) != len(block):
                 jaccard = np.empty_like(block)
             _jaccard_distances(encodings[part], by_entry, jaccard)
-            block += norms[part, None]
-            np.maximum(block, 0, out=block)  # rounding
+            if found is None:
+                block += norms[part, None]
+                np.maximum(block, 0, out=block)  # rounding
             block *= factors[part, None]
             jaccard *= 1 - lambda_value
             block += jaccard
@@ -150,16 +163,100 @@ def _reranked(
             yield begin, block
 
 
+class _Kept:
+    """Squared distances (Q, G) of queries to gallery images, taken from those of all images among themselves, queries first."""
+
+    def __init__(self, queries: int, images: int, dtype: np.dtype) -> None:
+        self._squared = np.empty((queries, images), dtype)
+        self._filled = 0
+
+    @classmethod
+    def where_it_fits(cls, query: Prepared, gallery: Prepared, chunk_memory_mb: float | None) -> "_Kept | None":
+        """None where the distances would take more memory than one block may."""
+        dtype = on_cpu(query.norms).dtype
+        room = (_KEPT_MB if chunk_memory_mb is None else chunk_memory_mb) * 2**20
+        return cls(len(query), len(gallery), dtype) if len(query) * len(gallery) * dtype.itemsize <= room else None
+
+    def see(self, begin: int, block: np.ndarray) -> None:
+        queries = len(self._squared)
+        rows = min(len(block), queries - begin)
+        if rows > 0:
+            self._squared[begin : begin + rows] = block[:rows, queries - begin :]
+            self._filled += rows
+
+    @property
+    def complete(self) -> bool:
+        return self._filled == len(self._squared)
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        rows = max(_QUERIES, _BLOCK_MB * 2**20 // self._squared[:1].nbytes)
+        return ((begin, self._squared[begin : begin + rows]) for begin in range(0, len(self._squared), rows))
+
+
+def _bar(query: Prepared, gallery: Prepared, progress: bool) -> "tqdm[Any]":
+    total = len(query) + (len(query) if query is gallery else len(query) + len(gallery))
+    return tqdm(total=total, desc="re-ranking", unit=" images", disable=None if progress else True)
+
+
+def _reranked_on_device(
+    query: Prepared,
+    gallery: Prepared,
+    distances: Iterator[tuple[int, Block]],
+    settings: KReciprocal,
+    chunk_memory_mb: float | None,
+    progress: bool,
+) -> Iterator[tuple[int, Tensor]]:
+    norms, count = cast(Tensor, query.norms), len(gallery)
+    with _bar(query, gallery, progress) as bar:
+        images = query if query is gallery else joined(query, gallery)
+        near = neighbours_on_device(images, settings.neighbours_in(len(images)), chunk_memory_mb, bar.update)
+        scale = torch.where(near.largest > 0, near.largest, 1)
+        squared = partial(_squared_on_device, cast(Tensor, images.matrix), near)
+        encoded = encodings(near.indices, squared, scale, settings.k1, settings.k2)
+        shown = Encodings(*(rows[len(images) - count :] for rows in encoded))
+        overlaps = Overlaps(shown, len(images))
+        del images, squared, near, shown
+        for begin, block in distances:
+            part = slice(begin, begin + len(block))
+            block = cast(Tensor, block)
+            mixed = block[:, :count]
+            shared = torch.empty(mixed.shape, dtype=mixed.dtype, device=mixed.device)
+            overlaps.shared(Encodings(encoded.entries[part], encoded.weights[part]), shared)
+            # Encodings sum to 1, so what two of them cover together is 2 less what they share.
+            jaccard = shared.div_(2 - shared).neg_().add_(1)
+            mixed.add_(norms[part, None]).clamp_(min=0).mul_(settings.lambda_value / scale[part, None])
+            mixed.add_(jaccard, alpha=1 - settings.lambda_value)
+            bar.update(len(block))
+            yield begin, block
+
+
+def _squared_on_device(matrix: Tensor, near: DeviceNeighbours, part: slice, entries: Tensor) -> Tensor:
+    """Squared distances (n, E) of some images to others, looked up where one is among the other's nearest."""
+    own = torch.arange(part.start, part.stop, device=entries.device)
+    found = torch.empty(entries.shape, dtype=near.squared.dtype, device=entries.device)
+    at_once = max(1, _PAIRS_ON_DEVICE_MB * 2**20 // (entries.shape[1] * matrix.shape[1] * matrix.element_size()))
+    for begin in range(0, len(own), at_once):
+        some, others = own[begin : begin + at_once], entries[begin : begin + at_once]
+        here = others[:, :, None] == near.indices[some][:, None]
+        there = near.indices[others] == some[:, None, None]
+        apart = (matrix[some][:, None] - matrix[others]).square_().sum(2)
+        apart = torch.where(there.any(2), (near.squared[others] * there).sum(2), apart)
+        found[begin : begin + at_once] = torch.where(here.any(2), (near.squared[some][:, None] * here).sum(2), apart)
+    return found
+
+
 def _encoded(
-    images: Prepared, settings: KReciprocal, chunk_memory_mb: float | None, bar: "tqdm[Any]"
+    images: Prepared, settings: KReciprocal, chunk_memory_mb: float | None, bar: "tqdm[Any]", kept: "_Kept | None"
 ) -> tuple[csr_array, np.ndarray]:
     """Encodings (N, N), and the squared distance (N,) by which each image's distances are divided."""
     needed = settings.neighbours_in(len(images))
-    near = nearest_neighbours(images, needed, chunk_memory_mb=chunk_memory_mb, progress=bar.update)
+    see = None if kept is None else kept.see
+    near = nearest_neighbours(images, needed, chunk_memory_mb=chunk_memory_mb, progress=bar.update, see=see)
+    matrix = on_cpu(images.matrix)
     scale = np.where(near.largest > 0, near.largest, 1)
 
     def scaled(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        squared = _squared_distances(images.matrix, rows, columns, near.indices, near.squared)
+        squared = _squared_distances(matrix, rows, columns, near.indices, near.squared)
         squared /= scale[rows]
         return squared
 
@@ -217,7 +314,7 @@ def k_reciprocal_rerank_distances(
 
 
 def _squared_distances(
-    images: Array, rows: np.ndarray, columns: np.ndarray, near: np.ndarray, near_squared: np.ndarray
+    images: np.ndarray, rows: np.ndarray, columns: np.ndarray, near: np.ndarray, near_squared: np.ndarray
 ) -> np.ndarray:
     """Squared Euclidean distances of pairs of images, looked up where one is among the other's nearest."""
     count = len(images)

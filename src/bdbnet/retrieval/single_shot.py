@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bdbnet.renamed import accepts_former
-from bdbnet.retrieval.distances import on_cpu
 from bdbnet.retrieval.matches import Matches
-from bdbnet.retrieval.matrices import Array, Prepared, compared
+from bdbnet.retrieval.matrices import Array, Prepared, compared, on_cpu
 from bdbnet.retrieval.metrics import checked_cutoffs
 from bdbnet.retrieval.search import Search
 
@@ -77,7 +76,7 @@ def single_shot_ranks(
     hits = dict.fromkeys(cutoffs, 0.0)
     valid = 0
     for begin, block in search.order(query, gallery):
-        for number, row in enumerate(on_cpu(block), begin):
+        for number, row in enumerate(on_cpu(block)[:, : len(gallery)], begin):
             positives = matches.of(number)[0]
             if len(positives) == 0:
                 continue

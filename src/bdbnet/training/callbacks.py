@@ -16,7 +16,7 @@ from bdbnet.files import is_about_writing, write_atomically
 from bdbnet.loading import ReIDDataModule
 from bdbnet.results import BEST, HISTORY, LAST
 from bdbnet.stopping import Stopped
-from bdbnet.training.distributed import gather, world_size
+from bdbnet.training.distributed import gather, largest_of_ranks, texts_of_ranks, world_size
 from bdbnet.training.host_copy import HostCopy
 
 
@@ -24,8 +24,12 @@ class TrainingError(RuntimeError):
     """Training that can't continue; the message says where it stopped and what to do."""
 
 
+class NotFiniteError(TrainingError):
+    """The loss is NaN or infinite on one of the ranks, which all of them know: the first one says it."""
+
+
 class FiniteLossGuard(Callback):
-    """Stops at a loss that is NaN or infinite, before a checkpoint is written from it.
+    """Stops all ranks at a loss that is NaN or infinite on one of them, before a checkpoint is written from it.
 
     Whether a step's loss is finite is copied to the host while the next step runs and looked at after that, so that the host
     never waits for work that it has just queued. The error names epoch, step, loss parts and the batch's images.
@@ -38,9 +42,9 @@ class FiniteLossGuard(Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs["loss"].detach()
-        finite = HostCopy(torch.isfinite(loss))
+        bad = HostCopy(largest_of_ranks((~torch.isfinite(loss)).int()))
         self._check(trainer)
-        self._pending = _Step(trainer.current_epoch, batch_idx, finite, loss, outputs["parts"], batch["index"])
+        self._pending = _Step(trainer.current_epoch, batch_idx, bad, loss, outputs["parts"], batch["index"])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._check(trainer)
@@ -53,22 +57,27 @@ class FiniteLossGuard(Callback):
 
     def _check(self, trainer: pl.Trainer) -> None:
         step, self._pending = self._pending, None
-        if step is None or step.finite.value:
+        if step is None or not step.bad.value:
             return
-        shown = ", ".join(f"{name} = {part.item():.4g}" for name, part in step.parts.items())
-        paths = [str(path) for path in cast(Any, trainer).datamodule.train_paths(step.rows.tolist())]
-        listed = "\n  ".join(paths[:8] + ([f"... and {len(paths) - 8} more"] if len(paths) > 8 else []))
-        last = Path(trainer.default_root_dir) / LAST
+        found = texts_of_ranks("" if torch.isfinite(step.loss) else self._described(step, trainer))
+        text = next(text for text in found if text)
         advice = "No epoch was finished. Lower optimizer.lr, or try trainer.gradient_clip_val=1 or trainer.precision=32-true."
+        last = Path(trainer.default_root_dir) / LAST
         if last.is_file():
             advice = (
                 f"The last good checkpoint is {last}. Resume with ckpt_path=<that file> and trainer.gradient_clip_val=1 or "
                 "trainer.precision=32-true, or lower optimizer.lr in a new run with backbone.weights=<that file>."
             )
-        raise TrainingError(
-            f"the loss is {step.loss.item()} in epoch {step.epoch + 1}, step {step.batch + 1} ({shown}).\n"
-            f"Images of the batch:\n  {listed}\n{advice}"
-        )
+        raise NotFiniteError(f"{text}\n{advice}")
+
+    def _described(self, step: "_Step", trainer: pl.Trainer) -> str:
+        shown = ", ".join(f"{name} = {part.item():.4g}" for name, part in step.parts.items())
+        paths = [str(path) for path in cast(Any, trainer).datamodule.train_paths(step.rows.tolist())]
+        listed = "\n  ".join(paths[:8] + ([f"... and {len(paths) - 8} more"] if len(paths) > 8 else []))
+        where = f"epoch {step.epoch + 1}, step {step.batch + 1}"
+        if trainer.world_size > 1:
+            where += f", on process {trainer.global_rank + 1} of {trainer.world_size}"
+        return f"the loss is {step.loss.item()} in {where} ({shown}).\nImages of the batch:\n  {listed}"
 
 
 class _Step(NamedTuple):
@@ -76,7 +85,7 @@ class _Step(NamedTuple):
 
     epoch: int
     batch: int
-    finite: HostCopy
+    bad: HostCopy
     loss: Tensor
     parts: dict[str, Tensor]
     rows: Tensor

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdbnet.config import is_ours
-from bdbnet.training.distributed import gather, gather_with_gradient
+from bdbnet.training.distributed import gather, gather_with_gradient, world_size
 
 MetricLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -74,16 +74,34 @@ class BranchLosses(nn.Module):
         Returns:
             The weighted sum, and each unweighted part under ``<name>_<branch>`` or ``softmax_<branch>``.
         """
+        return self.total(outputs, labels, *self.of_all_ranks(outputs, labels))
+
+    def of_own_rank(self, outputs: Mapping[str, Any], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Branch name -> embeddings (N, D) for the metric loss, in float32 at least; and their labels (N,)."""
+        found = {name: output.embedding for name, output in outputs.items() if output.embedding is not None}
+        if self.metric is None:
+            return {}, labels
+        # Widened before the ranks' gradients are summed, not after.
+        return {name: part if part.dtype == torch.float64 else part.float() for name, part in found.items()}, labels
+
+    def of_all_ranks(self, outputs: Mapping[str, Any], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The same over the images of all ranks, in rank order; gradients flow back to every rank."""
+        embeddings, labels = self.of_own_rank(outputs, labels)
+        if self.metric is None or world_size() == 1:
+            return embeddings, labels
+        every_label = gather(labels)
+        return {name: gather_with_gradient(embedding) for name, embedding in embeddings.items()}, every_label
+
+    def total(
+        self, outputs: Mapping[str, Any], labels: Tensor, embeddings: Mapping[str, Tensor], every_label: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The result of `forward` from outputs and labels of this rank, and embeddings and labels `of_all_ranks`."""
         parts: dict[str, Tensor] = {}
         terms: list[Tensor] = []
-        every_label = gather(labels) if self.metric is not None else labels
         for branch, output in outputs.items():
-            if self.metric is not None and output.embedding is not None:
-                embedding = output.embedding
-                # Widened before the ranks' gradients are summed, not after.
-                embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
+            if branch in embeddings:
                 metric = self.metric[branch] if self._by_branch else self.metric
-                loss = metric_loss(metric, gather_with_gradient(embedding), every_label)
+                loss = metric_loss(metric, embeddings[branch], every_label)
                 parts[f"{self.name}_{branch}"] = loss
                 terms.append(self.metric_weight * loss)
             if self.softmax_weight and output.logits is not None:

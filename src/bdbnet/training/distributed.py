@@ -15,6 +15,30 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def all_agree(own: bool, device: torch.device) -> bool:
+    """Whether it holds on every rank.  All of them have to ask, and wait for one another."""
+    if world_size() == 1:
+        return own
+    holds = torch.tensor(int(own), device=device)
+    dist.all_reduce(holds, dist.ReduceOp.MIN)
+    return bool(holds.item())
+
+
+def largest_of_ranks(values: Tensor) -> Tensor:
+    """The largest of all ranks' numbers, in place, without waiting for the device."""
+    if world_size() > 1:
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
+def texts_of_ranks(own: str) -> list[str]:
+    """A text of every rank, in rank order."""
+    texts: list[Any] = [own] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(texts, own)
+    return texts
+
+
 class AnyRank:
     """The largest of all ranks' numbers: what only one rank may have noticed.
 

@@ -14,6 +14,7 @@ from bdbnet.models.weights import digests_of
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.objective import ParameterGroups
 from bdbnet.training.schedules import LearningRate
+from bdbnet.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Recipe:
         optimizer: `parameters or groups of them -> Optimizer`.
         schedule: how the learning rate changes during a run; None: not at all.
         backbone_rate: learning rate of the backbone as a factor of the optimizer's; None: the same.
-        compile: run the training step's forward pass through `torch.compile`.
+        compile: the training step goes through `torch.compile`, see `TrainingStep`; a text is its mode.
     """
 
     criterion: BranchLosses
     optimizer: Callable[[ParameterGroups], torch.optim.Optimizer]
     schedule: LearningRate | None = None
     backbone_rate: float | None = None
-    compile: bool = False
+    compile: bool | str = False
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,8 @@ class TrainingModule(EvaluationModule):
         self.recipe = recipe
         self.record = record
         self.criterion = recipe.criterion
-        # A method, not a submodule: compiled or not, checkpoints have the same keys.
-        forward = self.network.forward
         self.has_begun = False
-        self._train_forward = torch.compile(forward) if recipe.compile else forward
+        self.step = TrainingStep(self.network, self.criterion, recipe.compile)
 
     def on_fit_start(self) -> None:
         for layer in self.network.modules():
@@ -89,7 +88,7 @@ class TrainingModule(EvaluationModule):
             begin(self.current_epoch, self.trainer.max_epochs)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> dict[str, Any]:
-        loss, parts = self.criterion(self._train_forward(batch["image"]), batch["label"])
+        loss, parts = self.step(batch)
         values = {"loss": loss.detach()} | {f"loss/{name}": part.detach() for name, part in parts.items()}
         several = self.trainer.world_size > 1
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch["label"]), sync_dist=several)
@@ -133,3 +132,9 @@ class TrainingModule(EvaluationModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Evaluated metrics belong to the epoch that was evaluated, not to the one that a run resumes at.
         self.metrics, self.plain_metrics, self.metrics_epoch = {}, None, None
+        # How the optimizer does its arithmetic is this run's choice; it has to be known before its state is read.
+        own = self.recipe.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
+        for state in checkpoint.get("optimizer_states", []):
+            for group in state["param_groups"]:
+                if "fused" in group:
+                    group["fused"] = own.get("fused")

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from bdbnet.config import ConfigError, flatten
 from bdbnet.evaluation.load import trained_with
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
-from bdbnet.results import BEST, HISTORY, LABEL_NAMES, LAST, PREVIOUS, REPORT, RESULT, TOP_K
+from bdbnet.results import BEST, HISTORY, LABEL_NAMES, LAST, PER_QUERY, PREVIOUS, REPORT, RESULT, TOP_K
 from bdbnet.settings import is_whole, setting_of
 from bdbnet.training.checkpoints import REQUEUED, clear_auxiliary
 from bdbnet.training.module import TrainingModule
@@ -54,7 +54,7 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
 
 def clear_folder(folder: Path) -> None:
     """Remove the files of an earlier run."""
-    for name in (LAST, BEST, RESULT, HISTORY, TOP_K, LABEL_NAMES, REPORT):
+    for name in (LAST, BEST, RESULT, HISTORY, TOP_K, PER_QUERY, LABEL_NAMES, REPORT):
         (folder / name).unlink(missing_ok=True)
     clear_auxiliary(folder)
 
@@ -104,7 +104,9 @@ def _is_requeued(folder: Path, *, overwrite: bool) -> bool:
     return any(folder.glob(REQUEUED)) or (_has_checkpoint(folder) and not overwrite)
 
 
-def check_resumable(module: TrainingModule, path: Path, ranks: int = 1, *, other_ranks: bool = False) -> None:
+def check_resumable(
+    module: TrainingModule, path: Path, ranks: int = 1, *, other_ranks: bool = False, same_on_ranks: bool = False
+) -> None:
     """Refuse a checkpoint that this run can't resume from, before anything is changed.
 
     The state of the optimizer and the schedule comes from the checkpoint, so the settings that shape it have to be the same.
@@ -112,6 +114,8 @@ def check_resumable(module: TrainingModule, path: Path, ranks: int = 1, *, other
     Args:
         ranks: processes that train together now.
         other_ranks: there may have been another number of them.
+        same_on_ranks: batch-norm statistics are those of all processes' images; if the checkpoint's were too, as one
+            process's always are, any number may resume.
 
     Raises:
         CheckpointError: damaged, of another network, or without optimizer state.
@@ -140,10 +144,18 @@ def check_resumable(module: TrainingModule, path: Path, ranks: int = 1, *, other
             f"weights with backbone.weights={path}"
         )
     before = _ranks(checkpoint["bdbnet"])
-    if before not in (None, ranks) and not other_ranks:
+    synced = bool(settings.get("trainer", {}).get("sync_batchnorm"))
+    if other_ranks or ((synced or before == 1) and (same_on_ranks or ranks == 1)):
+        return  # statistics were those of all images, and will be
+    if before not in (None, ranks):
         raise ConfigError(
             f"{path} was trained by {_processes(before)}, this run has {ranks}: batch-norm statistics are those of a process's "
             f"own images, so the numbers would change. Resume with trainer.devices={before}, or ask for it: other_ranks=true"
+        )
+    if synced is not same_on_ranks and ranks > 1:
+        raise ConfigError(
+            f"{path} was trained with trainer.sync_batchnorm={str(synced).lower()}, so the numbers would change. Resume with that, "
+            "or ask for it: other_ranks=true"
         )
 
 

@@ -32,6 +32,7 @@ from bdbnet.training.callbacks import (
     FiniteLossGuard,
     History,
     InterruptionHint,
+    NotFiniteError,
     TrainingError,
 )
 from bdbnet.training.checkpoints import (
@@ -48,7 +49,9 @@ from bdbnet.training.monitors import check_monitors
 from bdbnet.training.progress import TrainingProgress
 from bdbnet.training.restoring import fit
 from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
-from bdbnet.training.setup import build_module, extra_callbacks, resolve_precision
+from bdbnet.training.setup import build_module, extra_callbacks, resolve_compile, resolve_precision
+from bdbnet.training.step import cache_folder
+from bdbnet.training.sync_norm import layer_sync_of
 
 
 @told_before_meeting()
@@ -66,10 +69,9 @@ def train(config: DictConfig, folder: Path, place: Place | None = None) -> Resul
     if not is_first():  # the first rank holds the lock, and says what happened
         try:
             return _train(config, folder, place)
-        except Stopped:
-            raise SystemExit(
-                0
-            ) from None  # another status of a rank that Lightning has started would kill the first one
+        except (Stopped, NotFiniteError):
+            # The first rank says it; another status of a rank that Lightning has started would kill that one.
+            raise SystemExit(0) from None
     try:
         lock = locked(folder, timeout=0)
     except LockedError as error:
@@ -91,6 +93,8 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
     seed_everything(config.seed)
     manifest = build_manifest(config)
     data = build_data(config, manifest, channels_last=config.trainer.channels_last)
+    compiling = resolve_compile(config, len(data.train_sampler()))
+    data.normalizes = not config.trainer.compile  # a compiled step does it
     network, loaded = build_network(config, data.num_classes)
     if config.trainer.channels_last:
         network.to(memory_format=torch.channels_last)
@@ -107,14 +111,22 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
     here = resume is None or resume.parent.resolve() == folder.resolve()
     history, signals = History(folder, resumed_here=here), Signals()
     log = EpochLog(history)
-    trainer = build_trainer(config, folder, _callbacks(config, folder, module, log, signals, resumed_here=here))
+    callbacks = _callbacks(config, folder, module, log, signals, resumed_here=here)
+    trainer = build_trainer(config, folder, callbacks, layer_sync_of(config, network))
+    data.train_sampler(world_size=trainer.world_size)  # refused here, before other ranks are started
     company = Company(trainer, lambda: facts_of_rank(plain(config), manifest, resume), config.trainer.join_seconds)
     trainer.strategy.checkpoint_io = CheckpointFiles()
     if resume is not None:
-        check_resumable(module, resume, trainer.world_size, other_ranks=config.other_ranks)
+        synced = bool(config.trainer.sync_batchnorm)
+        check_resumable(module, resume, trainer.world_size, other_ranks=config.other_ranks, same_on_ranks=synced)
     trainer.check_val_every_n_epoch = config.evaluation.every_n_epochs
     if trainer.is_global_zero:
         _announce(config, folder, data, network, loaded, resume)
+        if config.trainer.compile or compiling:
+            print(
+                f"torch.compile: {compiling or 'on'}"
+                + (f"; kept in {cache_folder()}" if config.trainer.compile else "")
+            )
         if trainer.world_size > 1:
             _announce_ranks(config, network, trainer.world_size)
     module.configure_optimizers()  # tried before anything is deleted
@@ -242,7 +254,7 @@ def _record_training(
         },
     )
     if trainer.is_global_zero:
-        write_outcome(result, module.tests[0], folder, config.evaluation.top_k)
+        write_outcome(result, module.tests[0], folder, config.evaluation.top_k, queries=True)
         clear_auxiliary(folder)
     return result
 
@@ -278,8 +290,9 @@ def _announce_ranks(config: DictConfig, network: EmbeddingNetwork, ranks: int) -
     normalised = any(isinstance(layer, _BatchNorm) for layer in network.modules())
     images, own = config.sampler.batch_size, config.sampler.batch_size // ranks
     print(f"{ranks} processes: each step has {images} images, {own} for each of them")
-    if normalised and not config.trainer.get("sync_batchnorm"):
-        print(f"batch normalisation: each process computes its statistics from its own {own} images")
+    if normalised:
+        of = f"all {images}" if config.trainer.sync_batchnorm else f"its own {own}"
+        print(f"batch normalisation: each process takes the statistics of {of} images")
 
 
 def _size(size: tuple[int, int]) -> str:

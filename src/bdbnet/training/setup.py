@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from bdbnet.config import ConfigError, instantiate, plain
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.test_set import TestSet
+from bdbnet.evaluation.trainer import on_gpu
 from bdbnet.models import EmbeddingNetwork
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.module import Recipe, Record, TrainingModule
@@ -33,6 +34,39 @@ def resolve_precision(config: DictConfig) -> None:
         trainer.channels_last = str(trainer.precision) in ("bf16-mixed", "16-mixed")
 
 
+#: What compiling the whole step saves per image of a GPU: forward and backward pass of ResNet-50 at 384 x 128 in bfloat16 on an
+#: H100 take 336 microseconds, and 268 compiled. Smaller networks gain in launches what they lose in memory traffic.
+SAVED_PER_IMAGE = 68e-6
+#: Seconds of compiling forward and backward pass of ResNet-50 for the first time: an assumption, to be measured.
+COMPILATION = 60.0
+
+
+def resolve_compile(config: DictConfig, steps: int) -> str | None:
+    """Replace ``auto`` in ``trainer.compile``: true on a GPU if the run is long enough to repay the compilation.
+
+    Args:
+        steps: of an epoch.
+
+    Returns:
+        Why it was decided so, where it was.
+    """
+    trainer = config.trainer
+    if trainer.compile != "auto":
+        return None
+    trainer.compile = False
+    if not on_gpu(trainer):  # as everyone expects there
+        return None
+    if trainer.deterministic:
+        return "off, because of trainer.deterministic"
+    most = trainer.get("max_steps") or -1
+    steps = steps * trainer.max_epochs if most < 0 else min(most, steps * trainer.max_epochs)
+    ranks = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
+    saved = steps * config.sampler.batch_size / (ranks * trainer.num_nodes) * SAVED_PER_IMAGE
+    trainer.compile = saved > COMPILATION
+    outcome = "on" if trainer.compile else "off"
+    return f"{outcome}: {steps:,} steps save about {saved:.0f} s, compiling takes about {COMPILATION:.0f} s"
+
+
 def extra_callbacks(config: DictConfig) -> list[pl.Callback]:
     """The callbacks of ``callbacks.extra``.  Raises ConfigError that names the key and the entry."""
     listed = config.callbacks.extra
@@ -57,7 +91,8 @@ def build_recipe(config: DictConfig, network: EmbeddingNetwork, num_classes: int
         build_metric_loss(config, network, num_classes), name=loss.name, metric_weight=loss.metric_weight,
         softmax_weight=loss.softmax_weight, label_smoothing=loss.label_smoothing,
     )  # fmt: skip
-    return Recipe(criterion, optimizer_factory(config.optimizer), build_schedule(config), rate, config.trainer.compile)
+    compiled = config.trainer.compile if config.trainer.compile != "auto" else False  # undecided: see `resolve_compile`
+    return Recipe(criterion, optimizer_factory(config.optimizer), build_schedule(config), rate, compiled)
 
 
 def build_module(

@@ -14,7 +14,7 @@ from bdbnet.gallery.rows import Rows, blocks_of, give_back
 from bdbnet.retrieval.distances import DISTANCES, distance_blocks, product
 from bdbnet.retrieval.knn import smallest
 from bdbnet.retrieval.matches import label_array
-from bdbnet.retrieval.matrices import Array, Prepared, as_matrix, distances_between, prepared
+from bdbnet.retrieval.matrices import Array, Prepared, as_matrix, distances_between, on_cpu, prepared
 
 _ROWS_PER_PASS = 8192  # rows that are widened or scaled at a time, so that a memory-mapped gallery stays on disk
 _LARGEST_AT_ONCE = 2**30  # bytes of a gallery that is compared as a whole; a larger one is read once for all queries
@@ -205,7 +205,8 @@ class GalleryIndex(ABC):
             return None
         sample = self.sampled()
         _check_block(self._sampled_rows(), sample, "gallery", self.distance)
-        return prepared(sample).offset
+        offset = prepared(sample).offset
+        return None if offset is None else on_cpu(offset)
 
     def _exactly(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> np.ndarray:
         """Indices (Q, k) of the nearest gallery images among `rows`, of which there are at least `k`."""

@@ -1,0 +1,172 @@
+"""The training step as one graph: what is in it, that it computes the same, what happens where it can't be compiled."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bdbnet.losses
+from bdbnet.losses import BatchHardTripletLoss, MarginLoss
+from bdbnet.models import BDBNetwork
+from bdbnet.training.criterion import BranchLosses
+from bdbnet.training.setup import resolve_compile
+from bdbnet.training.step import TrainingStep
+from modules import training_module
+
+
+class Small(nn.Sequential):
+    out_channels = 8
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+
+
+def step_of(
+    compile: bool | str = False, loss: Callable[[], nn.Module] = BatchHardTripletLoss, **settings: Any
+) -> TrainingStep:
+    torch.manual_seed(0)
+    branches = settings.pop("branches", ("global", "dropping"))
+    network = BDBNetwork(4, Small(), branches=branches, embedding_dims={"global": 8, "dropping": 8}).train()
+    return TrainingStep(network, BranchLosses(loss()), compile, **settings)
+
+
+def batch() -> dict[str, Tensor]:
+    images = torch.randint(0, 256, (8, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    erased = torch.tensor([[[3, 4, 10, 6], [50, 20, 9, 9]], [[0, 0, 0, 0]] * 2] * 4)
+    return {"image": images, "erased": erased, "label": torch.arange(8) // 2}
+
+
+def numbers(step: TrainingStep) -> dict[str, Tensor]:
+    """Losses, weights, statistics, mask counters and gradients after two steps."""
+    found = {}
+    for number in range(2):
+        loss, parts = step(batch())
+        loss.backward()
+        found |= {f"{number} {name}": part.detach().clone() for name, part in {"loss": loss, **parts}.items()}
+    network = step._network
+    return found | network.state_dict() | {f"{name}.grad": p.grad for name, p in network.named_parameters()}
+
+
+@pytest.mark.parametrize("branches", [("global",), ("dropping",), ("global", "dropping")], ids="+".join)
+def test_images_to_losses_are_one_graph(branches):
+    torch._dynamo.reset()
+    step, data = step_of(branches=branches), batch()
+    scale, shift = torch.ones(3), torch.zeros(3)
+    found = torch._dynamo.explain(step._compute_all)(data["image"], data["erased"], scale, shift, data["label"])
+    assert (found.graph_count, found.graph_break_count) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in bdbnet.losses.__all__ if name.endswith("Loss") and name != "MarginLoss"]
+)
+def test_our_losses_are_graphs(name):
+    made = getattr(bdbnet.losses, name)
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(made())(torch.randn(8, 5, requires_grad=True), torch.arange(8) // 2)
+    assert (found.graph_count, found.graph_break_count) == (1, 0)
+
+
+def test_compiled_or_not_the_numbers_masks_and_erased_pixels_are_the_same():
+    torch._dynamo.reset()
+    compiled, plain = step_of(True, backend="aot_eager"), step_of()
+    found, expected = numbers(compiled), numbers(plain)
+    assert (compiled.plan, plain.plan) == ("whole", "nothing")
+    assert found.keys() == expected.keys()  # checkpoints have the same keys
+    assert found["branches.dropping.drop.step"] == 2  # the trial took no mask
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-6, msg=lambda why, n=name: f"{n}: {why}")
+
+
+def test_what_does_not_compile_falls_back_and_says_why_once(capsys):
+    def no_compiler(graph, inputs):
+        raise RuntimeError("no C++ compiler was found")
+
+    torch._dynamo.reset()
+    step = step_of(True, backend=no_compiler)
+    found = numbers(step)
+    assert step.plan == "nothing"
+    assert all(torch.equal(found[name], values) for name, values in numbers(step_of()).items())
+    said = capsys.readouterr().out
+    assert said.count("torch.compile fails") == 1
+    assert "no C++ compiler was found" in said
+    assert "trainer.compile=false" in said
+
+
+def test_a_loss_that_is_no_graph_runs_beside_the_compiled_network(capsys):
+    torch._dynamo.reset()
+    step = step_of(True, MarginLoss, backend="eager")
+    found = numbers(step)
+    assert step.plan == "network"
+    assert step._criterion.metric.step == 2 * 2  # both branches, two steps; the trial drew nothing
+    assert all(
+        torch.allclose(found[name], values, atol=1e-6) for name, values in numbers(step_of(loss=MarginLoss)).items()
+    )
+    assert capsys.readouterr().out.count("the loss metric can't be a graph") == 1
+
+
+def test_a_step_never_waits_for_a_number():
+    step = step_of()
+    data = {**batch(), "image": torch.randn(8, 3, 64, 32)}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        loss, _ = step(data)
+        loss.backward()
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::convolution" in names
+    assert not names & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
+
+
+# What is chosen before
+
+
+@pytest.mark.parametrize(
+    ("typed", "gpu", "chosen", "said"),
+    [
+        (["trainer.max_epochs=400"], False, False, None),
+        (["trainer.max_epochs=400"], True, True, r"on: 9,200 steps save about 80 s, compiling takes about 60 s"),
+        (["trainer.max_epochs=20"], True, False, "off: 460 steps save about 4 s"),
+        (["trainer.max_epochs=400", "trainer.devices=4"], True, False, "off: 9,200 steps save about 20 s"),
+        (["trainer.max_epochs=400", "+trainer.max_steps=100"], True, False, "off: 100 steps save"),
+        (
+            ["trainer.max_epochs=400", "trainer.deterministic=true"],
+            True,
+            False,
+            "off, because of trainer.deterministic",
+        ),
+        (["trainer.compile=true"], True, True, None),
+        (["trainer.compile=reduce-overhead"], False, "reduce-overhead", None),
+        (["trainer.compile=false"], True, False, None),
+    ],
+)
+def test_compiling_where_it_pays(typed, gpu, chosen, said, tiny_config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    config = tiny_config("sampler.batch_size=128", "trainer.accelerator=auto", *typed)
+    reason = resolve_compile(config, 23)
+    assert config.trainer.compile == chosen
+    assert reason == said if said is None else reason.startswith(said)
+
+
+@pytest.mark.parametrize(("then", "now"), [(True, False), (False, True)])
+def test_fused_or_not_a_training_resumes(then, now, tiny_config):
+    def one_step(module, optimizer):
+        torch.manual_seed(2)
+        for parameter in module.network.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+
+    first = training_module(tiny_config(f"optimizer.fused={then}"))
+    before = first.configure_optimizers()["optimizer"]
+    one_step(first, before)
+    checkpoint = {"optimizer_states": [copy.deepcopy(before.state_dict())], "state_dict": first.state_dict()}
+    second = training_module(tiny_config(f"optimizer.fused={now}"))
+    second.load_state_dict(first.state_dict())
+    second.on_load_checkpoint(checkpoint)
+    after = second.configure_optimizers()["optimizer"]
+    after.load_state_dict(checkpoint["optimizer_states"][0])
+    assert after.param_groups[0]["fused"] is now
+    one_step(first, before)
+    one_step(second, after)
+    for one, other in zip(first.network.parameters(), second.network.parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
