@@ -409,3 +409,51 @@ def test_columns_that_are_not_used_and_class_names_of_two_folders_are_notes(
     assert "note: 1 class name(s) are in more than one source, such as 'audi'" in capsys.readouterr().out
     run(monkeypatch, *arguments, "dataset.options.share_labels=true")
     assert "class name" not in capsys.readouterr().out
+
+
+def test_vehicleid_from_its_archive(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its test images are queries and gallery by turns; a vehicle with one test image is a fault under its protocol."""
+    with zipfile.ZipFile(tmp_path / "VehicleID_V1.0.zip", "w") as file:
+        for number in range(1, 5):
+            file.writestr(f"VehicleID_V1.0/image/000000{number}.jpg", jpeg(number))
+        file.writestr("VehicleID_V1.0/train_test_split/train_list.txt", "0000001 9\n")
+        file.writestr("VehicleID_V1.0/train_test_split/test_list_800.txt", "0000002 7\n0000003 7\n0000004 8\n")
+    arguments = ["dataset=vehicleid_small", "dataset.options.check_counts=false"]
+    assert run(monkeypatch, *arguments, f"archive={tmp_path / 'VehicleID_V1.0.zip'}") == 1
+    captured = capsys.readouterr()
+    assert "3 (published 6,493)" in captured.out
+    assert "1 identities have one test image alone, the first is 8 (image/0000004.jpg)" in captured.err
+    assert "Fix: Leave these rows out, or choose another dataset.protocol" in captured.err
+    assert (folder / "data" / "vehicleid" / "VehicleID_V1.0" / "image").is_dir()
+
+
+def test_a_pattern_of_ones_own_is_typed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, name in enumerate(("bounding_box_train/ann-cam1-0", "query/ben-cam1-0", "bounding_box_test/ben-cam2-0")):
+        (folder / "mine" / name).parent.mkdir(parents=True)
+        (folder / "mine" / f"{name}.jpg").write_bytes(jpeg(seed))
+    for pattern in (r'"(?P<identity>\w+)-cam(?P<camera>\d+)-.*"', r"([a-z]+)-cam(\d+)-.*"):
+        arguments = ["dataset=market_layout", "dataset.root=mine", f"dataset.options.pattern={pattern}"]
+        assert run(monkeypatch, *arguments) == 0
+        out = capsys.readouterr().out
+        assert "mine in " in out
+        assert "no faults found" in out
+
+
+def test_a_video_needs_no_training_sequences(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for frame in (1, 2, 3):
+        (folder / "clip" / "img1").mkdir(parents=True, exist_ok=True)
+        (folder / "clip" / "img1" / f"{frame:06d}.jpg").write_bytes(jpeg(frame))
+    (folder / "clip" / "gt").mkdir()
+    (folder / "clip" / "gt" / "gt.txt").write_text("".join(f"{frame},1,1,1,4,4\n" for frame in (1, 2, 3)))
+    arguments = ["dataset=mot", "dataset.root=clip", "dataset.options.after=1", "dataset.options.min_height=1"]
+    assert run(monkeypatch, *arguments) == 0
+    assert "no faults found" in capsys.readouterr().out
+    (folder / "clip" / "gt" / "gt.txt").unlink()
+    assert run(monkeypatch, *arguments) == 1
+    assert "has no ground truth: there is no gt/gt.txt" in capsys.readouterr().err

@@ -25,7 +25,7 @@ NEEDED = {
 
 #: Rows of keys that the chosen groups do not have, but others.
 OF_OTHER_CHOICES = {
-    "dataset.reader", "dataset.manifest", "dataset.train_classes", "dataset.recall_at", "loss.per_class",
+    "dataset.reader", "dataset.manifest", "dataset.train_classes", "dataset.recall_at", "dataset.single_shot", "loss.per_class",
     "optimizer.fused", "schedule.interval", "schedule.monitor", "logger.logger", "logger.images", "loggers.*.logger",
     "loggers.*.images", "backbone.weights", "model", "backbone",
 }  # fmt: skip

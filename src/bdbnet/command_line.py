@@ -14,6 +14,9 @@ from bdbnet.plugins import PluginError
 from bdbnet.schema import TABLES, nearest
 from bdbnet.settings import ConfigError
 
+#: Key whose value is a regular expression.
+_PATTERN = "dataset.options.pattern"
+
 #: Keys whose values are files or folders, which may have any name.
 PATH_KEYS = frozenset(
     {
@@ -83,6 +86,11 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
     >>> quote_paths(["checkpoint=[net.pth,train/seed=2/last.ckpt]"])
     ['checkpoint=[net.pth,"train/seed=2/last.ckpt"]']
+
+    A regular expression is quoted whole.
+
+    >>> quote_paths(["dataset.options.pattern=([a-z]+)-cam([0-9]+),.*"])
+    ['dataset.options.pattern="([a-z]+)-cam([0-9]+),.*"']
     """
     several = is_multirun(arguments)
     quoted = []
@@ -90,6 +98,8 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
         key, _, value = argument.partition("=")
         if key.lstrip("+") in PATH_KEYS and value and not (several and _CALL.fullmatch(value)):
             argument = f"{key}=" + ",".join(map(_quoted, _swept_paths(value) if several else [value]))
+        elif key.lstrip("+") == _PATTERN and value and value[0] not in "\"'" and not is_no_path(value):
+            argument = f'{key}="' + value.replace('"', '\\"') + '"'
         quoted.append(argument)
     return quoted
 

@@ -1,5 +1,6 @@
 """Settings in: where ``conf/`` is, the resolvers it uses, and which ``_target_`` may be built from it."""
 
+import atexit
 import contextlib
 import difflib
 import functools
@@ -413,6 +414,7 @@ def _collect_again() -> None:
     """End the pause of the garbage collector in which a command started, and leave what was imported out of its rounds."""
     if not gc.isenabled():
         gc.freeze()
+        atexit.register(gc.unfreeze)  # libraries report what is left at the end of a process as a leak
         gc.enable()
 
 

@@ -21,16 +21,20 @@ from bdbnet.datasets import (
     load_manifest,
 )
 from bdbnet.datasets.archives import extract_archives
+from bdbnet.datasets.catalogue import UNTRIED
 from bdbnet.datasets.inspection import inspect_images, inspect_table, remarks
 from bdbnet.datasets.layout import LayoutError, layout_of
 from bdbnet.datasets.manifest import ROLES, expanded
+
+_UNTRIED_MARK = " (unverified: layout and counts from documentation)"
 
 
 def dataset_help(name: str | None) -> str:
     """Layout, origin and terms of a dataset, or one entry for each, for `--help`."""
     if name is None:
         entries = [
-            f"  {key}: {facts.title}\n    archive={facts.archives}\n    {facts.obtain}" for key, facts in FACTS.items()
+            f"  {key}: {facts.title}\n    archive={facts.archives}\n    {facts.obtain}{'' if facts.tried else _UNTRIED_MARK}"
+            for key, facts in FACTS.items()
         ]
         return "\n".join(["Datasets (dataset=NAME --help shows the expected folder):", *entries])
     if name not in FACTS:
@@ -39,6 +43,7 @@ def dataset_help(name: str | None) -> str:
     return (
         f"{facts.title}\n  {facts.paper}\n  Where and terms: {facts.obtain}\n  Expected in dataset.root, or in one folder "
         f"below it:\n{layout_of(facts)}\n  From the authors' files: archive={facts.archives}"
+        + ("" if facts.tried else f"\n  {UNTRIED}")
     )
 
 
@@ -61,7 +66,9 @@ def main(cfg: DictConfig) -> None:
 
     counted = cfg.dataset.options.get("check_counts", True)
     protocol = str(cfg.dataset.protocol)
-    findings = inspect_table(manifest, published if counted else {}, protocol=protocol)
+    facts = FACTS.get(cfg.dataset.name)
+    test_only = facts is not None and facts.test_only
+    findings = inspect_table(manifest, published if counted else {}, protocol=protocol, test_only=test_only)
     notes = [*left_out, *remarks(manifest, protocol=protocol)]
     if cfg.check_images:
         found, noted = inspect_images(manifest)

@@ -230,7 +230,8 @@ class Protocol:
     """How a number was measured. Results under different protocols are never mixed.
 
     Attributes:
-        task: ``reid`` (single query, cameras), ``reid_multi_query``, ``reid_single_shot`` or ``retrieval`` (Recall@K).
+        task: ``reid`` (single query, cameras), ``reid_multi_query``, ``reid_single_shot``, ``reid_reassociation``
+            (gallery: the next camera, which is a frame) or ``retrieval`` (Recall@K).
         dataset: key of the dataset evaluated on.
         image_size: height and width of the network's input, pixels; None where the preprocessing is unknown.
         precision: arithmetic of the embedding, ``32-true`` or ``bf16-mixed``.

@@ -139,7 +139,7 @@ _DATASET = _below("dataset", {
     "options": ARGUMENTS,
     "manifest": PATHS | NULL,
     "train_classes": number(above=0) | NULL,
-    "protocol": choice("auto", "reid", "reid_multi_query", "reid_single_shot", "retrieval"),
+    "protocol": choice("auto", "reid", "reid_multi_query", "reid_single_shot", "reid_reassociation", "retrieval"),
     "image_size": SIZE | NULL,
     "resize": SIZE | NULL,
     "test_size": SIZE | NULL,
@@ -148,6 +148,7 @@ _DATASET = _below("dataset", {
     "drop_ratio": listed("two shares between 0 and 1: [height,width]", number(0, 1) | NULL, length=2),
     "erasing": CLASSES | NULL,
     "recall_at": _CUTOFFS,
+    "single_shot": whole(1),
 })  # fmt: skip
 
 _NETWORK = {"model": CLASS | NULL, "backbone": CLASS | NULL, "backbone.weights": PATH | NULL}

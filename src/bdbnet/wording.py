@@ -23,6 +23,7 @@ raw embeddings; no flip; no re-ranking'
         "reid": "Person re-identification, single query, matches from other cameras only,",
         "reid_multi_query": "Person re-identification, multi-query, matches from other cameras only,",
         "reid_single_shot": "Person re-identification, one gallery image per identity, drawn at random,",
+        "reid_reassociation": "Person re-identification among everybody in the next frame that is used,",
         "retrieval": "Image retrieval, Recall@K,",
     }
     scaling = {"none": "raw", "joint": "L2-normalised", "per_branch": "branch by branch L2-normalised"}

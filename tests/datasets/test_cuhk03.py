@@ -391,3 +391,58 @@ def test_the_slower_of_two_processes_uses_the_other_ones_images(
     manifest = read_cuhk03_detect(mine, check_counts=False)
     assert manifest.fingerprint == other.fingerprint
     assert entries(mine) == {"cuhk-03.mat", "cuhk03_new_protocol_config_detected.mat", "images_detected"}
+
+
+# The first protocol
+
+
+def write_old(root: Path, *splits: Sequence[tuple[int, int]], kind: str = "detected") -> Path:
+    """The authors' file with six images and, 20 times over, the (camera pair, person) that a split tests."""
+    write_images(root / "cuhk03_release" / "cuhk-03.mat", kind, FILES)
+    with h5py.File(root / "cuhk03_release" / "cuhk-03.mat", "a") as content:
+        refs = np.zeros((1, 20), h5py.ref_dtype)
+        for number in range(20):
+            tested = np.array(splits[number % len(splits)], np.float64).T
+            refs[0, number] = content.create_dataset(f"#refs#/split{number}", data=tested).ref
+        content.create_dataset("testsets", data=refs)
+    return root
+
+
+@pytest.mark.parametrize("kind", ["detect", "label"])
+def test_the_splits_of_the_first_protocol(kind: str, tmp_path: Path) -> None:
+    """Every image is cut once; a split's people are asked for in view 1 and found in view 2, all others train."""
+    name, folder = f"cuhk03_{kind}_old", f"images_all_{KINDS[f'cuhk03_{kind}']}"
+    write_old(tmp_path, [(1, 1), (2, 1)], [(1, 2)], kind=KINDS[f"cuhk03_{kind}"])
+    first, second = load_manifest(name, tmp_path), load_manifest(name, tmp_path, split=2)
+    assert entries(tmp_path / "cuhk03_release" / folder) == set(FILES)
+    assert [(path.removeprefix(f"{folder}/"), *rest) for path, *rest in first.table.to_numpy().tolist()] == [
+        (FILES[2], 10_002, 1, "train"), (FILES[3], 10_002, 2, "train"),
+        (FILES[0], 10_001, 1, "query"), (FILES[4], 20_001, 3, "query"),
+        (FILES[1], 10_001, 2, "gallery"), (FILES[5], 20_001, 4, "gallery"),
+    ]  # fmt: skip
+    assert first.unmatched_queries() == 0
+    assert [path.rpartition("/")[2] for path in second.subset("query").table["path"]] == [FILES[2]]
+    with Image.open(first.paths[0]) as image:
+        assert np.array_equal(np.asarray(image), pixels(FILES[2]))
+    assert load_manifest(name, tmp_path, split=3).fingerprint == first.fingerprint
+
+
+def test_what_is_wrong_with_the_first_protocol_is_named(tmp_path: Path) -> None:
+    write_old(tmp_path / "a", [(1, 1)], [(5, 9)])
+    with pytest.raises(DatasetError, match=r"dataset.options.split=21: choose one of 1 to 20"):
+        load_manifest("cuhk03_detect_old", tmp_path / "a", split=21)
+    with pytest.raises(DatasetError, match=r"split 2 tests person 9 of camera pair 5, of whom it holds no image"):
+        load_manifest("cuhk03_detect_old", tmp_path / "a", split=2)
+    with pytest.raises(
+        DatasetError, match=r"can't be read as the MATLAB 7.3 \(HDF5\) file of CUHK03 with the fields labeled and"
+    ):
+        load_manifest("cuhk03_label_old", tmp_path / "a")
+    load_manifest("cuhk03_detect_old", tmp_path / "a")
+    (tmp_path / "a/cuhk03_release/images_all_detected" / FILES[5]).unlink()
+    with pytest.raises(
+        DatasetError, match=r"images_all_detected lacks 1 of the 6 images in cuhk-03.mat, the first is 2_001_2_07"
+    ):
+        load_manifest("cuhk03_detect_old", tmp_path / "a")
+    write_images(tmp_path / "b/cuhk-03.mat", "detected", FILES)
+    with pytest.raises(DatasetError, match=r"testsets"):
+        load_manifest("cuhk03_detect_old", tmp_path / "b")

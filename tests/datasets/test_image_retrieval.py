@@ -295,3 +295,38 @@ def test_wrong_or_no_folder(tmp_path: Path, name: str) -> None:
         load_manifest(name, tmp_path)
     with pytest.raises(DatasetError, match=f"there is no folder {tmp_path / 'absent'}"):
         load_manifest(name, tmp_path / "absent")
+
+
+# iNaturalist-2018
+
+INAT = {
+    "train": ["train_val2018/Aves/2761/a.jpg", "train_val2018/Fungi/12/b.jpg"],
+    "test": ["train_val2018/Aves/2762/c.jpg"],
+}
+
+
+def small_inat(root: Path) -> Path:
+    for split, lines in INAT.items():
+        write(root / f"Inat_dataset_splits/Inaturalist_{split}_set1.txt", *lines)
+    return link_images(root, [*INAT["train"], *INAT["test"]])
+
+
+def test_inat2018_rows_in_the_order_of_the_lists(tmp_path: Path) -> None:
+    with pytest.warns(CountWarning, match="train has 2 identities, published 5,690"):
+        manifest = load_manifest("inat2018", small_inat(tmp_path))
+    assert rows_of(manifest) == [
+        [INAT["train"][0], 2761, -1, "train"],
+        [INAT["train"][1], 12, -1, "train"],
+        [INAT["test"][0], 2762, -1, "test"],
+    ]
+
+
+def test_inat2018_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
+    (small_inat(tmp_path) / INAT["test"][0]).unlink()
+    with pytest.raises(
+        DatasetError, match=r"1 of the 3 listed images are not in .*, the first is train_val2018/Aves/2762/c.jpg"
+    ):
+        load_manifest("inat2018", tmp_path)
+    write(tmp_path / "Inat_dataset_splits/Inaturalist_test_set1.txt", "train_val2018/Aves/c.jpg")
+    with pytest.raises(DatasetError, match=r"test_set1.txt, line 1: 'train_val2018/Aves/c.jpg' is not a path such as"):
+        load_manifest("inat2018", tmp_path)

@@ -22,6 +22,7 @@ from bdbnet.evaluation.calibration import Calibration
 from bdbnet.evaluation.evaluate_features import evaluate_features
 from bdbnet.evaluation.feature_sets import align, assemble
 from bdbnet.evaluation.features import KINDS, FeatureError, Role, role_of, sides_of
+from bdbnet.evaluation.test_set import EvaluationError
 from bdbnet.gallery.stored_features import read_stored
 from bdbnet.models import CheckpointError
 from bdbnet.reporting import ReportError, read_run, write_report
@@ -208,6 +209,17 @@ def test_retrieval_needs_no_cameras(run, tmp_path):
     nearest = [int(np.argmin([np.linalg.norm(q - g) for g in GALLERY[0]])) for q in QUERY[0]]
     hits = [GALLERY[1][found] == label for found, label in zip(nearest, QUERY[1])]
     assert result.metrics["recall@1"] == pytest.approx(np.mean(hits))
+
+
+def test_a_single_shot_needs_no_cameras_but_two_images_of_each_label(run, tmp_path):
+    embeddings, labels = np.random.default_rng(0).normal(size=(6, 4)), np.array([0, 0, 1, 1, 2, 2])
+    np.savez(tmp_path / "s.npz", embeddings=embeddings, labels=labels)
+    result, _ = run(tmp_path / "s.npz", "dataset=features", "dataset.protocol=reid_single_shot")
+    assert result.metrics["valid_queries"] == 3
+    assert result.metrics["rank5"] == 1
+    np.savez(tmp_path / "t.npz", embeddings=embeddings[:5], labels=labels[:5])
+    with pytest.raises(EvaluationError, match="1 identities have one image, the first is 2"):
+        run(tmp_path / "t.npz", "dataset=features", "dataset.protocol=reid_single_shot", folder=tmp_path / "other")
 
 
 def test_two_files_are_gallery_and_queries(run, tmp_path):

@@ -106,6 +106,22 @@ def test_halves_share_no_identity_and_no_distractor(seed, split):
         )
 
 
+def test_of_the_next_camera_alone_every_pair_counts_once():
+    """Images that are left out may be of other identities, and lie in the other half."""
+    q, g, ql, gl, qc, gc = case(3)
+    blocks = distance_blocks(q, g, absolute=True)
+    counts = pair_distances(blocks, Matches(ql, gl, qc, gc, next_camera=True))
+    there = gc == qc[:, None] + 1
+    same = ql[:, None] == gl
+    assert counts.everything.positives.sum() == (there & same).sum()
+    assert counts.everything.negatives.sum() == (there & ~same).sum()
+    assert all((part.negatives >= 0).all() for part in counts)
+    distances = np.linalg.norm(q[:, None] - g, axis=2).astype(np.float32)
+    true, false = counts.everything.rates()
+    assert false[7] == np.mean(distances[there & ~same] < counts.everything.thresholds[7])
+    assert true[7] == np.mean(distances[there & same] < counts.everything.thresholds[7])
+
+
 def test_a_set_searched_in_itself_counts_every_pair_from_both_sides():
     rng = np.random.default_rng(0)
     rows, labels = rng.standard_normal((13, 3)), rng.integers(0, 4, 13)

@@ -134,14 +134,30 @@ def test_a_protocol_that_does_not_fit_is_refused(tiny_config):
     config = tiny_config()
     manifest = build_manifest(config)
     without = type(manifest)(manifest.table.assign(camera=-1), manifest.root)
-    config.dataset.protocol = "reid_multi_query"
-    with pytest.raises(ConfigError, match="no cameras to group queries by"):
-        settle_protocol(config.dataset, without)
+    for protocol, message in (
+        ("reid_multi_query", "no cameras to group queries by"),
+        ("reid_reassociation", "no cameras, which are the numbers of their frames"),
+    ):
+        config.dataset.protocol = protocol
+        with pytest.raises(ConfigError, match=message):
+            settle_protocol(config.dataset, without)
 
 
-@pytest.mark.parametrize("protocol", ["reid_multi_query", "reid_single_shot"])
-def test_some_protocols_need_queries_and_gallery_apart(tiny_config, protocol):
-    config = tiny_config(f"dataset.protocol={protocol}")
+@pytest.mark.parametrize("split", ["test", "query"])
+def test_a_single_shot_of_an_identity_with_one_image_is_refused(tiny_config, split):
+    config = tiny_config("dataset.protocol=reid_single_shot")
+    manifest = build_manifest(config)
+    table = manifest.table[manifest.table["split"] != "gallery"].replace({"split": {"query": "test"}})
+    test = table[table["split"] == "test"]
+    whole = pd.concat([table, test.iloc[:1].assign(path="alone.png", label=12345, split=split)])
+    settle_protocol(config.dataset, type(manifest)(table, manifest.root))
+    message = r"single gallery shot .* but 1 identities have one test image alone, the first is 12345 \(alone.png\)"
+    with pytest.raises(ConfigError, match=message):
+        settle_protocol(config.dataset, type(manifest)(whole, manifest.root))
+
+
+def test_multi_query_needs_queries_and_gallery_apart(tiny_config):
+    config = tiny_config("dataset.protocol=reid_multi_query")
     manifest = build_manifest(config)
     table = manifest.table[manifest.table["split"] != "gallery"].replace({"split": {"query": "test"}})
     with pytest.raises(ConfigError, match="images of split test are queries and gallery at once"):

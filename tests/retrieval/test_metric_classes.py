@@ -157,6 +157,31 @@ def test_one_image_per_identity_is_drawn_for_the_metrics_alone():
     assert (found.top_k.indices >= 0).sum(1).max() > len(torch.unique(data[1]))
 
 
+def test_in_the_next_camera_alone():
+    """By hand: a query of camera c is ranked among the gallery images of camera c + 1, and counts if its label is there."""
+    embeddings, labels, cameras, is_query, rows = some_images()
+    cameras = torch.randint(0, 6, (80,), generator=torch.Generator().manual_seed(1))
+    found = filled(ReIDMetrics((1, 2), next_camera=True), (embeddings, labels, cameras, is_query, rows), rows)
+    gallery = torch.arange(25, 80)
+    hits, precisions, lists = [], [], []
+    for query in range(25):
+        there = gallery[cameras[gallery] == cameras[query] + 1]
+        there = there[(embeddings[there] - embeddings[query]).norm(dim=1).argsort()]
+        right = labels[there] == labels[query]
+        lists.append((there - 25).tolist()[:3] + [-1] * (3 - min(3, len(there))))
+        if right.any():
+            hits.append([right[:1].any(), right[:2].any()])
+            places = 1 + right.nonzero()[:, 0]
+            precisions.append((torch.arange(1, len(places) + 1) / places.double()).mean().item())
+    metrics = found.compute()
+    assert 0 < metrics["valid_queries"] == len(hits) < 25
+    assert [metrics["rank1"], metrics["rank2"]] == np.mean(hits, axis=0).tolist()
+    assert metrics["mAP"] == pytest.approx(np.mean(precisions), abs=1e-12)
+    evaluated = found.evaluate(top_k=3, facts=True)
+    assert evaluated.top_k.indices.tolist() == lists
+    assert evaluated.camera_pairs is None
+
+
 def test_re_ranking_runs_once_for_metrics_lists_and_facts(monkeypatch):
     calls = []
     encode = rerank._encoded

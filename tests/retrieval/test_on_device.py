@@ -21,6 +21,7 @@ from bdbnet.retrieval import (
     recall_at_k,
     reid_metrics,
     retrieval_metrics,
+    single_shot_cmc,
 )
 from bdbnet.retrieval.device_knn import smallest_columns
 from bdbnet.retrieval.knn import nearest_neighbours
@@ -107,6 +108,25 @@ def test_lists_facts_and_camera_pairs_are_those_of_the_cpu(on_device, case, k, s
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, err_msg=name)
     for ours, theirs in zip(there.camera_pairs, here.camera_pairs, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+@quick
+@given(cases(), st.integers(1, 40), st.sampled_from([None, 0.02]))
+def test_the_next_camera_alone_and_single_shots_are_those_of_the_cpu(on_device, case, k, chunk):
+    q, g, (ql, gl), (qc, gc) = case
+    options = {"search": Search(chunk_memory_mb=chunk), "top_k": k, "facts": True}
+    options["matches"] = Matches(ql, gl, qc, gc, next_camera=True)
+    here, there = rank_queries(q, g, **options), on_device(rank_queries, q, g, **options)
+    np.testing.assert_array_equal(there.ranks.ranks, here.ranks.ranks)
+    np.testing.assert_array_equal(there.top_k.indices, here.top_k.indices)
+    for name, ours, theirs in zip(here.facts._fields, there.facts, here.facts, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, err_msg=name)
+    labels = np.repeat(np.arange(1 + len(g) // 2), 2)[: len(g) - len(g) % 2]
+    if len(labels):
+        own = np.ascontiguousarray(g[: len(labels)])
+        options = {"query_labels": labels, "gallery_labels": labels, "query_cameras": None, "gallery_cameras": None}
+        options |= {"leave_out_drawn": True, "repeats": 3, "chunk_memory_mb": chunk}
+        assert on_device(single_shot_cmc, own, own, **options) == single_shot_cmc(own, own, **options)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

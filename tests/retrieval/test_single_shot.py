@@ -73,3 +73,39 @@ def test_no_query_with_a_match_is_an_error():
     q, g, ql, gl, qc, gc = case()
     with pytest.raises(ValueError, match="no query has a match"):
         single_shot_cmc(q, g, ql + 100, gl, qc, gc)
+
+
+def naive_rounds(x, labels, k, seed, repeats):
+    """VehicleID's protocol by hand: in each round a random image of each identity is the gallery, all others are queries."""
+    rounds = []
+    for repeat in range(repeats):
+        numbers = np.random.default_rng([seed, repeat]).permutation(len(x))
+        drawn = [
+            min(np.flatnonzero(labels == label), key=lambda i: numbers[i]) for label in sorted(set(labels.tolist()))
+        ]
+        hits = []
+        for i in set(range(len(x))) - set(drawn):
+            ranked = sorted(drawn, key=lambda j: (((x[i] - x[j]) ** 2).sum(), j))
+            hits.append(labels[i] in labels[ranked[:k]])
+        rounds.append(np.mean(hits))
+    return np.mean(rounds)
+
+
+@pytest.mark.parametrize("chunk", [None, 0.001])
+def test_the_images_that_are_not_drawn_are_the_queries(chunk):
+    rng = np.random.default_rng(2)
+    x, labels = rng.integers(-4, 5, (60, 3)).astype(float), np.concatenate([np.arange(12), rng.integers(0, 12, 48)])
+    labels = np.unique(labels, return_inverse=True)[1]
+    labels = np.where(np.bincount(labels)[labels] == 1, 0, labels)
+    options = {"ranks": (1, 5), "repeats": 7, "seed": 3, "leave_out_drawn": True, "chunk_memory_mb": chunk}
+    found = single_shot_cmc(x, x, labels, labels, None, None, **options)
+    assert found["valid_queries"] == 60 - len(set(labels.tolist()))
+    for k in (1, 5):
+        assert found[f"rank{k}"] == pytest.approx(naive_rounds(x, labels, k, 3, 7), abs=1e-12)
+    assert 0 < found["rank1"] < found["rank5"] < 1
+
+
+def test_an_identity_with_one_image_is_named():
+    x, labels = np.eye(5), np.array([4, 4, 7, 9, 9])
+    with pytest.raises(ValueError, match=r"1 identities have one image, the first is 7: .* Leave these identities out"):
+        single_shot_cmc(x, x, labels, labels, None, None, leave_out_drawn=True)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from bdbnet.datasets.manifest import Role, SplitCounts
 
+UNTRIED = "Unverified: layout and counts are from documentation; they were not tried on the authors' files."
+
 
 @dataclass(frozen=True)
 class DatasetFacts:
@@ -11,7 +13,8 @@ class DatasetFacts:
 
     `layout` is the folder that the reader expects; `archives` names the authors' files for `archive=`; `obtain` says
     where to get them and under which terms. `counts` excludes junk images; identity 0 of a person dataset (distractors)
-    counts as one gallery identity. Roles whose size is not published are absent.
+    counts as one gallery identity. Roles whose size is not published are absent. `test_only`: it need not have training images.
+    Where `tried` is false, layout and counts are from documentation and were not tried on the authors' files.
     """
 
     title: str
@@ -20,10 +23,12 @@ class DatasetFacts:
     archives: str = ""
     obtain: str = ""
     counts: dict[Role, SplitCounts] = field(default_factory=dict)
+    test_only: bool = False
+    tried: bool = True
 
 
 def _person(
-    train: tuple[int, int], query: tuple[int, int], gallery: tuple[int, int], cameras: int
+    train: tuple[int, int], query: tuple[int, int], gallery: tuple[int, int], cameras: int | None
 ) -> dict[Role, SplitCounts]:
     sizes: dict[Role, tuple[int, int]] = {"train": train, "query": query, "gallery": gallery}
     return {role: SplitCounts(identities, images, cameras) for role, (identities, images) in sizes.items()}
@@ -31,6 +36,11 @@ def _person(
 
 def _retrieval(train: tuple[int, int], test: tuple[int, int]) -> dict[Role, SplitCounts]:
     return _person(train, test, test, 0)
+
+
+def _test_only(identities: int, images: int) -> dict[Role, SplitCounts]:
+    """Counts of as many queries as gallery images, of one camera each."""
+    return {"query": SplitCounts(identities, images, 1), "gallery": SplitCounts(identities, images, 1)}
 
 
 _MARKET_LAYOUT = """\
@@ -78,6 +88,19 @@ def _cuhk03(kind: str, train: int, gallery: int) -> DatasetFacts:
     )
 
 
+def _cuhk03_old(kind: str) -> DatasetFacts:
+    return DatasetFacts(
+        title=f"CUHK03, first protocol (20 splits), {kind}",
+        paper='Li et al., "DeepReID: Deep Filter Pairing Neural Network for Person Re-identification", CVPR 2014',
+        layout="""\
+cuhk-03.mat (also in cuhk03_release/): the authors' images and their 20 splits, which test 100 people each; the images are
+cut into images_all_{kind}/ on first use""".replace("{kind}", kind),
+        archives="cuhk03_release.zip",
+        obtain=f"cuhk03_release.zip from CUHK after signing their form; {_PEOPLE}",
+        tried=False,
+    )
+
+
 def _msmt17(version: int, train: str, test: str, faces: str) -> DatasetFacts:
     return DatasetFacts(
         title=f"MSMT17 V{version}",
@@ -86,6 +109,53 @@ def _msmt17(version: int, train: str, test: str, faces: str) -> DatasetFacts:
         archives=f"MSMT17_V{version}.tar.gz",
         obtain=_MSMT17_OBTAIN,
         counts=_MSMT17_COUNTS,
+    )
+
+
+_VEHICLEID_COUNTS = {
+    "vehicleid_small": (800, 6_493),
+    "vehicleid_medium": (1_600, 13_377),
+    "vehicleid_large": (2_400, 19_777),
+}
+_VERI_WILD_COUNTS = {
+    "veri_wild_small": (3_000, 38_861),
+    "veri_wild_medium": (5_000, 64_389),
+    "veri_wild_large": (10_000, 128_517),
+}
+
+
+def _vehicleid(name: str) -> DatasetFacts:
+    vehicles, images = _VEHICLEID_COUNTS[name]
+    return DatasetFacts(
+        title=f"PKU VehicleID, {name.rpartition('_')[2]} test set",
+        paper='Liu et al., "Deep Relative Distance Learning: Tell the Difference Between Similar Vehicles", CVPR 2016',
+        layout=f"""\
+image/                                 221,567 images, such as 0050025.jpg
+train_test_split/train_list.txt        113,346 lines "image vehicle", such as 0050025 9
+{f"train_test_split/test_list_{vehicles}.txt":39}{images:7,} lines""",
+        archives="VehicleID_V1.0.zip",
+        obtain="from Peking University (NELVT) on request; research use only",
+        counts=_person((13_164, 113_346), (vehicles, images), (vehicles, images), 0),
+        tried=False,
+    )
+
+
+def _veri_wild(name: str) -> DatasetFacts:
+    vehicles, gallery = _VERI_WILD_COUNTS[name]
+    return DatasetFacts(
+        title=f"VERI-Wild, {name.rpartition('_')[2]} test set",
+        paper='Lou et al., "VERI-Wild: A Large Dataset and a New Method for Vehicle Re-Identification in the Wild", CVPR 2019',
+        layout=f"""\
+images/00001/000001.jpg ...            416,314 images in a folder for each vehicle
+in train_test_split/:
+  train_list_start0.txt (or train_list.txt)            277,797 lines such as 00001/000001.jpg 0 133
+{f"  test_{vehicles}_id_query.txt (or test_{vehicles}_query.txt)":54} {vehicles:6,} lines: image, a number, camera
+{f"  test_{vehicles}_id.txt (or test_{vehicles}.txt)":54} {gallery:6,} lines
+  vehicle_info.txt, where lists name no cameras: 00001/000001;133;...""",
+        archives="VERI-Wild.zip, packed from the authors' lists and what their images.part01.rar and further parts hold",
+        obtain="from Peking University (IMRE) after signing their agreement; research use only",
+        counts=_person((30_671, 277_797), (vehicles, vehicles), (vehicles, gallery), None),
+        tried=False,
     )
 
 
@@ -176,6 +246,110 @@ list_eval_partition.txt              (also in Eval/)""",
         archives="[img.zip,list_eval_partition.txt]",
         obtain="from the DeepFashion project page after signing their form; non-commercial research",
         counts=_person((3_997, 25_882), (3_985, 14_218), (3_985, 12_612), 0),
+    ),
+    "cuhk03_detect_old": _cuhk03_old("detected"),
+    "cuhk03_label_old": _cuhk03_old("labeled"),
+    "occluded_duke": DatasetFacts(
+        title="Occluded-DukeMTMC",
+        paper='Miao et al., "Pose-Guided Feature Alignment for Occluded Person Re-Identification", ICCV 2019',
+        layout="""\
+bounding_box_train/  15,618 images, such as 0001_c2_f0046182.jpg
+query/                2,210 images, all occluded
+bounding_box_test/   17,661 images""",
+        archives="Occluded_Duke.zip, packed from what the authors' script makes of DukeMTMC-reID.zip and their lists",
+        obtain=f"lists and script from the authors; the images are DukeMTMC-reID's, withdrawn in 2019: {_PEOPLE}",
+        counts=_person((702, 15_618), (519, 2_210), (1_110, 17_661), 8),
+        tried=False,
+    ),
+    "occluded_reid": DatasetFacts(
+        title="Occluded-REID",
+        paper='Zhuo et al., "Occluded Person Re-identification", ICME 2018',
+        layout="""\
+occluded_body_images/001/ ... (or query/)     1,000 queries of 200 people, such as 001/001_01.tif
+whole_body_images/001/ ... (or gallery/)      1,000 gallery images of the same people""",
+        archives="Occluded_REID.zip",
+        obtain=f"from the authors; non-commercial {_PEOPLE}",
+        counts=_test_only(200, 1_000),
+        test_only=True,
+        tried=False,
+    ),
+    "partial_reid": DatasetFacts(
+        title="Partial-REID",
+        paper='Zheng et al., "Partial Person Re-identification", ICCV 2015',
+        layout="""\
+partial_body_images/    300 queries of 60 people, such as 001_001.jpg (what is seen of the person, cut out)
+occluded_body_images/   300 uncut ones (dataset.options.query=occluded)
+whole_body_images/      300 gallery images""",
+        archives="Partial_REID.zip",
+        obtain=f"from the authors (Sun Yat-sen University); {_PEOPLE}",
+        counts=_test_only(60, 300),
+        test_only=True,
+        tried=False,
+    ),
+    "partial_ilids": DatasetFacts(
+        title="Partial-iLIDS",
+        paper='Zheng, Gong and Xiang, "Person Re-identification by Probabilistic Relative Distance Comparison", CVPR 2011; partial '
+        'images: He et al., "Deep Spatial Feature Reconstruction for Partial Person Re-identification", CVPR 2018',
+        layout="""\
+Probe/ (or query/)       119 partial queries of 119 people, such as 001.jpg
+Gallery/ (or gallery/)   119 whole images""",
+        archives="Partial_iLIDS.zip",
+        obtain=f"from the authors; {_PEOPLE}",
+        counts=_test_only(119, 119),
+        test_only=True,
+        tried=False,
+    ),
+    "veri776": DatasetFacts(
+        title="VeRi-776",
+        paper='Liu et al., "A Deep Learning-Based Approach to Progressive Vehicle Re-identification for Urban Surveillance", '
+        "ECCV 2016",
+        layout="""\
+image_train/   37,778 images, such as 0001_c001_00016450_0.jpg
+image_query/    1,678 images
+image_test/    11,579 images""",
+        archives="VeRi.zip",
+        obtain="from the authors (Xinchen Liu) on request; research use only",
+        counts=_person((576, 37_778), (200, 1_678), (200, 11_579), None),
+        tried=False,
+    ),
+    **{name: _vehicleid(name) for name in _VEHICLEID_COUNTS},
+    **{name: _veri_wild(name) for name in _VERI_WILD_COUNTS},
+    "inat2018": DatasetFacts(
+        title="iNaturalist-2018, retrieval",
+        paper='Van Horn et al., "The iNaturalist Species Classification and Detection Dataset", CVPR 2018; lists: Brown et al., '
+        '"Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV 2020',
+        layout="""\
+train_val2018/Aves/2761/ ...                       461,939 images
+Inat_dataset_splits/Inaturalist_train_set1.txt     325,846 lines such as train_val2018/Aves/2761/0a1b2c.jpg
+Inat_dataset_splits/Inaturalist_test_set1.txt      136,093 lines (or both lists beside train_val2018/)""",
+        archives="[train_val2018.tar.gz,Inat_dataset_splits.zip]",
+        obtain="images from the iNaturalist competition of 2018, lists from Brown et al.; non-commercial research; the "
+        "photographers hold the copyright",
+        counts=_retrieval((5_690, 325_846), (2_452, 136_093)),
+        tried=False,
+    ),
+    "mot": DatasetFacts(
+        title="Crops of videos in the format of MOTChallenge",
+        paper='Milan et al., "MOT16: A Benchmark for Multi-Object Tracking", 2016; Dendorfer et al., "MOTChallenge: A Benchmark '
+        'for Single-Camera Multiple Target Tracking", IJCV 2021',
+        layout="""\
+img1/000001.jpg ...    the frames of one sequence; sequences may lie up to three folders down, as MOT17/train/MOT17-02-FRCNN/
+gt/gt.txt              a line for each box: frame,id,left,top,width,height,flag,class,visibility (flag and later: optional)
+seqinfo.ini            optional: imWidth and imHeight""",
+        archives="MOT17.zip, or another one of MOTChallenge",
+        obtain=f"from MOTChallenge (CC BY-NC-SA 3.0), or your own; {_PEOPLE}",
+        test_only=True,
+        tried=False,
+    ),
+    "market_layout": DatasetFacts(
+        title="Your own images in the folders of Market-1501",
+        paper="none: the layout is that of Zheng et al., ICCV 2015",
+        layout="""\
+bounding_box_train/  images whose names begin with identity and camera, such as 0002_c1s1_000451_03.jpg
+query/               the same
+bounding_box_test/   the same; identity -1 is junk and left out""",
+        archives="any archive of these three folders",
+        obtain="yours",
     ),
 }  # fmt: skip
 

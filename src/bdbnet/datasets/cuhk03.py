@@ -25,15 +25,15 @@ from bdbnet.datasets.layout import (
 from bdbnet.datasets.manifest import DatasetError, Manifest, Role
 from bdbnet.datasets.person_reid import FOLDERS, FileNames, Row, read_folders
 
-_KINDS = {"cuhk03_detect": "detected", "cuhk03_label": "labeled"}
+KINDS = {"cuhk03_detect": "detected", "cuhk03_label": "labeled"}
 _SIBLINGS = {"cuhk03_detect": "cuhk03_label", "cuhk03_label": "cuhk03_detect"}
 # identity, camera, number
-_PRE_CUT_NAMES = FileNames(re.compile(r"(\d{4})_c([12])_\d+", re.IGNORECASE), "0003_c1_1.png")
-_IMAGES_FILE = "cuhk-03.mat"
+_PRECUT_NAMES = FileNames(re.compile(r"(\d{4})_c([12])_\d+", re.IGNORECASE), "0003_c1_1.png")
+IMAGES_FILE = "cuhk-03.mat"
 _PARTS: dict[Role, str] = {"train": "train_idx", "query": "query_idx", "gallery": "gallery_idx"}
 _FIELDS = ("filelist", "labels", "camId", *_PARTS.values())
 # camera pair, person, view, image
-_CUT_NAME = re.compile(r"(\d)_(\d{3,4})_([12])_(\d\d)\.png", re.ASCII)
+CUT_NAME = re.compile(r"(\d)_(\d{3,4})_([12])_(\d\d)\.png", re.ASCII)
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +63,11 @@ def mistaken_kind(manifest: Manifest) -> str | None:
     sibling = _SIBLINGS.get(manifest.name)
     if sibling is None or manifest.differences(PUBLISHED_COUNTS[sibling]):
         return None
-    return f"the counts are those of the {_KINDS[sibling]} version: use dataset={sibling}"
+    return f"the counts are those of the {KINDS[sibling]} version: use dataset={sibling}"
 
 
 def _read(name: str, root: Path, check_counts: bool) -> Manifest:
-    kind = _KINDS[name]
+    kind = KINDS[name]
     folders = {f"{kind}/{folder}": role for folder, role in FOLDERS.items()}
     base, held = nearest_base(name, root, tuple(folders))
     if len(held) < len(folders):
@@ -79,13 +79,13 @@ def _read(name: str, root: Path, check_counts: bool) -> Manifest:
         if not held:
             _refuse_without_index(name, root, index)
         base = find_base(name, root, tuple(folders))  # raises an error that names what is missing
-    rows = read_folders(name, base, folders, _PRE_CUT_NAMES)
+    rows = read_folders(name, base, folders, _PRECUT_NAMES)
     return build_manifest(name, base, rows, check_counts=check_counts, explain=mistaken_kind)
 
 
 def _refuse_without_index(name: str, root: Path, index: str) -> None:
     """Raise DatasetError if `root` holds the images, extracted or not, but not the index with their splits."""
-    for wanted in (f"cuhk03_release/{_IMAGES_FILE}", _IMAGES_FILE, f"images_{_KINDS[name]}"):
+    for wanted in (f"cuhk03_release/{IMAGES_FILE}", IMAGES_FILE, f"images_{KINDS[name]}"):
         place, found = nearest_base(name, root, [wanted])
         if found:
             raise DatasetError(
@@ -98,22 +98,22 @@ def _cut_rows(name: str, base: Path, index: Path) -> list[Row]:
     """The rows of the authors' images, which are extracted first if they are not there yet."""
     rows = _read_index(name, index)
     files = [row[0] for row in rows]
-    folder = base / f"images_{_KINDS[name]}"
+    folder = base / f"images_{KINDS[name]}"
     if not folder.is_dir():
-        places = (base / _IMAGES_FILE, base / "cuhk03_release" / _IMAGES_FILE)
+        places = (base / IMAGES_FILE, base / "cuhk03_release" / IMAGES_FILE)
         source = next((place for place in places if is_there(place)), None)
         if source is None:
             raise DatasetError(
-                f"{name}: {base} holds {index.name} but neither {folder.name} nor {_IMAGES_FILE} (nor cuhk03_release/"
-                f"{_IMAGES_FILE}).\n{how_to_prepare(name, base)}"
+                f"{name}: {base} holds {index.name} but neither {folder.name} nor {IMAGES_FILE} (nor cuhk03_release/"
+                f"{IMAGES_FILE}).\n{how_to_prepare(name, base)}"
             )
-        _cut_images(name, source, folder, files)
+        cut_images(name, KINDS[name], source, folder, files)
     there = list_folder(folder)
     missing = [file for file in files if file not in there]
     if missing:
         raise DatasetError(
             f"{name}: {folder} lacks {len(missing):,} of the {len(files):,} images in {index.name}, the first is "
-            f"{missing[0]}. Delete this folder to extract the images again from {_IMAGES_FILE}."
+            f"{missing[0]}. Delete this folder to extract the images again from {IMAGES_FILE}."
         )
     return [(f"{folder.name}/{file}", label, camera, split) for file, label, camera, split in rows]
 
@@ -145,12 +145,12 @@ def _check_index(
     if all(len(parts[role]) == counts.images for role, counts in PUBLISHED_COUNTS[sibling].items()):
         sizes = ", ".join(f"{len(numbers):,} in {_PARTS[role]}" for role, numbers in parts.items())
         _refuse_index(
-            name, file, f"is the index of the {_KINDS[sibling]} version ({sizes}), which dataset={sibling} reads"
+            name, file, f"is the index of the {KINDS[sibling]} version ({sizes}), which dataset={sibling} reads"
         )
     if not len(files) == len(labels) == len(cameras):
         sizes = f"{len(files):,}, {len(labels):,} and {len(cameras):,}"
         _refuse_index(name, file, f"has fields filelist, labels and camId of different lengths ({sizes})")
-    wrong = next((entry for entry in files if not _CUT_NAME.fullmatch(entry)), None)
+    wrong = next((entry for entry in files if not CUT_NAME.fullmatch(entry)), None)
     if wrong is not None:
         _refuse_index(name, file, f"has {wrong!r} in its field filelist, where a name looks like 1_001_1_01.png")
     for role, numbers in parts.items():
@@ -160,21 +160,21 @@ def _check_index(
 
 
 def _refuse_index(name: str, file: Path, problem: str) -> NoReturn:
-    raise DatasetError(f"{file} {problem}. Put the new protocol's index for the {_KINDS[name]} images in its place.")
+    raise DatasetError(f"{file} {problem}. Put the new protocol's index for the {KINDS[name]} images in its place.")
 
 
-def _cut_images(name: str, source: Path, folder: Path, files: Sequence[str]) -> None:
+def cut_images(name: str, kind: str, source: Path, folder: Path, files: Sequence[str]) -> None:
     """Write the images as PNG into `folder`, which is complete or absent."""
     logger.info("cutting %d images of %s from %s into %s (once)", len(files), name, source, folder)
     try:
         with whole_folder(folder) as temporary:
-            images = _stored_images(source, _KINDS[name], files)
+            images = _stored_images(source, kind, files)
             for file, image in tqdm(images, f"cutting {name}", len(files), unit="image", disable=None):
                 Image.fromarray(image).save(temporary / file)
     except OSError as error:
         raise DatasetError(
             f"{name}: can't write the images of {source} into {folder}: {error.strerror or error}. Free or make writable "
-            f"{folder.parent}, or copy {_IMAGES_FILE} and the index to another folder and set dataset.root to it."
+            f"{folder.parent}, or copy {IMAGES_FILE} and the index to another folder and set dataset.root to it."
         ) from error
 
 
@@ -196,7 +196,7 @@ def _stored_images(source: Path, kind: str, files: Sequence[str]) -> Iterator[tu
 
 
 def _stored_image(content: h5py.File, pairs: list[Any], source: Path, file: str) -> np.ndarray:
-    match = _CUT_NAME.fullmatch(file)
+    match = CUT_NAME.fullmatch(file)
     assert match is not None
     pair, person, number = int(match[1]), int(match[2]), int(match[4])
     if pair <= len(pairs) and number <= pairs[pair - 1].shape[0] and person <= pairs[pair - 1].shape[1]:

@@ -1,29 +1,15 @@
 """Image retrieval datasets in the layout of their authors: no cameras, and classes unseen in training at test time."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.io import loadmat
 
-from bdbnet.datasets.layout import build_manifest, find_base, how_to_prepare, is_there, nearest_base, require_files
+from bdbnet.datasets.layout import build_manifest, find_base, find_layout, how_to_prepare, is_there, require_files
+from bdbnet.datasets.lists import FORMS, GET_AGAIN, PATH, read_list, refuse
 from bdbnet.datasets.manifest import BOX_COLUMNS, SPLITS, DatasetError, Manifest
-
-_GET_AGAIN = "Get the authors' original file again."
-_NUMBER = "[0-9]{1,9}"
-_DECIMAL = r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?"
-_NAME = r"[^\s/\\\0.][^\s/\\\0]*"
-_PATH = f"{_NAME}(?:/{_NAME})*"
-# Column of a list -> what it must match, and that in words.
-_FORMS = {
-    **dict.fromkeys(("image_id", "class_id", "super_class_id"), (_NUMBER, "a whole number")),
-    **dict.fromkeys(("x", "y", "width", "height"), (_DECIMAL, "a number")),
-    **dict.fromkeys(("path", "image_name"), (_PATH, "a plain relative path")),
-    "item_id": ("id_[0-9]{8}", "an item such as id_00000002"),
-    "evaluation_status": ("train|query|gallery", "one of train, query, gallery"),
-}
 
 _CARS_TOGETHER = ("car_ims", "cars_annos.mat")
 _CARS_APART = ("cars_train", "cars_test", "devkit/cars_train_annos.mat")
@@ -49,13 +35,13 @@ def read_cub200(root: Path, *, crop: bool = True, check_counts: bool = True) -> 
     """
     lists = ("images.txt", "image_class_labels.txt", *(("bounding_boxes.txt",) if crop else ()))
     base = find_base("cub200", Path(root), ("images", *lists))
-    images = _read_list(base / lists[0], ("image_id", "path"))
+    images = read_list(base / lists[0], ("image_id", "path"))
     rows = _by_image(images, base / lists[0])
-    classes = _read_list(base / lists[1], ("image_id", "class_id"))
+    classes = read_list(base / lists[1], ("image_id", "class_id"))
     classes["split"] = _zero_shot(classes["class_id"], 100, base / lists[1], "line")
     rows = _join(rows, base / lists[0], classes, base / lists[1])
     if crop:
-        boxes = _read_list(base / lists[2], ("image_id", "x", "y", "width", "height"))
+        boxes = read_list(base / lists[2], ("image_id", "x", "y", "width", "height"))
         left, top, width, height = (boxes[column].to_numpy(np.float64) for column in ("x", "y", "width", "height"))
         edges = (np.floor(left), np.floor(top), np.ceil(left + width), np.ceil(top + height))
         for column, edge in zip(BOX_COLUMNS, edges):
@@ -81,7 +67,7 @@ def read_cars196(root: Path, *, crop: bool = True, check_counts: bool = True) ->
     `crop` gives the cars' boxes. `check_counts` warns (CountWarning) where the number of images or classes is not the
     published one. Raises DatasetError for missing files and images, and for .mat files that can't be used.
     """
-    base, layout = _find_layout("cars196", Path(root), (_CARS_TOGETHER, _CARS_APART, _CARS_DEEPER))
+    base, layout = find_layout("cars196", Path(root), (_CARS_TOGETHER, _CARS_APART, _CARS_DEEPER))
     if layout == _CARS_TOGETHER:
         rows = _read_annotations(base / "cars_annos.mat", "relative_im_path", "", crop)
     else:
@@ -118,7 +104,7 @@ def read_sop(root: Path, *, check_counts: bool = True) -> Manifest:
     lists = {"Ebay_train.txt": "train", "Ebay_test.txt": "test"}
     base = find_base("sop", Path(root), tuple(lists))
     columns = ("image_id", "class_id", "super_class_id", "path")
-    parts = [_read_list(base / file, columns, header=True).assign(split=split) for file, split in lists.items()]
+    parts = [read_list(base / file, columns, header=True).assign(split=split) for file, split in lists.items()]
     return _build("sop", base, pd.concat(parts).rename(columns={"class_id": "label"}), check_counts)
 
 
@@ -133,19 +119,38 @@ def read_inshop(root: Path, *, check_counts: bool = True) -> Manifest:
     and 3,985 test, 7,982 in all, although Table 6 of the Batch DropBlock paper gives 11,735 classes as their total.
     Raises DatasetError for missing files and images, and for a list that is malformed or incomplete.
     """
-    base, (file, images) = _find_layout("inshop", Path(root), _INSHOP_LAYOUTS)
-    rows = _read_list(base / file, ("image_name", "item_id", "evaluation_status"), header=True, counted=True)
+    base, (file, images) = find_layout("inshop", Path(root), _INSHOP_LAYOUTS)
+    rows = read_list(base / file, ("image_name", "item_id", "evaluation_status"), header=True, counted=True)
     rows = rows.set_axis(["path", "label", "split"], axis="columns")
     rows["path"] = images.removesuffix("img") + rows["path"]
     rows["label"] = rows["label"].str.removeprefix("id_").astype(np.int64)
     return _build("inshop", base, rows, check_counts)
 
 
-def _find_layout(name: str, root: Path, layouts: Sequence[tuple[str, ...]]) -> tuple[Path, tuple[str, ...]]:
-    """The folder that has one of `layouts`, and this layout.  DatasetError names what the most complete one lacks."""
-    found = {layout: len(nearest_base(name, root, layout)[1]) for layout in layouts}
-    nearest = max(layouts, key=lambda layout: (found[layout] == len(layout), found[layout]))
-    return find_base(name, root, nearest), nearest
+def read_inat2018(root: Path, *, check_counts: bool = True) -> Manifest:
+    """iNaturalist-2018 as retrieval (Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", 2020).
+
+    `root`, or one folder in it, holds `Inaturalist_train_set1.txt` and `Inaturalist_test_set1.txt`, or both in
+    `Inat_dataset_splits`, and `train_val2018`, whose images the lists name as `train_val2018/Aves/2761/name.jpg`. The label is
+    the number of the species' folder; species of the test list are unseen in training, and each of its images is query and
+    gallery. Rows are in the order of the lists. `check_counts` warns (CountWarning) where the number of images or species is
+    not the published one.
+    Raises DatasetError for missing files and images, and for malformed lists.
+    """
+    layouts = [
+        ("train_val2018", *(f"{folder}Inaturalist_{split}_set1.txt" for split in ("train", "test")))
+        for folder in ("Inat_dataset_splits/", "")
+    ]
+    base, (_, *lists) = find_layout("inat2018", Path(root), layouts)
+    parts = []
+    for file, split in zip(lists, ("train", "test")):
+        part = read_list(base / file, ("path",))
+        species = part["path"].str.extract(r"/([0-9]{1,9})/[^/]+$")[0]
+        refuse(
+            species.isna(), part["path"], base / file, "line", "is not a path such as train_val2018/Aves/2761/name.jpg"
+        )
+        parts.append(part.assign(label=species.astype(np.int64), split=split))
+    return _build("inat2018", base, pd.concat(parts), check_counts)
 
 
 def _build(name: str, base: Path, rows: pd.DataFrame, check_counts: bool) -> Manifest:
@@ -156,61 +161,9 @@ def _build(name: str, base: Path, rows: pd.DataFrame, check_counts: bool) -> Man
     return build_manifest(name, base, rows[["path", "label", "camera", "split", *boxes]], check_counts=check_counts)
 
 
-def _read_list(file: Path, columns: tuple[str, ...], *, header: bool = False, counted: bool = False) -> pd.DataFrame:
-    """The rows of a text file with one image per line; the index holds the numbers of the lines, from 1.
-
-    `header`: a line names the columns first. `counted`: a line before that gives the number of images.
-    """
-    try:
-        # Some editors write a byte order mark, which does not belong to the first value.
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{file} is not UTF-8 text ({error.reason}). {_GET_AGAIN}") from None
-    except OSError as error:
-        raise DatasetError(f"can't read {file}: {error.strerror}.") from None
-    if header:
-        line = lines[counted] if len(lines) > counted else ""
-        if line.split() != list(columns):
-            raise DatasetError(
-                f"{file}, line {counted + 1}: expected the header {' '.join(columns)!r}, found {line[:80]!r}. {_GET_AGAIN}"
-            )
-    match = re.compile(r"\s+".join(f"({_FORMS[column][0]})" for column in columns)).fullmatch
-    numbers, rows = [], []
-    for number, line in enumerate(lines[header + counted :], header + counted + 1):
-        found = match(line.strip())
-        if found:
-            numbers.append(number)
-            rows.append(found.groups())
-        elif line.strip():
-            raise DatasetError(f"{file}, line {number}: {_fault(line, columns)}. {_GET_AGAIN}")
-    if counted and lines[0].strip() != str(len(rows)):
-        raise DatasetError(
-            f"{file}, line 1: expected the number of images, {len(rows)} by the lines below, found {lines[0][:80]!r}. "
-            f"The list is incomplete or was changed. {_GET_AGAIN}"
-        )
-    if not rows:
-        raise DatasetError(f"{file} lists no images. {_GET_AGAIN}")
-    table = pd.DataFrame(rows, index=numbers, columns=list(columns))
-    if "path" in columns:
-        _refuse(table["path"].duplicated(), table["path"], file, "line", "is listed a second time")
-    return table.astype({column: np.int64 for column in columns if _FORMS[column][0] == _NUMBER})
-
-
-def _fault(line: str, columns: tuple[str, ...]) -> str:
-    """What is wrong with a line that doesn't match."""
-    values = line.split()
-    if len(values) != len(columns):
-        return f"expected the {len(columns)} columns {' '.join(columns)}, found {line.strip()[:80]!r}"
-    return next(
-        f"{column} {value[:80]!r} is not {_FORMS[column][1]}"
-        for column, value in zip(columns, values)
-        if not re.fullmatch(_FORMS[column][0], value)
-    )
-
-
 def _by_image(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     """`table` with image_id for its index, where each occurs once."""
-    _refuse(table["image_id"].duplicated(), table["image_id"], file, "line", "is listed a second time")
+    refuse(table["image_id"].duplicated(), table["image_id"], file, "line", "is listed a second time")
     return table.set_index("image_id")
 
 
@@ -221,7 +174,7 @@ def _join(rows: pd.DataFrame, listed_in: Path, more: pd.DataFrame, file: Path) -
         alone = here.index.difference(there.index)
         if len(alone):
             shown = ", ".join(map(str, alone[:5])) + (", ..." if len(alone) > 5 else "")
-            raise DatasetError(f"{holder} lists {len(alone):,} image_id that {other} lacks: {shown}. {_GET_AGAIN}")
+            raise DatasetError(f"{holder} lists {len(alone):,} image_id that {other} lacks: {shown}. {GET_AGAIN}")
     return rows.join(more)
 
 
@@ -232,17 +185,17 @@ def _read_annotations(file: Path, image_field: str, folder: str, crop: bool) -> 
     try:
         annotations = np.ravel(loadmat(file, squeeze_me=True, variable_names=["annotations"])["annotations"])
     except Exception as error:  # loadmat raises exceptions of many kinds on damaged content
-        raise DatasetError(f"{file} can't be read as a .mat file with {fields} ({error!r}). {_GET_AGAIN}") from error
+        raise DatasetError(f"{file} can't be read as a .mat file with {fields} ({error!r}). {GET_AGAIN}") from error
     missing = [field for field in needed if field not in (annotations.dtype.names or ())]
     if missing:
-        raise DatasetError(f"{file} lacks {', '.join(missing)}: it must hold {fields}. {_GET_AGAIN}")
+        raise DatasetError(f"{file} lacks {', '.join(missing)}: it must hold {fields}. {GET_AGAIN}")
     index = pd.RangeIndex(1, len(annotations) + 1)
     given = pd.DataFrame({field: annotations[field] for field in needed}, index=index, dtype=object)
     for field, values in given.items():
-        good, form = (_is_path, _FORMS["path"][1]) if field == image_field else (_is_whole, _FORMS["class_id"][1])
-        _refuse(~values.map(good).astype(bool), values, file, "row", f"in the field {field} is not {form}")
+        good, form = (_is_path, FORMS["path"][1]) if field == image_field else (_is_whole, FORMS["class_id"][1])
+        refuse(~values.map(good).astype(bool), values, file, "row", f"in the field {field} is not {form}")
     names = given[image_field]
-    _refuse(names.duplicated(), names, file, "row", f"is a second time in the field {image_field}")
+    refuse(names.duplicated(), names, file, "row", f"is a second time in the field {image_field}")
     table = pd.DataFrame({"path": folder + names.astype(str), "label": given["class"].astype(np.int64)})
     table["split"] = _zero_shot(table["label"], 98, file, "row")
     if crop:
@@ -254,7 +207,7 @@ def _read_annotations(file: Path, image_field: str, folder: str, crop: bool) -> 
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(_PATH, value) is not None
+    return isinstance(value, str) and re.fullmatch(PATH, value) is not None
 
 
 def _is_whole(value: object) -> bool:
@@ -264,21 +217,12 @@ def _is_whole(value: object) -> bool:
 def _zero_shot(classes: pd.Series, train_classes: int, file: Path, place: str) -> np.ndarray:
     """`train` for the first half of the classes, `test` for the second."""
     outside = ~classes.between(1, 2 * train_classes)
-    _refuse(outside, classes, file, place, f"is not one of the classes 1 to {2 * train_classes}")
+    refuse(outside, classes, file, place, f"is not one of the classes 1 to {2 * train_classes}")
     return np.where(classes <= train_classes, "train", "test")
 
 
 def _check_boxes(table: pd.DataFrame, file: Path, place: str) -> None:
     for column in ("x1", "y1"):
-        _refuse(table[column] < 0, table[column], file, place, f"for {column} lies outside of the image")
+        refuse(table[column] < 0, table[column], file, place, f"for {column} lies outside of the image")
     for low, high in (("x1", "x2"), ("y1", "y2")):
-        _refuse(table[high] <= table[low], table[high], file, place, f"for {high} leaves an empty box")
-
-
-def _refuse(bad: pd.Series, values: pd.Series, file: Path, place: str, reason: str) -> None:
-    """Raise DatasetError at the first true value of `bad`, whose index is the line or row (`place`) of `file`."""
-    if bad.any():
-        first = np.flatnonzero(bad)[0]
-        value = values.iloc[first]
-        shown = repr(value) if isinstance(value, str) else str(value)
-        raise DatasetError(f"{file}, {place} {values.index[first]}: {shown} {reason}. {_GET_AGAIN}")
+        refuse(table[high] <= table[low], table[high], file, place, f"for {high} leaves an empty box")

@@ -24,12 +24,13 @@ class Finding(NamedTuple):
 
 
 def inspect_table(
-    manifest: Manifest, published: Mapping[Role, SplitCounts], *, protocol: str = "auto"
+    manifest: Manifest, published: Mapping[Role, SplitCounts], *, protocol: str = "auto", test_only: bool = False
 ) -> list[Finding]:
     """Faults of the table: counts that differ from the published ones, identities in both train and test, queries
-    without a match under `protocol`."""
+    without a match under `protocol`. With `test_only` it needs no training images."""
     findings = []
-    missing = [role for role in ROLES if not len(manifest.subset(role).table)]
+    needed = [role for role in ROLES if role != "train" or not test_only]
+    missing = [role for role in needed if not len(manifest.subset(role).table)]
     if missing:
         findings.append(
             Finding(
@@ -52,6 +53,16 @@ def inspect_table(
                 "give every row a camera and use the splits query and gallery, or choose another protocol",
             )
         )
+    if protocol == "reid_reassociation" and not manifest.has_cameras:
+        findings.append(
+            Finding(
+                "dataset.protocol=reid_reassociation needs cameras, which are the numbers of the frames",
+                "give every row a camera, or choose another protocol",
+            )
+        )
+    if protocol == "reid_single_shot" and len(alone := seen_once(manifest)):
+        problem, _, fix = seen_once_advice(manifest, alone).rpartition(". ")
+        findings.append(Finding(problem, fix))
     differences = manifest.differences(published)
     if (mistaken := mistaken_kind(manifest)) is not None:
         findings.append(Finding(f"these are not the images of {manifest.name}", mistaken))
@@ -83,6 +94,23 @@ def inspect_table(
             )
         )
     return findings
+
+
+def seen_once(manifest: Manifest) -> pd.DataFrame:
+    """The rows of the queries that are their identity's only test image, which no single gallery shot can answer."""
+    tested = manifest.table[manifest.table["split"] != "train"]
+    sizes = tested.groupby("label")["path"].transform("size")
+    return tested[(sizes == 1) & (tested["split"] != "gallery")]
+
+
+def seen_once_advice(manifest: Manifest, alone: pd.DataFrame) -> str:
+    """What is wrong with the rows of `seen_once`, and in a last sentence, without its full stop, what to do about them."""
+    first = alone.iloc[0]
+    return (
+        f"a single gallery shot shows each identity by one image and searches for it by another, but {len(alone):,} identities "
+        f"have one test image alone, the first is {manifest.name_of(first['label'])} ({first['path']}). Leave these rows out, or "
+        "choose another dataset.protocol"
+    )
 
 
 def match_advice(manifest: Manifest, *, by_camera: bool, unmatched: pd.DataFrame | None = None) -> str:

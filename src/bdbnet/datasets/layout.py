@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bdbnet.datasets.catalogue import FACTS, PUBLISHED_COUNTS, DatasetFacts
+from bdbnet.datasets.catalogue import FACTS, PUBLISHED_COUNTS, UNTRIED, DatasetFacts
 from bdbnet.datasets.manifest import COLUMNS, CountWarning, DatasetError, Manifest
 from bdbnet.regular_files import special_kind
 
@@ -45,6 +45,13 @@ def find_base(name: str, root: Path, wanted: Sequence[str]) -> Path:
         places = " and ".join(map(str, below))
         raise DatasetError(f"{problem} They are in {places}: set dataset.root={below[0]}.")
     raise LayoutError(f"{problem}\n{how_to_prepare(name, root)}")
+
+
+def find_layout(name: str, root: Path, layouts: Sequence[tuple[str, ...]]) -> tuple[Path, tuple[str, ...]]:
+    """The folder that has one of `layouts`, and this layout.  DatasetError names what the most complete one lacks."""
+    found = {layout: len(nearest_base(name, root, layout)[1]) for layout in layouts}
+    nearest = max(layouts, key=lambda layout: (found[layout] == len(layout), found[layout]))
+    return find_base(name, root, nearest), nearest
 
 
 def nearest_base(name: str, root: Path, wanted: Sequence[str]) -> tuple[Path, list[str]]:
@@ -203,6 +210,11 @@ def how_to_prepare(name: str, root: Path) -> str:
         f"{facts.title} is expected in dataset.root, or in one folder below it, as\n{layout_of(facts)}\n"
         f"To extract the authors' archive: python -m bdbnet.prepare dataset={name} archive=FILE dataset.root={root}\n"
         f"with FILE = {facts.archives}\nIf the data is elsewhere, set dataset.root to its folder."
+        + (
+            ""
+            if facts.tried
+            else f"\n{UNTRIED} If the originals differ, dataset=table reads any layout from a CSV file."
+        )
     )
 
 

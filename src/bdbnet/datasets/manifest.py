@@ -43,11 +43,11 @@ class OverlapWarning(UserWarning):
 
 
 class SplitCounts(NamedTuple):
-    """Size of one role of a dataset, as its authors publish it."""
+    """Size of one role of a dataset, as its authors publish it; None where they do not say how many cameras."""
 
     identities: int
     images: int
-    cameras: int
+    cameras: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +158,7 @@ class Manifest:
             f"{role} has {found:,} {field}, published {expected:,}"
             for role, size in published.items()
             for field, found, expected in zip(SplitCounts._fields, self._count(role), size)
-            if found != expected
+            if expected is not None and found != expected
         ]
 
     def require(self, *roles: Role) -> None:

@@ -35,9 +35,9 @@ FOLDERS: dict[str, Role] = {"bounding_box_train": "train", "query": "query", "bo
 # identity, camera, sequence, frame, box; some names of the original end with .jpg.jpg
 _MARKET_NAMES = FileNames(re.compile(r"(-1|\d{4})_c([1-6])s\d+_\d+_\d+", re.IGNORECASE), "0002_c1s1_000451_03.jpg")
 # identity, camera, frame
-_DUKE_NAMES = FileNames(re.compile(r"(\d{4})_c([1-8])_f\d+", re.IGNORECASE), "0001_c2_f0046182.jpg")
+DUKE_NAMES = FileNames(re.compile(r"(\d{4})_c([1-8])_f\d+", re.IGNORECASE), "0001_c2_f0046182.jpg")
 # Identity and camera in data of a user's own: any numbers, and anything after them.
-_OWN_NAMES = re.compile(r"(-1|\d{1,9})_c(\d{1,4})(?!\d).*", re.ASCII | re.DOTALL | re.IGNORECASE)
+OWN_NAMES = re.compile(r"(-1|\d{1,9})_c(\d{1,4})(?!\d).*", re.ASCII | re.DOTALL | re.IGNORECASE)
 _COPY = re.compile(r" ?\(\d+\)$| - copy|_copy", re.IGNORECASE)
 _DISTRACTOR_FOLDERS = ("distractors_500k", "images")
 _DISTRACTOR_CAMERA = re.compile(r"_c([1-6])(?!\d)")
@@ -128,7 +128,7 @@ def read_dukemtmc_reid(root: Path, *, check_counts: bool = True, own_names: bool
     The layout is that of Market-1501, with names such as 0001_c2_f0046182.jpg and 8 cameras; `own_names` as there.
     Raises DatasetError for a missing, incomplete or wrong folder, and for an image whose name can't be parsed.
     """
-    return _read_three_folders("dukemtmc_reid", Path(root), _DUKE_NAMES, check_counts, own_names)
+    return _read_three_folders("dukemtmc_reid", Path(root), DUKE_NAMES, check_counts, own_names)
 
 
 def read_msmt17_v1(root: Path, *, check_counts: bool = True) -> Manifest:
@@ -174,14 +174,14 @@ def _images_below(folder: Path) -> str:
         if folder.is_dir()
         else []
     )
-    found = next((place for place in inside if _image_files(place)), None)
+    found = next((place for place in inside if image_files(place)), None)
     return "" if found is None else f" There are some in {found}: move them into {folder} itself."
 
 
 def _read_three_folders(name: str, root: Path, names: FileNames, check_counts: bool, own_names: bool) -> Manifest:
     base = find_base(name, root, tuple(FOLDERS))
     if own_names:
-        names = names._replace(pattern=_OWN_NAMES)
+        names = names._replace(pattern=OWN_NAMES)
     rows = read_folders(name, base, FOLDERS, names)
     return build_manifest(name, base, rows, check_counts=check_counts and not own_names)
 
@@ -189,8 +189,8 @@ def _read_three_folders(name: str, root: Path, names: FileNames, check_counts: b
 def _parse_names(folder: Path, names: FileNames) -> list[tuple[str, int, int]]:
     """File name, identity and camera of each image in `folder` that is not junk, sorted by file name."""
     images = []
-    for file in _image_files(folder):
-        match = names.pattern.fullmatch(_without_suffix(file))
+    for file in image_files(folder):
+        match = names.pattern.fullmatch(without_suffix(file))
         if match is None:
             raise DatasetError(
                 f"{folder}: can't read identity and camera from the file name {file!r}; a name looks like "
@@ -202,7 +202,8 @@ def _parse_names(folder: Path, names: FileNames) -> list[tuple[str, int, int]]:
     return images
 
 
-def _without_suffix(file: str) -> str:
+def without_suffix(file: str) -> str:
+    """The name of an image without its suffix, or suffixes: some names of Market-1501 end with .jpg.jpg."""
     stem, dot, suffix = file.rpartition(".")
     while dot and f".{suffix}".lower() in image_suffixes():
         file = stem
@@ -211,14 +212,14 @@ def _without_suffix(file: str) -> str:
 
 
 def _name_advice(file: str) -> str:
-    if _COPY.search(_without_suffix(file)):
+    if _COPY.search(without_suffix(file)):
         return "It seems to be a copy of another image: remove it."
     advice = "Remove or rename this file, or extract the original archive again."
-    own = " For images of your own with other numbers: dataset=market1501 +dataset.options.own_names=true."
-    return advice + own if _OWN_NAMES.fullmatch(file) else advice
+    own = " For images of your own with other numbers: dataset=market_layout, or +dataset.options.own_names=true."
+    return advice + own if OWN_NAMES.fullmatch(file) else advice
 
 
-def _image_files(folder: Path) -> list[str]:
+def image_files(folder: Path) -> list[str]:
     """Sorted names of the images; none where `folder` is a file.  Warns of images whose format is not read here."""
     try:
         entries = list_folder(folder)
@@ -239,7 +240,7 @@ def _find_distractors(name: str, root: Path) -> tuple[Path, list[str]]:
     beside = root.parent / _DISTRACTOR_FOLDERS[0]
     inside = [root / entry for entry, is_folder in sorted(list_folder(root).items()) if is_folder]
     places = [place / folder for place in (root, *inside) for folder in _DISTRACTOR_FOLDERS]
-    found = {place: _image_files(place) for place in (*places, beside, beside / "images") if is_there(place)}
+    found = {place: image_files(place) for place in (*places, beside, beside / "images") if is_there(place)}
     found = {place: files for place, files in found.items() if files}
     if not found:
         raise DatasetError(

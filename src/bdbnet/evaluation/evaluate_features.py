@@ -171,7 +171,9 @@ def _features(config: DictConfig, sides: Mapping[str, Side]) -> Features:
     if dataset.get("name") != FEATURES:
         manifest = build_manifest(config)
         return align(sides, manifest, test_rows(manifest))
-    features = assemble(sides, cameras=is_reid(config), root=dataset.root)
+    # One image per identity, drawn from all cameras: VehicleID's protocol knows none.
+    needed = is_reid(config) and single_shot(config) is None
+    features = assemble(sides, cameras=needed, root=dataset.root)
     manifest, by_camera = features.manifest, is_reid(config)
     if features.root is not None:
         dataset.root = str(features.root)

@@ -66,6 +66,8 @@ def build_metric(config: DictConfig, *, progress: bool = False) -> ReIDMetrics |
                 ap_at=evaluation.ap_at,
                 query_pooling=query_pooling(config),
                 single_shot=single_shot(config),
+                leave_out_drawn=True,
+                next_camera=config.dataset.protocol == "reid_reassociation",
                 **search,
             )
         return RetrievalRecall(tuple(evaluation.recall_at), precision=True, **search)

@@ -96,7 +96,9 @@ def pair_distances(blocks: Iterable[tuple[int, np.ndarray]], matches: Matches, *
                 np.add.at(positives[half], row[right], 1)
                 # All images of the query's identity lie in its half, where they have been counted.
                 np.subtract.at(negatives[half], row[right], 1)
-                np.subtract.at(negatives[half], row[left_out], 1)
+                here = gallery_half[left_out] == half
+                np.subtract.at(negatives[half], row[left_out[here]], 1)
+                np.subtract.at(negatives[2], row[left_out[~here]], 1)
     used = np.flatnonzero(positives.any(axis=0) | negatives.any(axis=0))
     thresholds = _upper_edges(used)
     positives, negatives = positives[:, used], negatives[:, used]

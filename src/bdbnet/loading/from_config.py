@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, instantiate, is_ours
 from bdbnet.datasets import Manifest, load_manifest
-from bdbnet.datasets.inspection import match_advice
+from bdbnet.datasets.inspection import match_advice, seen_once, seen_once_advice
 from bdbnet.loading.transforms import transforms_for
 
 if TYPE_CHECKING:
@@ -83,11 +83,16 @@ def settle_protocol(dataset: DictConfig, manifest: Manifest, *, trained: bool = 
         dataset.protocol = "reid" if manifest.has_cameras else "retrieval"
     if dataset.protocol == "reid_multi_query" and not manifest.has_cameras:
         raise ConfigError("dataset.protocol=reid_multi_query: the images have no cameras to group queries by")
-    apart = ("reid_multi_query", "reid_single_shot")
-    if dataset.protocol in apart and (manifest.table["split"] == "test").any():
+    if dataset.protocol == "reid_reassociation" and not manifest.has_cameras:
+        raise ConfigError(
+            "dataset.protocol=reid_reassociation: the images have no cameras, which are the numbers of their frames"
+        )
+    if dataset.protocol == "reid_multi_query" and (manifest.table["split"] == "test").any():
         raise ConfigError(
             f"dataset.protocol={dataset.protocol}: images of split test are queries and gallery at once; give both"
         )
+    if dataset.protocol == "reid_single_shot" and len(alone := seen_once(manifest)):
+        raise ConfigError(f"{manifest.name}: dataset.protocol=reid_single_shot: {seen_once_advice(manifest, alone)}.")
     preset = _RETRIEVAL if dataset.protocol == "retrieval" else _REID
     own_size = dataset.get("image_size") is not None
     for key, value in preset.items():

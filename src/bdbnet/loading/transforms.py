@@ -19,7 +19,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
-PROTOCOLS = ("reid", "reid_multi_query", "reid_single_shot", "retrieval")
+PROTOCOLS = ("reid", "reid_multi_query", "reid_single_shot", "reid_reassociation", "retrieval")
 
 Size = tuple[int, int]
 Channels = tuple[float, float, float]
@@ -227,7 +227,7 @@ def transforms_for(
 ) -> tuple[TrainTransform, EvaluationTransform]:
     """Train and test transform of a protocol.
 
-    `reid`, `reid_multi_query` and `reid_single_shot` (section 4.1) resize to `image_size`.  `retrieval` (section 4.2.1): images are
+    `reid` and all that begin with `reid_` (section 4.1) resize to `image_size`.  `retrieval` (section 4.2.1): images are
     padded to a square; training resizes to `resize` and crops `image_size` at random, testing resizes to `test_size`
     (default: `resize`, else `image_size`) and does not crop.  `pad_train` and `pad_test` override the protocol (CARS196
     does not pad test images).

@@ -9,6 +9,7 @@ _TASKS = {
     "reid": "re-ID protocol, single query",
     "reid_multi_query": "re-ID protocol, multi-query",
     "reid_single_shot": "re-ID protocol, single gallery shot",
+    "reid_reassociation": "re-association with the next frame that is used",
     "retrieval": "retrieval protocol, cameras not used",
 }
 

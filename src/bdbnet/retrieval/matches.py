@@ -58,11 +58,14 @@ class Matches:
 
     A positive has the query's label. Left out of the ranking are, where cameras are given, the images with the query's
     label and camera, and with `same_set`, where queries and gallery are one list of images, the query itself.
+    With `next_camera` the images of the camera with the next number count, whatever their label, and no others: where the
+    frames of a video are its cameras, everybody in the next frame.
 
     Args:
         query_labels, gallery_labels: int64 (Q,) and (G,).
         query_cameras, gallery_cameras: int64 (Q,) and (G,), or None for both.
         same_set: query `i` is gallery image `i`.
+        next_camera: a query is searched for in the next camera alone; needs cameras.
     """
 
     def __init__(
@@ -73,12 +76,16 @@ class Matches:
         gallery_cameras: np.ndarray | None = None,
         *,
         same_set: bool = False,
+        next_camera: bool = False,
     ) -> None:
         if (query_cameras is None) != (gallery_cameras is None):
             raise ValueError("cameras are given for queries or gallery only: give both or none")
+        if next_camera and query_cameras is None:
+            raise ValueError("searching in the next camera needs the cameras of queries and gallery")
         self.query_labels, self.gallery_labels = query_labels, gallery_labels
         self.query_cameras, self.gallery_cameras = query_cameras, gallery_cameras
         self._same_set = same_set
+        self.next_camera = next_camera
         # A stable sort keeps the images of one label in gallery order.
         self._by_label = np.argsort(gallery_labels, kind="stable")
         sorted_labels = gallery_labels[self._by_label]
@@ -95,6 +102,7 @@ class Matches:
         *,
         sizes: tuple[int, int],
         same_set: bool = False,
+        next_camera: bool = False,
     ) -> "Matches":
         """The same from labels and cameras of any integer type, NumPy or torch, for `sizes` queries and gallery images.
 
@@ -107,6 +115,7 @@ class Matches:
             None if query_cameras is None else label_array(query_cameras, queries, "query cameras"),
             None if gallery_cameras is None else label_array(gallery_cameras, images, "gallery cameras"),
             same_set=same_set,
+            next_camera=next_camera,
         )
 
     def of(self, query: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +130,14 @@ class Matches:
         of = np.repeat(queries, counts)
         within = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
         same = self._by_label[self._begin[of] + within]
+        if self.next_camera:
+            assert self.query_cameras is not None
+            assert self.gallery_cameras is not None
+            wanted = self.query_cameras[begin:end] + 1
+            there = self.gallery_cameras[same] == wanted[of - begin]
+            elsewhere = self.gallery_cameras != wanted[:, None]
+            positives = Ragged(same[there], np.bincount(of[there] - begin, minlength=len(queries)))
+            return positives, Ragged(np.nonzero(elsewhere)[1], elsewhere.sum(axis=1))
         left_out = same == of if self._same_set else np.zeros(len(same), bool)
         if self.query_cameras is not None and self.gallery_cameras is not None:
             left_out |= self.gallery_cameras[same] == self.query_cameras[of]
@@ -128,7 +145,9 @@ class Matches:
         return Ragged(same[~left_out], counts - left), Ragged(same[left_out], left)
 
     def on(self, device: torch.device) -> "DeviceMatches":
-        """The same as tensors on a device."""
+        """The same as tensors on a device.  Raises ValueError with `next_camera`, where most images are left out."""
+        if self.next_camera:
+            raise ValueError("images of the next camera alone are ranked on the CPU")
         by_label, begin, end = (
             torch.from_numpy(values).to(device) for values in (self._by_label, self._begin, self._end)
         )

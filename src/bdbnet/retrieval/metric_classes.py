@@ -99,6 +99,7 @@ class _EmbeddingCollector(Metric):
     search: Search
     query_pooling: str | None = None
     _by_camera: bool  # whether images of a query's own identity and camera are left out
+    next_camera: bool = False  # whether all images but those of the next camera are left out
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -212,7 +213,9 @@ class _EmbeddingCollector(Metric):
         prepared = compared(query.embeddings, gallery.embeddings)
         cameras = (query.cameras, gallery.cameras) if by_camera else (None, None)
         sizes = len(prepared[0]), len(prepared[1])
-        matches = Matches.of_labels(query.labels, gallery.labels, *cameras, sizes=sizes, same_set=one_set)
+        matches = Matches.of_labels(
+            query.labels, gallery.labels, *cameras, sizes=sizes, same_set=one_set, next_camera=self.next_camera
+        )
         return _Sides(query, gallery, prepared, matches)
 
     def _collected(self) -> _Images:
@@ -248,6 +251,9 @@ class ReIDMetrics(_EmbeddingCollector):
         query_pooling: `mean` or `max`: multi-query, see `pool_queries`; needs `is_query` and cameras.
         single_shot: number of random galleries with one image per identity: Rank-k is `single_shot_cmc`'s; can't be
             combined with multi-query, query expansion or re-ranking.
+        leave_out_drawn: with `single_shot`, see `single_shot_cmc`.
+        next_camera: a query is searched for among the images of the camera with the next number alone, see `Matches`; can't be
+            combined with a single gallery shot or multi-query.
         seed: of those galleries.
         progress: show a progress bar while re-ranking.
         kwargs: options of `torchmetrics.Metric`, such as `compute_on_cpu`.
@@ -268,6 +274,8 @@ class ReIDMetrics(_EmbeddingCollector):
         progress: bool = False,
         query_pooling: str | None = None,
         single_shot: int | None = None,
+        leave_out_drawn: bool = False,
+        next_camera: bool = False,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -278,7 +286,11 @@ class ReIDMetrics(_EmbeddingCollector):
         self.search = Search(distance, query_expansion, rerank, chunk_memory_mb, progress)
         self.query_pooling = query_pooling
         self.single_shot = single_shot
+        self.leave_out_drawn = leave_out_drawn
+        self.next_camera = next_camera
         self.seed = seed
+        if next_camera and (single_shot is not None or query_pooling is not None):
+            raise ValueError("the next camera alone can't be combined with a single gallery shot or multi-query")
         if single_shot is not None and (self.search.reorders or query_pooling is not None):
             raise ValueError("a single gallery shot can't be combined with multi-query, query expansion or re-ranking")
 
@@ -292,13 +304,14 @@ class ReIDMetrics(_EmbeddingCollector):
         drawn = None
         if self.single_shot is not None:
             drawn = single_shot_ranks(
-                *sides.prepared, sides.matches, search, ranks=self.ranks, repeats=self.single_shot, seed=self.seed
-            )
+                *sides.prepared, sides.matches, search, ranks=self.ranks, repeats=self.single_shot, seed=self.seed,
+                leave_out_drawn=self.leave_out_drawn,
+            )  # fmt: skip
             if not (top_k or facts):
                 return drawn, None
         rankings = rank_queries(
             *sides.prepared, sides.matches, search, top_k=top_k, facts=facts, ap_at=self.ap_at,
-            camera_pairs=facts and sides.matches.query_cameras is not None,
+            camera_pairs=facts and sides.matches.query_cameras is not None and not self.next_camera,
         )  # fmt: skip
         return drawn or summarize_reid(rankings.ranks, ranks=self.ranks, ap_at=self.ap_at), rankings
 

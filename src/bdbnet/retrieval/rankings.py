@@ -14,7 +14,7 @@ from bdbnet.retrieval.device_rankings import DeviceCameras, DeviceExtremes, Devi
 from bdbnet.retrieval.distances import Block
 from bdbnet.retrieval.knn import smallest
 from bdbnet.retrieval.matches import Matches
-from bdbnet.retrieval.matrices import Array, Prepared, compared, distances_between, rows_of
+from bdbnet.retrieval.matrices import Array, Prepared, compared, distances_between, on_cpu, rows_of
 from bdbnet.retrieval.ranks import PositiveRanks, positive_ranks
 from bdbnet.retrieval.search import Search
 
@@ -141,7 +141,9 @@ def rank_queries(
     query, gallery = compared(query, gallery)
     asked, shown = search.asked(query, gallery)
     blocks: Iterable[tuple[int, Block]] = search.order(asked, shown)
-    on_device = isinstance(query.matrix, Tensor)
+    on_device = isinstance(query.matrix, Tensor) and not matches.next_camera
+    if not on_device:  # of the next camera alone, few distances count: they are ranked on the CPU
+        blocks = ((begin, on_cpu(block)[:, : len(shown)]) for begin, block in blocks)
     by_camera = _ByCamera(matches, on_device=on_device) if camera_pairs else None
     nearest: Any = None
     extremes: Any = None
@@ -153,13 +155,16 @@ def rank_queries(
     if seen := [watcher.see for watcher in (by_camera, nearest, extremes) if watcher is not None]:
         blocks = _shown(blocks, seen)
     ranks = positive_ranks(blocks, matches, nearest_only=nearest_only and not facts)
+    place: Callable[[Any], Any] = (lambda matrix: matrix) if on_device else on_cpu
     return Rankings(
         ranks,
-        None if nearest is None else TopK(*nearest.result(query.matrix, gallery.matrix, search.distance)),
+        None if nearest is None else TopK(*nearest.result(place(query.matrix), place(gallery.matrix), search.distance)),
         None
         if extremes is None
         else _facts(
-            ranks, ap_at, *extremes.result(asked.matrix, shown.matrix, None if search.rerank else search.distance)
+            ranks,
+            ap_at,
+            *extremes.result(place(asked.matrix), place(shown.matrix), None if search.rerank else search.distance),
         ),
         None if by_camera is None else by_camera.result(),
     )

@@ -1,10 +1,11 @@
-"""Single-shot CMC (CUHK03's first protocol): one image drawn at random shows each identity of the gallery."""
+"""Single-shot CMC (CUHK03's first protocol, VehicleID's): one image drawn at random shows each identity of the gallery."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from bdbnet.renamed import accepts_former
+from bdbnet.retrieval.distances import Block
 from bdbnet.retrieval.matches import Matches
 from bdbnet.retrieval.matrices import Array, Prepared, compared, on_cpu
 from bdbnet.retrieval.metrics import checked_cutoffs
@@ -23,6 +24,7 @@ def single_shot_cmc(
     ranks: Sequence[int] = (1, 5, 10),
     repeats: int = 100,
     seed: int = 0,
+    leave_out_drawn: bool = False,
     distance: str = "euclidean",
     chunk_memory_mb: float | None = None,
 ) -> dict[str, float | int]:
@@ -37,19 +39,23 @@ def single_shot_cmc(
             see `reid_metrics`. Distractors of one label are one identity.
         repeats: number of random galleries.
         seed: of the draws; the order of queries and the size of blocks do not change them.
+        leave_out_drawn: for a set that is searched in itself (VehicleID, Liu et al. 2016): the images that are drawn are the
+            gallery of their repeat and all others are its queries; the mean is over repeats.
 
     Returns:
-        `rank{k}` for each of `ranks`, and `valid_queries`.
+        `rank{k}` for each of `ranks`, and `valid_queries`, those of one repeat.
 
     Raises:
-        ValueError: see `reid_metrics`; `repeats` below 1.
+        ValueError: see `reid_metrics`; `repeats` below 1; with `leave_out_drawn` an identity with a single image.
     """
     sides = compared(query, gallery)
     sizes = len(sides[0]), len(sides[1])
     tags = (query_labels, gallery_labels, query_cameras, gallery_cameras)
     matches = Matches.of_labels(*tags, sizes=sizes, same_set=query is gallery)
     search = Search(distance, chunk_memory_mb=chunk_memory_mb)
-    return single_shot_ranks(*sides, matches, search, ranks=ranks, repeats=repeats, seed=seed)
+    return single_shot_ranks(
+        *sides, matches, search, ranks=ranks, repeats=repeats, seed=seed, leave_out_drawn=leave_out_drawn
+    )
 
 
 def single_shot_ranks(
@@ -61,6 +67,7 @@ def single_shot_ranks(
     ranks: Sequence[int],
     repeats: int,
     seed: int,
+    leave_out_drawn: bool = False,
 ) -> dict[str, float | int]:
     """`single_shot_cmc` of two sets in one precision, whose labels are known."""
     cutoffs = checked_cutoffs(ranks, "ranks")
@@ -73,6 +80,8 @@ def single_shot_ranks(
     for repeat, row in enumerate(numbers):
         row[:] = np.random.default_rng([seed, repeat]).permutation(len(labels))
     shown = np.stack([_first_of_each(row, identity, len(identities)) for row in numbers])
+    if leave_out_drawn and query is gallery:
+        return _ranks_of_the_rest(search.order(query, gallery), shown, labels, identity, cutoffs)
     hits = dict.fromkeys(cutoffs, 0.0)
     valid = 0
     for begin, block in search.order(query, gallery):
@@ -82,15 +91,51 @@ def single_shot_ranks(
                 continue
             valid += 1
             own = positives[numbers[:, positives].argmin(axis=1), None]
-            others = shown[:, identities != own_labels[number]]
-            nearer = row[others] < row[own]
-            nearer |= (row[others] == row[own]) & (others < own)
-            places = 1 + nearer.sum(axis=1)
+            places = _places(row, own, shown[:, identities != own_labels[number]])
             for k in cutoffs:
                 hits[k] += float(np.mean(places <= k))
     if not valid:
         raise ValueError("no query has a match: every gallery image of its identity is missing or from its own camera")
     return {**{f"rank{k}": hits[k] / valid for k in cutoffs}, "valid_queries": valid}
+
+
+def _ranks_of_the_rest(
+    order: Iterator[tuple[int, Block]],
+    shown: np.ndarray,
+    labels: np.ndarray,
+    identity: np.ndarray,
+    cutoffs: Sequence[int],
+) -> dict[str, float | int]:
+    """Rank-k of a set whose drawn images, `shown` (repeats, identities), are the gallery and whose others are the queries.
+
+    Raises ValueError for an identity with one image, which is always drawn and never searched for.
+    """
+    sizes = np.bincount(identity)
+    if (sizes == 1).any():
+        alone = labels[np.flatnonzero(sizes[identity] == 1)[0]]
+        raise ValueError(
+            f"{int((sizes == 1).sum())} identities have one image, the first is {alone}: a single gallery shot takes one image "
+            "of each identity and searches for it by the others. Leave these identities out"
+        )
+    repeats, count = shown.shape
+    hits = {k: np.zeros(repeats, np.int64) for k in cutoffs}
+    for begin, block in order:
+        for number, row in enumerate(on_cpu(block)[:, : len(labels)], begin):
+            own = shown[:, identity[number], None]
+            places = _places(row, own, shown)  # an image is not nearer than itself
+            is_query = own[:, 0] != number
+            for k in cutoffs:
+                hits[k] += is_query & (places <= k)
+    queries = len(labels) - count
+    return {**{f"rank{k}": float(np.mean(hits[k] / queries)) for k in cutoffs}, "valid_queries": queries}
+
+
+def _places(row: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Place of the image `own` (repeats, 1) among `others` (repeats, identities) by the order in `row` (G,), ties by index."""
+    nearer = row[others] < row[own]
+    nearer |= (row[others] == row[own]) & (others < own)
+    places: np.ndarray = 1 + nearer.sum(axis=1)
+    return places
 
 
 def _first_of_each(numbers: np.ndarray, identity: np.ndarray, count: int) -> np.ndarray:
