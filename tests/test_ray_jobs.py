@@ -12,10 +12,10 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from bdbnet import __version__, ray_jobs
+from bdbnet import ray_jobs
 from bdbnet.config import ConfigError
 from bdbnet.ray_jobs import SweepError, run_jobs
-from bdbnet.results import read_result
+from bdbnet.results import read_result, versions
 from bdbnet.train import main
 
 
@@ -154,7 +154,7 @@ def test_a_command_that_leaves_or_fails_is_no_end_of_the_worker(monkeypatch, tmp
 
     def outcome(run) -> object:
         monkeypatch.setattr(ray_jobs, "run_job", run)
-        return ray_jobs._run((None, None, Singleton.get_state(), "."), OmegaConf.create({}), __version__)
+        return ray_jobs._run((None, None, Singleton.get_state(), "."), OmegaConf.create({}), versions().get("bdbnet"))
 
     def leave(*_: object) -> None:
         try:

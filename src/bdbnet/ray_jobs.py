@@ -13,7 +13,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import DictConfig, open_dict
 
-from bdbnet import __version__
+from bdbnet.results import versions
 from bdbnet.settings import ConfigError
 from bdbnet.stopping import in_main_thread
 from hydra_plugins.bdbnet_ray import RayLauncher
@@ -49,7 +49,7 @@ def run_jobs(launcher: RayLauncher, overrides: Sequence[Sequence[str]], first: i
                 config.hydra.job.id, config.hydra.job.num = f"ray_{first + number}", first + number
                 if tries[number] > 1 and "ckpt_path" in config and config.ckpt_path is None and not config.overwrite:
                     config.ckpt_path = "last"
-            return remote.remote(shared, config, __version__)
+            return remote.remote(shared, config, versions().get("bdbnet"))
 
         running = {start(number): number for number in range(len(overrides))}
         try:
@@ -111,11 +111,11 @@ def _connected(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _run(shared: tuple[Any, ...], config: DictConfig, version: str) -> tuple[JobReturn | str, int]:
+def _run(shared: tuple[Any, ...], config: DictConfig, version: str | None) -> tuple[JobReturn | str, int]:
     """A job, in a worker of Ray: what it returned, or why it has ended; and its exit status."""
     context, task, state, folder = shared
-    if version != __version__:
-        raise ConfigError(f"{os.uname().nodename} has bdbnet {__version__}, the sweep was started by {version}")
+    if version != (own := versions().get("bdbnet")):
+        raise ConfigError(f"{os.uname().nodename} has bdbnet {own}, the sweep was started by {version}")
     os.chdir(folder)
     setup_globals()
     Singleton.set_state(state)
