@@ -3,6 +3,7 @@
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -91,29 +92,58 @@ def test_two_agents_of_torchrun_train_one_network_and_fill_one_store(settings, p
     assert result.metrics == read_result(tmp_path / "outputs" / "evaluate" / "one" / "result.json").metrics
 
 
-def test_machines_that_disagree_do_not_start_and_one_that_is_killed_ends_the_other(settings, port, tmp_path):
-    def start(name: str, port: int, *more: list[str]) -> list[Command]:
+@pytest.fixture
+def start(settings, tmp_path):
+    """``start(run_name, arguments of one, of the other, variables=of a machine)``: a training with a process on each of two."""
+
+    def run(name: str, *arguments: list[str], variables: Callable[[int], dict[str, str]]) -> list[Command]:
         return [
             Command(
-                "train", *settings, f"run_name={name}", *arguments, folder=tmp_path, log=tmp_path / f"{name}{rank}",
-                RANK=f"{rank}", WORLD_SIZE="2", LOCAL_RANK="0", GROUP_RANK=f"{rank}", MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=f"{port}", TORCHELASTIC_RUN_ID="x", OMP_NUM_THREADS="1",
+                "train", *settings, f"run_name={name}", *more, folder=tmp_path, log=tmp_path / f"{name}{node}", OMP_NUM_THREADS="1",
+                **variables(node),
             )
-            for rank, arguments in enumerate(more)
+            for node, more in enumerate(arguments)
         ]  # fmt: skip
 
-    disagree = start("other", port, ["trainer.max_epochs=1"], ["trainer.max_epochs=1", "optimizer.lr=0.5"])
-    for process in disagree:
+    return run
+
+
+def test_machines_that_disagree_do_not_start(start, port):
+    """They are numbered as SLURM does."""
+
+    def variables(node: int) -> dict[str, str]:
+        job = {
+            "JOB_ID": "77",
+            "JOB_NAME": "x",
+            "JOB_NUM_NODES": "2",
+            "NNODES": "2",
+            "NODELIST": "127.0.0.1",
+            "LOCALID": "0",
+        }
+        task = {"NTASKS": "2", "NTASKS_PER_NODE": "1", "STEP_NUM_TASKS": "2", "PROCID": f"{node}", "NODEID": f"{node}"}
+        return {f"SLURM_{name}": value for name, value in (job | task).items()} | {"MASTER_PORT": f"{port}"}
+
+    for process in start(
+        "other", ["trainer.max_epochs=1"], ["trainer.max_epochs=1", "optimizer.lr=0.5"], variables=variables
+    ):
         done = process.wait()
         assert done.returncode == 1
         assert done.stderr.count("error: processes 0 (on ") == 1
         assert "setting optimizer.lr is 0.001 and 0.5" in done.stderr
-    killed = start("killed", port, *2 * [["trainer.max_epochs=1000"]])
+
+
+def test_a_machine_that_is_killed_ends_the_other(start, port, tmp_path):
+    """They are numbered as Lightning's own launcher does."""
+
+    def variables(node: int) -> dict[str, str]:
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "NODE_RANK": f"{node}"}
+
+    first, second = start("killed", *2 * [["trainer.max_epochs=1000"]], variables=variables)
     deadline = time.monotonic() + 300
     while not (tmp_path / "outputs" / "train" / "killed" / "history.csv").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
-    killed[1].kill()
-    done = killed[0].wait(60)  # within a minute
+    second.kill()
+    done = first.wait(60)  # within a minute
     assert done.returncode == 1
     assert (
         "error: another process of the 2 that train together has ended: it has left no message; was it killed"
