@@ -4,7 +4,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import DistNetworkError, HashStore
 
 from bdbnet.config import ConfigError, plain
 from bdbnet.loading.from_config import build_manifest
@@ -86,16 +86,34 @@ def test_a_first_rank_that_does_not_answer_is_named(port):
         joined(1, 2, 0.1)
 
 
-def test_a_rank_that_ends_before_the_meeting_says_why_to_the_others(port, facts, monkeypatch):
+@pytest.mark.parametrize("ends", [0, 1])
+def test_a_rank_that_ends_before_the_meeting_says_why_to_the_other(ends, port, facts, monkeypatch):
     port.close()
-    with ThreadPoolExecutor(1) as pool:  # the first rank
-        first = pool.submit(joined, 0, 2, 10)
-        monkeypatch.setenv("RANK", "1")
-        monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", f"{ends}")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: meet(joined(1 - ends, 2, 10), 1 - ends, 2, facts, 5))
         with pytest.raises(FileNotFoundError, match=r"/data/b\.jpg"), told_before_meeting():
             raise FileNotFoundError(2, "No such file or directory", "/data/b.jpg")
-        with pytest.raises(DisagreementError, match=r"process 1 of 2 \(on .*\) has ended: .*'/data/b\.jpg'"):
-            meet(first.result(), 0, 2, facts, 5)
+        with pytest.raises(DisagreementError, match=rf"process {ends} of 2 \(on .*\) has ended: .*'/data/b\.jpg'"):
+            other.result()
+
+
+def test_the_first_rank_names_those_that_never_come(port, facts):
+    port.close()
+    with pytest.raises(
+        DisagreementError, match=r"1 of 3 processes have met within 0.1 s .*missing: processes 1, 2\. Start"
+    ):
+        meet(joined(0, 3, 0.1), 0, 3, facts, 0.1)
+
+
+def test_a_first_rank_that_is_gone_is_named(facts):
+    class Gone(HashStore):
+        def check(self, _: object) -> bool:
+            raise DistNetworkError("Connection reset by peer")
+
+    with pytest.raises(DisagreementError, match=r"process 0 of 2 \(on .*\) has ended before all have met"):
+        meet(Gone(), 1, 2, facts, 5)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from bdbnet import __version__
 from bdbnet.config import ConfigError, flatten
@@ -128,10 +127,10 @@ def _compare(size: int, hosts: Mapping[int, str], seen: Mapping[int, Any]) -> No
             )
 
 
-def _wait_for_readers(store: Store, rank: int, there: Sequence[int]) -> None:
+def _wait_for_readers(store: Store, rank: int, there: Sequence[int], seconds: float = _PATIENCE) -> None:
     """The first rank holds the store, or its agent does: where it ends, nobody can read any more."""
     store.set(f"bdbnet/{rank} has read", "")
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + seconds
     while not rank and not store.check([f"bdbnet/{other} has read" for other in there]) and time.monotonic() < deadline:
         time.sleep(0.05)
 
@@ -258,22 +257,25 @@ def joined(rank: int, size: int, seconds: float) -> Store:
     """The store of the first rank, at MASTER_ADDR and MASTER_PORT.
 
     Raises:
-        ConfigError: its port is in use, or not all ranks are there in time.
+        ConfigError: its port is in use, or it does not answer in time.
     """
     deadline = time.monotonic() + seconds
     while rank and not _answers():
         if time.monotonic() > deadline:
             raise ConfigError(_missing(1, size, seconds, "process 0 does not answer. "))
         time.sleep(0.2)
+    port, of_agent = int(os.environ["MASTER_PORT"]), os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        store: Store = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=seconds)))[0]
+        store: Store = cast(Any, dist).TCPStore(
+            os.environ["MASTER_ADDR"], port, size, is_master=not rank and not of_agent, timeout=timedelta(seconds=seconds),
+            wait_for_workers=False,
+        )  # fmt: skip
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
         if "EADDRINUSE" not in reason:
             raise ConfigError(_missing(1, size, seconds, f"{reason} ")) from error
         raise ConfigError(
-            f"MASTER_PORT={os.environ['MASTER_PORT']} of {socket.gethostname()} is in use by another program: choose another port, "
-            "the same on all machines"
+            f"MASTER_PORT={port} of {socket.gethostname()} is in use by another program: choose another, the same on all machines"
         ) from error
     return store
 
@@ -297,7 +299,9 @@ def told_before_meeting() -> Iterator[None]:
         if numbered and not dist.is_initialized() and not isinstance(error, DisagreementError):
             rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             with suppress(ConfigError, RuntimeError):
-                joined(rank, size, 10 * _PATIENCE).set(f"bdbnet/{rank}", json.dumps([socket.gethostname(), str(error)]))
+                store = joined(rank, size, 10 * _PATIENCE)
+                store.set(f"bdbnet/{rank}", json.dumps([socket.gethostname(), str(error)]))
+                _wait_for_readers(store, rank, range(size), 10 * _PATIENCE)
         raise
 
 
