@@ -101,7 +101,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"hydra.launcher.address={where}: no Ray cluster answers there ({error}). Start one (ray start --head), or leave "
-            "both hydra.launcher.address and RAY_ADDRESS out to run on this machine alone (`ray stop` forgets a cluster that is gone)"
+            "both hydra.launcher.address and RAY_ADDRESS out to run on this machine alone (ray stop forgets a lost cluster)"
         ) from error
     try:
         if in_main_thread():
