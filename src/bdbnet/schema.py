@@ -226,6 +226,7 @@ TABLES: dict[str, Table] = {
             "max_epochs": whole(1),
             "max_time": _LONG | NULL,
             "num_nodes": whole(1),
+            "join_seconds": number(above=0),
             "strategy": TEXT,
             "precision": TEXT,
             "channels_last": BOOLEAN | choice("auto"),

@@ -107,6 +107,7 @@ SETTINGS = {
     "trainer.deterministic":           Setting(False, "no",   "yes",  True),
     # Not the value is compared on resuming, but the number of processes: `training/resuming.py`.
     "trainer.devices":                 Setting(False, "no",   "yes",  True),
+    "trainer.join_seconds":            Setting(False, "no",   "no",   False),
     "trainer.log_every_n_steps":       Setting(False, "no",   "no",   True),
     "trainer.max_time":                Setting(False, "no",   "no",   False),
     "trainer.num_nodes":               Setting(False, "no",   "yes",  True),

@@ -161,6 +161,7 @@ def test_a_wheel_installed_elsewhere_trains(workplace, tmp_path):
 
     assert files(CHECKOUT / "src" / "bdbnet") <= files(package)  # py.typed and what is read beside the code
     assert files(CHECKOUT / "conf", "*.yaml") <= files(package / "conf")
+    assert files(CHECKOUT / "src" / "hydra_plugins") == files(site / "hydra_plugins")  # where Hydra looks for launchers
     bundled = [*(package / "models" / "zoo" / "bdb_osnet_x0_25_synthetic").iterdir()]
     assert {path.name for path in bundled} == {"model.safetensors", "bdbnet.json", "README.md"}
     assert sum(path.stat().st_size for path in bundled) < 1_000_000

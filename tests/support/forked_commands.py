@@ -40,7 +40,7 @@ class Command:
     """`python -m bdbnet.NAME ARGUMENTS` in a folder, started in a process group of its own.
 
     Args:
-        name: of the command.
+        name: of the command; with a dot, of a module of another package that has a `main`.
         arguments: of the command.
         folder: where it is typed.
         log: path of two files, without a suffix: what it says and what it complains of.
@@ -105,4 +105,4 @@ def _run(
     os.chdir(folder)
     sys.path[:0] = site
     sys.argv = [name, *arguments]
-    import_module(f"bdbnet.{name}").main()
+    import_module(name if "." in name else f"bdbnet.{name}").main()

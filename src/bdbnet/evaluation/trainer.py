@@ -18,7 +18,7 @@ from pytorch_lightning.plugins.layer_sync import LayerSync
 from bdbnet.config import ConfigError, instantiate, is_ours, is_set, plain
 
 #: Keys of the trainer group that are ours, not Lightning's.
-_OWN_TRAINER_KEYS = frozenset({"channels_last", "compile"})
+_OWN_TRAINER_KEYS = frozenset({"channels_last", "compile", "join_seconds"})
 
 #: Keys of Lightning's that would evaluate a part of the test set under the name of the whole.
 _PARTIAL = ("fast_dev_run", "limit_val_batches", "overfit_batches")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdbnet.config import ConfigError, check_settings
+from bdbnet.config import ConfigError, check_settings, plain
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.evaluate import build_test_set, describe, write_outcome
@@ -39,6 +39,7 @@ from bdbnet.training.callbacks import (
 from bdbnet.training.checkpoint_files import CheckpointFiles, finish_writing
 from bdbnet.training.checkpoints import Signals, checkpoint_callbacks, clear_auxiliary, clear_unfinished
 from bdbnet.training.further_tests import further_tests
+from bdbnet.training.joining import Company, facts_of_rank, is_first, told_before_meeting
 from bdbnet.training.module import TrainingModule
 from bdbnet.training.monitors import check_monitors
 from bdbnet.training.progress import TrainingProgress
@@ -49,6 +50,7 @@ from bdbnet.training.step import cache_folder
 from bdbnet.training.sync_norm import layer_sync_of
 
 
+@told_before_meeting()
 def train(config: DictConfig, folder: Path, place: Place | None = None) -> Result:
     """Train, evaluate and record one run in ``folder``.
 
@@ -60,7 +62,7 @@ def train(config: DictConfig, folder: Path, place: Place | None = None) -> Resul
         DatasetError, ImageError, CheckpointError, TrainingError: see there.
         Stopped: a signal ended the training; the checkpoint of the last step is there.
     """
-    if cast(Any, rank_zero_only).rank:  # the first rank holds the lock, and says what happened
+    if not is_first():  # the first rank holds the lock, and says what happened
         try:
             return _train(config, folder, place)
         except (Stopped, NotFiniteError):
@@ -108,6 +110,7 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
     callbacks = _callbacks(config, folder, module, log, signals, resumed_here=here)
     trainer = build_trainer(config, folder, callbacks, layer_sync_of(config, network))
     data.train_sampler(world_size=trainer.world_size)  # refused here, before other ranks are started
+    company = Company(trainer, lambda: facts_of_rank(plain(config), manifest, resume), config.trainer.join_seconds)
     trainer.strategy.checkpoint_io = CheckpointFiles()
     if resume is not None:
         synced = bool(config.trainer.sync_batchnorm)
@@ -131,7 +134,7 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
         # A job that SLURM has queued again resumes its own work. The first rank alone holds the folder's lock.
         if config.overwrite and resume is None and not cast(Any, rank_zero_only).rank:
             clear_folder(folder)
-        with signals_kept():
+        with signals_kept(), company.told():
             result = _fit_and_record(config, folder, trainer, module, data, resume, log)
         if signals.asked is not None:  # in the last epoch: this run is finished, those that would follow are not wanted
             raise Stopped(signals.asked)
