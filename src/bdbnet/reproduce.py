@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
 
     asked = [OmegaConf.to_container(config[key]) if OmegaConf.is_list(config[key]) else config[key]
              for key in ("table", "figure")]  # fmt: skip
-    tables, claims = find_tables(*asked), None if config.claims is None else read_claims(config.claims)
+    tables, claims = find_tables(*asked), None if config.claims is None else read_claims(str(config.claims))
     names = list(config.budget) if OmegaConf.is_list(config.budget) else [config.budget]
     summary, typed = None if config.summary is None else Path(config.summary), command_line(config)
     if summary is not None and not config.overwrite:
@@ -103,7 +103,7 @@ def reproduce(tables: "list[Table]", claims: "Claims | None", budget: "Budget", 
 def _show(found: Found, claims: "Claims | None", folder: Path, runs_root: Path, version: str | None) -> None:
     """Print what has been found, and write it into the folder."""
     from bdbnet.reporting.table import as_text
-    from bdbnet.reproduction.claims_page import summary_grid, write_claims
+    from bdbnet.reproduction.claims_page import terminal_grid, write_claims
     from bdbnet.reproduction.writing import reproduction_grid, write_tables
 
     if found.tables:
@@ -115,7 +115,7 @@ def _show(found: Found, claims: "Claims | None", folder: Path, runs_root: Path, 
             f"a page to look at: {shown_path(page)}"
         )
     if claims is not None:
-        print(f"\n{as_text(summary_grid(claims.title, found.judged))}")
+        print(f"\n{as_text(terminal_grid(claims.title, found.judged))}")
         page, *files = write_claims(claims, found.judged, folder, runs_root, version)
         names = " and ".join(file.name for file in files)
         print(f"\neach pair of rows: {names} in {shown_path(page.parent)}\na page to look at: {shown_path(page)}")

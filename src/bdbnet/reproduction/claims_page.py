@@ -9,7 +9,7 @@ from typing import Any
 from bdbnet.reporting.heading import date_of
 from bdbnet.reporting.index_page import links_of, navigation, update_index
 from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
-from bdbnet.reporting.table import MINUS, Grid, as_csv, as_markdown, markdown_text
+from bdbnet.reporting.table import Grid, as_csv, as_markdown, markdown_text
 from bdbnet.reproduction.budget import Budget
 from bdbnet.reproduction.claims import Claims
 from bdbnet.reproduction.verdicts import NO_QUERIES, Finding, Judged, Verdict
@@ -21,7 +21,7 @@ from bdbnet.reproduction.writing import (
     refuse_other_file,
     refuse_other_summary,
 )
-from bdbnet.results import PER_QUERY, Metric, write_atomically
+from bdbnet.results import PER_QUERY, Metric, Result, write_atomically
 
 #: Stem of the files; and the page's name beside a summary.
 NAME, SUMMARY = "claims", "CLAIMS.md"
@@ -30,43 +30,56 @@ _HEADS = [
     "ours_above", "ours_below", "difference", "low", "high", "p_value", "seeds", "differences_of_seeds", "queries",
     "identities", "verdict",
 ]  # fmt: skip
+_SUMMARY_HEADS = ["Claim", "Verdict", "Paper", "Ours", "Seeds", "Source"]
+_PAIR_HEADS = [
+    "Above", "Below", "Verdict", "Metric", "Paper", "Ours: above / below", "Difference", "95 % interval", "p", "Seeds",
+]  # fmt: skip
+_LISTED = 5  # reasons of a claim in the terminal
 _METHOD = (
-    "Supported: every pair of rows of the claim differs as it says in every metric, with p < 0.05, and with several seeds each "
-    "seed has the same sign. Contradicted: a pair differs the other way, as surely. Not shown: neither. The difference is that "
-    "of values per query, averaged over the seeds that both rows have; interval (95 %) and p (sign-flip test) are over the "
-    "identities of the test set. They say nothing of how other seeds would come out, and p is not corrected for the number of "
-    "tests."
+    "Supported: every pair of rows of the claim differs in its direction in every metric, with p < 0.05 and, of several seeds, "
+    "with the same sign in each. Contradicted: a pair differs so in the other direction. Not shown: neither. A difference is "
+    "that of the values per query, averaged over the seeds that both rows have; its 95 % interval and p (sign-flip test) are "
+    "over the identities of the test set: they do not cover what another seed would change, and p is not corrected for the "
+    "number of tests."
 )
 
 
+def terminal_grid(title: str, judged: Sequence[Judged]) -> Grid:
+    """A row for each claim and metric: the paper's difference, ours and the verdict; the first reasons below."""
+    rows = []
+    for of in judged:
+        titles = dict.fromkeys(finding.metric.title for finding in of.findings) or {"": None}
+        for number, metric in enumerate(titles):
+            paper, ours = (spans.get(metric, "-") for spans in (_papers(of), _ours(of)))
+            ends = (of.claim.name, of.verdict.value) if number == 0 else ("", "")
+            rows.append([ends[0], metric, paper, ours, _seeds(of) if number == 0 else "", ends[1]])
+    notes = []
+    for of in (of for of in judged if of.reasons):
+        shown = "; ".join(of.reasons[:_LISTED]) + (
+            f"; and {len(of.reasons) - _LISTED} more" * (len(of.reasons) > _LISTED)
+        )
+        notes.append(f"{of.verdict.value.capitalize()}: {of.claim.name}: {shown}.")
+    return Grid(title, ["Claim", "Metric", "Paper", "Ours", "Seeds", "Verdict"], rows, notes + _notes(judged))
+
+
 def summary_grid(title: str, judged: Sequence[Judged]) -> Grid:
-    """A row for each claim: where the paper says it, its difference, ours, and the verdict; the reasons below."""
+    """A row for each claim: the verdict, the paper's difference, ours, and where the paper says it."""
     rows = [
-        [of.claim.name, of.claim.source, _papers(of) or "-", _ours(of) or "-", _seeds(of) or "-", of.verdict.value]
+        [of.claim.name, of.verdict.value, *(", ".join(_lines(spans)) for spans in (_papers(of), _ours(of))), _seeds(of) or "-",
+         of.claim.source]
         for of in judged
-    ]
-    notes = [
-        f"{of.verdict.value.capitalize()}: {of.claim.name}: {'; '.join(of.reasons)}." for of in judged if of.reasons
-    ]
-    return Grid(title, ["Claim", "Source", "Paper", "Ours", "Seeds", "Verdict"], rows, notes + _notes(judged))
+    ]  # fmt: skip
+    return Grid(title, _SUMMARY_HEADS, rows, _notes(judged))
 
 
 def pairs_grid(judged: Judged) -> Grid:
-    """A row for each pair and metric of a claim."""
-    heads = [
-        "Above",
-        "Below",
-        "Metric",
-        "Paper",
-        "Ours: above",
-        "Below",
-        "Difference",
-        "95 % interval",
-        "p",
-        "By seed",
-        "Verdict",
+    """A row for each pair and metric of a claim; a pair's names are in its first row alone."""
+    lines = [_pair_line(of) for of in judged.findings]
+    rows = [
+        ["", "", *line[2:]] if number and line[:2] == lines[number - 1][:2] else line
+        for number, line in enumerate(lines)
     ]
-    return Grid("", heads, [_line(of) for of in judged.findings], [])
+    return Grid("", _PAIR_HEADS, rows, [])
 
 
 def write_claims(
@@ -147,27 +160,29 @@ def _settings(claims: Claims, budget: Budget, folder: Path, runs_root: Path, ver
 # Texts
 
 
-def _papers(judged: Judged) -> str:
-    """The paper's differences: of each metric the smallest and the largest."""
+def _papers(judged: Judged) -> dict[str, str]:
+    """The paper's differences: of each metric, by its title, the smallest and the largest."""
     return _spans((of.metric, of.paper) for of in judged.findings)
 
 
-def _ours(judged: Judged) -> str:
+def _ours(judged: Judged) -> dict[str, str]:
     found = ((of.metric, of.found) for of in judged.findings)
     return _spans((metric, None if one is None else metric.scale * one.difference) for metric, one in found)
 
 
-def _spans(differences: Iterable[tuple[Metric, float | None]]) -> str:
-    spans: dict[str, list[float]] = {}
-    metrics: dict[str, Metric] = {}
+def _spans(differences: Iterable[tuple[Metric, float | None]]) -> dict[str, str]:
+    spans: dict[Metric, list[float]] = {}
     for metric, difference in differences:
-        metrics[metric.title] = metric
         if difference is not None:
-            spans.setdefault(metric.title, []).append(difference)
-    ends = {
-        title: dict.fromkeys(metrics[title].signed(end) for end in (min(of), max(of))) for title, of in spans.items()
+            spans.setdefault(metric, []).append(difference)
+    return {
+        metric.title: " to ".join(dict.fromkeys(metric.signed(end) for end in (min(of), max(of))))
+        for metric, of in spans.items()
     }
-    return ", ".join(f"{title} {' to '.join(of)}" for title, of in ends.items())
+
+
+def _lines(spans: dict[str, str]) -> list[str]:
+    return [f"{title} {span}" for title, span in spans.items()] or ["-"]
 
 
 def _seeds(judged: Judged) -> str:
@@ -176,15 +191,18 @@ def _seeds(judged: Judged) -> str:
     return " to ".join(dict.fromkeys(str(end) for end in (min(counts), max(counts)))) if counts else ""
 
 
-def _line(of: Finding) -> list[str]:
+def _pair_line(of: Finding) -> list[str]:
     metric = of.metric
-    line = [of.above.row.label, of.below.row.label, metric.title, "-" if of.paper is None else metric.signed(of.paper)]
+    paper = "-" if of.paper is None else metric.signed(of.paper)
+    line = [of.above.row.label, of.below.row.label, of.verdict.value, metric.title, paper]
     if of.found is None or of.means is None:
-        return [*line, "-", "-", "-", "-", "-", "-", of.verdict.value]
-    seeds = "; ".join(f"{seed}: {metric.change(difference)}" for seed, difference in of.by_seed.items())
-    ends = " to ".join(metric.change(end) for end in of.found.interval)
-    means = [metric.number(mean).replace("-", MINUS) for mean in of.means]
-    return [*line, *means, metric.change(of.found.difference), ends, f"{of.found.p_value:.2g}", seeds, of.verdict.value]
+        return [*line, *["-"] * 5]
+    seeds = [f"{seed}: {metric.change(difference)}" for seed, difference in of.by_seed.items()]
+    return [
+        *line, " / ".join(map(metric.number, of.means)), metric.change(of.found.difference),
+        " to ".join(map(metric.change, of.found.interval)), f"{of.found.p_value:.2g}",
+        "; ".join(seeds) if len(seeds) > 1 else str(*of.by_seed),
+    ]  # fmt: skip
 
 
 def _notes(judged: Sequence[Judged]) -> list[str]:
@@ -193,12 +211,16 @@ def _notes(judged: Sequence[Judged]) -> list[str]:
         "Paper and Ours: the first row of a pair minus the other, in points; of several pairs the least and the most."
     )
     notes.append(_METHOD)
-    results = {id(result): result for of in judged for result in of.results}
-    if results:
-        notes.append(effort(list(results.values())))
+    if results := _results(judged):
+        notes.append(effort(results))
     if any(f"no {PER_QUERY} in" in text for of in judged for text in of.missing):
         notes.append(NO_QUERIES)
     return notes
+
+
+def _results(judged: Sequence[Judged]) -> list[Result]:
+    """Of each training once, however many claims it serves."""
+    return list({folder: result for of in judged for folder, result in of.results.items()}.values())
 
 
 def _place(judged: Judged) -> str:
@@ -234,7 +256,7 @@ def _markdown(title: str, judged: Sequence[Judged], rank: int) -> str:
 def _page(claims: Claims, judged: Sequence[Judged], folder: Path) -> str:
     counts = [(verdict.value, str(sum(of.verdict is verdict for of in judged))) for verdict in Verdict]
     budget = judged[0].measured.budget.name
-    results = [result for of in judged for result in of.results]
+    results = _results(judged)
     sections = [f"<section>\n{_summary(judged)}\n{note_paragraphs(_notes(judged))}</section>"]
     sections += [_section(number, of) for number, of in enumerate(judged)]
     return page(
@@ -244,21 +266,23 @@ def _page(claims: Claims, judged: Sequence[Judged], folder: Path) -> str:
 
 
 def _summary(judged: Sequence[Judged]) -> str:
-    grid = summary_grid("", judged)
     rows = [
-        html_row(f'<a href="#claim{number}">{escape(line[0])}</a>', [*map(escape, line[1:-1]), _mark(of.verdict)])
-        for number, (of, line) in enumerate(zip(judged, grid.rows))
-    ]
-    return html_table(grid.heads, rows, "claims")
+        html_row(
+            f'<a href="#claim{number}">{escape(of.claim.name)}</a>',
+            [_mark(of.verdict), *("<br>".join(map(escape, _lines(spans))) for spans in (_papers(of), _ours(of))),
+             _seeds(of) or "-", escape(of.claim.source)],
+        )
+        for number, of in enumerate(judged)
+    ]  # fmt: skip
+    return html_table(_SUMMARY_HEADS, rows, "claims")
 
 
 def _section(number: int, judged: Judged) -> str:
-    grid = pairs_grid(judged)
     rows = [
-        html_row(escape(line[0]), [*map(escape, line[1:-1]), _mark(of.verdict)])
-        for of, line in zip(judged.findings, grid.rows)
+        html_row(escape(line[0]), [escape(line[1]), _mark(of.verdict), *map(escape, line[3:])])
+        for of, line in zip(judged.findings, pairs_grid(judged).rows)
     ]
-    table = html_table(grid.heads, rows, "pairs-of-rows") if _is_measured(judged) else ""
+    table = html_table(_PAIR_HEADS, rows, "pairs-of-rows") if _is_measured(judged) else ""
     remarks = "".join(f"<li>{escape(remark)}</li>\n" for remark in _remarks(judged))
     return (
         f'<section id="claim{number}">\n<h2>{escape(judged.claim.name)}</h2>\n'

@@ -1,9 +1,10 @@
 """Verdicts on claims: a paired test over identities of the rows that are said to be better and worse."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -114,19 +115,19 @@ class Judged:
         """Why the claim is not supported: each pair that is not; of cells that are missing each of these."""
         if self.verdict is Verdict.NOT_MEASURED:
             return list(self.missing)
-        return [finding.words for finding in self.findings if finding.verdict is not Verdict.SUPPORTED]
+        order = (Verdict.CONTRADICTED, Verdict.NOT_SHOWN)
+        return [finding.words for verdict in order for finding in self.findings if finding.verdict is verdict]
 
     @property
-    def results(self) -> list[Result]:
-        """Records of the trainings behind the verdict."""
-        runs = {
+    def results(self) -> dict[Path, Result]:
+        """Folder -> record of the trainings behind the verdict."""
+        return {
             run.folder: run.result
             for finding in self.findings
             for entry in (finding.above, finding.below)
             for run in entry.runs
             if run.seed in finding.by_seed and run.result is not None
         }
-        return list(runs.values())
 
 
 def check_comparable(claims: Sequence[Claim], measured: Sequence[Measured]) -> None:
@@ -171,25 +172,33 @@ def _judge(claim: Claim, measured: Measured) -> Judged:
     pairs = _pairs(claim, measured)
     if not pairs:
         return Judged(claim, measured, (), (f"budget {measured.budget.name} leaves out {claim.dataset}",))
-    missing = dict.fromkeys(text for pair in pairs for entry in pair for text in _missing(entry))
+    entries = {entry.row.label: entry for pair in pairs for entry in pair}
     findings = tuple(finding for above, below in pairs for finding in _compare(claim, above, below))
-    return Judged(claim, measured, findings, tuple(missing))
+    return Judged(claim, measured, findings, tuple(_missing(entries.values())))
 
 
 def _named(entry: Entry, run: Run) -> str:
     return f"{entry.row.label}, {entry.dataset}, seed {run.seed}"
 
 
-def _missing(entry: Entry) -> Iterator[str]:
-    for run in entry.runs:
-        if run.state is State.DONE:
-            if not (run.folder / PER_QUERY).is_file():
-                yield f"{_named(entry, run)}: no {PER_QUERY} in {shown_path(run.folder)}"
-        elif run.state in (State.OPEN, State.ABSENT):  # whether the data are here is no matter of the record
-            others = entry.cell.elsewhere() if entry.cell is not None else []
-            yield "; ".join([f"{_named(entry, run)}: {State.OPEN}", *(f"{note}, not counted" for note in others)])
-        else:
-            yield f"{_named(entry, run)}: {run.state}: {run.remark.partition(chr(10))[0]}"
+def _missing(entries: Iterable[Entry]) -> Iterator[str]:
+    """The trainings without values per query: which rows, on which data, with which seed, and why."""
+    rows: dict[tuple[str, int, str], list[str]] = {}
+    for entry in entries:
+        for run in entry.runs:
+            if not _is_usable(run):
+                rows.setdefault((entry.dataset, run.seed, _why_missing(entry, run)), []).append(entry.row.label)
+    for (dataset, seed, why), labels in rows.items():
+        yield f"{', '.join(labels)} ({dataset}, seed {seed}): {why}"
+
+
+def _why_missing(entry: Entry, run: Run) -> str:
+    if run.state is State.DONE:
+        return f"no {PER_QUERY} in {shown_path(run.folder)}"
+    if run.state in (State.OPEN, State.ABSENT):  # whether the data are here is no matter of the record
+        others = entry.cell.elsewhere() if entry.cell is not None else []
+        return "; ".join([State.OPEN.value, *(f"{note}, not counted" for note in others)])
+    return f"{run.state}: {run.remark.partition(chr(10))[0]}"
 
 
 def _check_pair(claim: Claim, above: Entry, below: Entry) -> None:
