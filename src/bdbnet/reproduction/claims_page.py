@@ -278,13 +278,10 @@ def _summary(judged: Sequence[Judged]) -> str:
 
 
 def _section(number: int, judged: Judged) -> str:
-    rows = [
-        html_row(
-            escape(line[0]),
-            [escape(line[1]), _mark(of.verdict), *map(escape, line[3:-1]), escape(line[-1]).replace(": ", ":&nbsp;")],
-        )
-        for of, line in zip(judged.findings, pairs_grid(judged).rows)
-    ]
+    rows = []
+    for of, line in zip(judged.findings, pairs_grid(judged).rows):
+        above, below, _, *numbers, seeds = map(escape, line)
+        rows.append(html_row(above, [below, _mark(of.verdict), *numbers, seeds.replace(": ", ":&nbsp;")]))
     table = html_table(_PAIR_HEADS, rows, "pairs-of-rows") if _is_measured(judged) else ""
     remarks = "".join(f"<li>{escape(remark)}</li>\n" for remark in _remarks(judged))
     return (
