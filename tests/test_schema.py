@@ -220,6 +220,7 @@ VALUES = {
     "export": {"opset": ([18, 23], [17, 24]), "precision": (["int8"], ["bf16"]), "source_size": ([None, [256, 128]], [224])},
     "report": {"queries": ([0], [-1, "many"]), "top": ([1], [0])},
     "reproduce": {
+        "claims": ([None, "paper", "my.yaml"], [["paper"]]),
         "seeds": ([[1, 2]], [1, [1, 1], [], ["a"]]),
         "max_hours": ([None, 0.5], ["soon", -1]),
         "worker": ([None, 0], [-1, "a"]),

@@ -4,11 +4,19 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, command, shown_path
+
+if TYPE_CHECKING:
+    from bdbnet.reproduction.budget import Budget
+    from bdbnet.reproduction.cells import Run
+    from bdbnet.reproduction.claims import Claims
+    from bdbnet.reproduction.measured import Measured
+    from bdbnet.reproduction.spec import Table
+    from bdbnet.reproduction.verdicts import Judged
 
 ALL = ["table=all", "figure=all"]
 
@@ -19,67 +27,104 @@ ALL = ["table=all", "figure=all"]
 )
 def main(config: DictConfig) -> None:
     check(config)
-    from bdbnet.reporting.table import as_text
     from bdbnet.reproduction.budget import read_budget
-    from bdbnet.reproduction.cells import Run
-    from bdbnet.reproduction.measured import Measured, jobs_of, measure
-    from bdbnet.reproduction.running import check_complete, run_missing
+    from bdbnet.reproduction.claims import read_claims
+    from bdbnet.reproduction.claims_page import refuse_other_claims_summary, write_claims_summary
+    from bdbnet.reproduction.running import check_complete
     from bdbnet.reproduction.spec import find_tables
-    from bdbnet.reproduction.writing import (
-        refuse_other_summary,
-        refuse_other_tables,
-        reproduction_grid,
-        write_summary,
-        write_tables,
-    )
+    from bdbnet.reproduction.writing import refuse_other_summary, write_summary
 
     asked = [OmegaConf.to_container(config[key]) if OmegaConf.is_list(config[key]) else config[key]
              for key in ("table", "figure")]  # fmt: skip
-    tables = find_tables(*asked)
-    base = Path(config.output_root) / "reproduce"
+    tables, claims = find_tables(*asked), None if config.claims is None else read_claims(str(config.claims))
     names = list(config.budget) if OmegaConf.is_list(config.budget) else [config.budget]
-    if config.summary is not None and not config.overwrite:
-        refuse_other_summary(Path(config.summary), command_line(config))
-    everything: list[Measured] = []
+    summary, typed = None if config.summary is None else Path(config.summary), command_line(config)
+    if summary is not None and not config.overwrite:
+        if tables:
+            refuse_other_summary(summary, typed)
+        if claims is not None:
+            refuse_other_claims_summary(summary, typed)
+    found = [reproduce(tables, claims, read_budget(str(name), config), config) for name in names]
+    if summary is not None and tables:
+        print(f"summary: {write_summary([table for of in found for table in of.tables], summary, typed)}")
+    if summary is not None and claims is not None:
+        print(f"summary of the claims: {write_claims_summary(claims, [of.judged for of in found], summary, typed)}")
+    check_complete([run for of in found for run in of.runs], str(config.weights_root))
+
+
+class Found(NamedTuple):
+    """What has been found under one budget; `runs` are the trainings that were asked for."""
+
+    tables: "list[Measured]"
+    judged: "list[Judged]"
+    runs: "list[Run]"
+
+
+def reproduce(tables: "list[Table]", claims: "Claims | None", budget: "Budget", config: DictConfig) -> Found:
+    """Train what the tables and claims lack, print them and write them."""
+    from bdbnet.reproduction.claims import measure_claims
+    from bdbnet.reproduction.claims_page import refuse_other_claims
+    from bdbnet.reproduction.measured import jobs_of, measure
+    from bdbnet.reproduction.running import run_missing
+    from bdbnet.reproduction.verdicts import check_comparable, judge
+    from bdbnet.reproduction.writing import refuse_other_tables
+
+    folder = Path(config.output_root) / "reproduce" / budget.name
+    sources: tuple[Path, str | None] = Path(config.runs_root), config.version
+    stated = () if claims is None else claims.claims
+
+    def look() -> "tuple[list[Measured], list[Measured]]":
+        where = (budget, sources[0], config.seeds)
+        of_tables = [measure(table, *where, code=config.version) for table in tables]
+        return of_tables, measure_claims(stated, *where, code=config.version)
+
+    measured, claimed = look()
+    if not config.overwrite:
+        refuse_other_tables(measured, folder, *sources)
+        if claims is not None:
+            refuse_other_claims(claims, budget, folder, *sources)
+    check_comparable(stated, claimed)
     runs: list[Run] = []
-    for budget in (read_budget(str(name), config) for name in names):
+    if not config.list and config.version is None:
+        runs = run_missing(
+            jobs_of([*measured, *claimed], config.seeds),
+            retry=config.retry,
+            keep_checkpoints=budget.keep_checkpoints,
+            seconds=None if config.max_hours is None else 3600 * config.max_hours,
+            device=device_of(config.worker),
+            loggers=[config.loggers] if isinstance(config.loggers, str) else list(config.loggers or ()),
+        )
+        measured, claimed = look()
+    found = Found([table for table in measured if table.datasets], judge(stated, claimed), runs)
+    _show(found, claims, folder, *sources)
+    return found
 
-        def look(budget: Any = budget) -> list[Measured]:
-            return [
-                measure(table, budget, Path(config.runs_root), config.seeds, code=config.version) for table in tables
-            ]
 
-        measured = look()
-        if not config.overwrite:
-            refuse_other_tables(measured, base / budget.name, Path(config.runs_root), config.version)
-        if not config.list and config.version is None:
-            runs += run_missing(
-                jobs_of(measured, config.seeds),
-                retry=config.retry,
-                keep_checkpoints=budget.keep_checkpoints,
-                seconds=None if config.max_hours is None else 3600 * config.max_hours,
-                device=device_of(config.worker),
-                loggers=[config.loggers] if isinstance(config.loggers, str) else list(config.loggers or ()),
-            )
-            measured = look()
-        measured = [table for table in measured if table.datasets]
-        for table in measured:
+def _show(found: Found, claims: "Claims | None", folder: Path, runs_root: Path, version: str | None) -> None:
+    """Print what has been found, and write it into the folder."""
+    from bdbnet.reporting.table import as_text
+    from bdbnet.reproduction.claims_page import terminal_grid, write_claims
+    from bdbnet.reproduction.writing import reproduction_grid, write_tables
+
+    if found.tables:
+        for table in found.tables:
             print(f"\n{as_text(reproduction_grid(table))}")
-        page, *files = write_tables(measured, base / budget.name, Path(config.runs_root), config.version)
+        page, *files = write_tables(found.tables, folder, runs_root, version)
         print(
             f"\n{len(files)} files (Markdown, CSV, LaTeX, pictures) in {shown_path(page.parent)}\n"
             f"a page to look at: {shown_path(page)}"
         )
-        everything += measured
-    if config.summary is not None:
-        print(f"summary: {write_summary(everything, Path(config.summary), command_line(config))}")
-    check_complete(runs, str(config.weights_root))
+    if claims is not None:
+        print(f"\n{as_text(terminal_grid(claims.title, found.judged))}")
+        page, *files = write_claims(claims, found.judged, folder, runs_root, version)
+        names = " and ".join(file.name for file in files)
+        print(f"\neach pair of rows: {names} in {shown_path(page.parent)}\na page to look at: {shown_path(page)}")
 
 
 def check(config: DictConfig) -> None:
     """Refuse arguments before anything is read.  Raises ConfigError that names the key."""
-    if config.table is None and config.figure is None:
-        raise ConfigError("table= and figure= are missing: add table=3, figure=7a or all; see --help")
+    if config.table is None and config.figure is None and config.claims is None:
+        raise ConfigError("table= and figure= are missing: add table=3, figure=7a, claims=paper or all; see --help")
 
 
 def device_of(worker: int | None) -> int | None:
@@ -96,6 +141,8 @@ def command_line(config: DictConfig) -> str:
     parts = [f"{key}={config[key]}".replace(" ", "") for key in ("table", "figure") if config[key] is not None]
     budget = config.budget if isinstance(config.budget, str) else f"[{','.join(config.budget)}]"
     parts = ["all"] if parts == ALL else parts
+    if config.claims is not None:
+        parts.append(f"claims={config.claims}")
     return " ".join(
         ["python -m bdbnet.reproduce", *parts, f"budget={budget}", "list=true", f"runs_root={config.runs_root}",
          f"summary={config.summary}"]

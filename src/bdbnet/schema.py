@@ -417,6 +417,7 @@ TABLES: dict[str, Table] = {
     "reproduce": {
         "table": TEXT | listed("tables, such as [2,3]", TEXT) | NULL,
         "figure": TEXT | listed("figures, such as [7a,7b]", TEXT) | NULL,
+        "claims": TEXT | NULL,
         "budget": TEXT | listed("budgets, such as [smoke,cpu]", TEXT, least=1),
         "seeds": Kind(
             "give a list of different whole numbers of at least 0, such as seeds=[1,2,3]",

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bdbnet.checked import Column, UnfitError, read_json, read_parquet
-from bdbnet.evaluation.significance import PairedDifference, paired_difference
+from bdbnet.checked import UnfitError, read_json
+from bdbnet.evaluation.per_query import SURE, metric_difference, query_values, read_queries
+from bdbnet.evaluation.significance import PairedDifference
 from bdbnet.overwriting import refuse_other_settings
 from bdbnet.reporting.run_folder import ReportError, RunFolder, read_run
 from bdbnet.reporting.table import MINUS, Grid, as_text
@@ -26,11 +27,6 @@ from bdbnet.results import (
 )
 from bdbnet.run_names import shortened
 
-_COLUMNS = {
-    "query_index": Column("whole"), "path": Column("text"), "label": Column("label"), "ap": Column("number", empty=True),
-    "matches": Column("whole", least=0), "first_match_rank": Column("whole"),
-}  # fmt: skip
-_SURE = 0.05  # p-value from which on no difference is claimed
 _LISTED = 10
 _LONGEST = 220  # bytes of the other run's name in the file's, which gets more around it
 
@@ -113,7 +109,7 @@ def verdict(metric: Metric, found: PairedDifference, a: str, b: str) -> str:
     'mgn is better in mAP by 1.2 points (0.4 to 2.0), p = 0.001'
     """
     unit = f" {metric.change_unit}" if metric.change_unit else ""
-    if found.p_value >= _SURE or found.difference == 0:
+    if found.p_value >= SURE or found.difference == 0:
         ends = " to ".join(metric.change(end) for end in found.interval)
         difference = f"{metric.change(found.difference)}{unit} ({ends})"
         return f"no difference in {metric.title} can be shown: {difference}, p = {found.p_value:.2g}"
@@ -134,10 +130,8 @@ def _read(folder: str | Path, key: str) -> _Analysed:
             f"dataset={run.result.protocol.dataset} analysis=true and give the folder that it names"
         )
     record = run.analysis or _record_of_training(run.result)
-    columns = (metric_of(name).column for name in record["metrics"])
-    values = {column: Column("number", empty=True) for column in columns if column not in _COLUMNS}
     try:
-        queries = read_parquet(path, _COLUMNS | values)
+        queries = read_queries(path, record["metrics"], details=True)
     except (UnfitError, OSError) as error:
         raise ReportError(f"{path}: {error}. Analyse again") from error
     return _Analysed(run, record, queries)
@@ -174,26 +168,13 @@ def _check_common_metrics(a: _Analysed, b: _Analysed) -> None:
         )
 
 
-def _value(queries: pd.DataFrame, name: str) -> np.ndarray:
-    """A metric's value per query, NaN without a match."""
-    metric = metric_of(name)
-    values = queries[metric.column].to_numpy(np.float64)
-    if metric.within is None:
-        return values
-    return np.where(queries["matches"] > 0, values <= metric.within, np.nan)
-
-
 def _differences(a: _Analysed, b: _Analysed, seed: int) -> dict[str, PairedDifference]:
     names = [name for name in a.record["metrics"] if name in b.record["metrics"]]
     identities = a.queries["label"].to_numpy()
     try:
         return {
-            name: paired_difference(
-                _value(a.queries, name),
-                _value(b.queries, name),
-                identities,
-                seed=seed,
-                limits=(-1, 1) if metric_of(name).unit == "%" else (-np.inf, np.inf),
+            name: metric_difference(
+                name, query_values(a.queries, name), query_values(b.queries, name), identities, seed=seed
             )
             for name in names
         }
@@ -203,8 +184,8 @@ def _differences(a: _Analysed, b: _Analysed, seed: int) -> dict[str, PairedDiffe
 
 def _mean(of: _Analysed, other: _Analysed, name: str) -> float:
     """Over the queries that count in both."""
-    values = _value(of.queries, name)
-    return float(values[~np.isnan(values) & ~np.isnan(_value(other.queries, name))].mean())
+    values = query_values(of.queries, name)
+    return float(values[~np.isnan(values) & ~np.isnan(query_values(other.queries, name))].mean())
 
 
 def _changed_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -89,13 +89,13 @@ def as_text(grid: Grid) -> str:
 
 def as_markdown(grid: Grid) -> str:
     """The title as a plain line, so that the caller chooses the rank of the heading; then the table and the notes."""
-    heads = [_markdown(head) for head in grid.heads]
-    head, *lines = _aligned(heads, _cells(grid, _markdown, "**{}**"), least=4)
+    heads = [markdown_text(head) for head in grid.heads]
+    head, *lines = _aligned(heads, _cells(grid, markdown_text, "**{}**"), least=4)
     rule = [
         f":{'-' * (len(text) - 1)}" if column == 0 else f"{'-' * (len(text) - 1)}:" for column, text in enumerate(head)
     ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
-    return "\n\n".join([*filter(None, [_markdown(grid.title)]), table, *map(_markdown, grid.notes)]) + "\n"
+    return "\n\n".join([*filter(None, [markdown_text(grid.title)]), table, *map(markdown_text, grid.notes)]) + "\n"
 
 
 def as_csv(grid: Grid) -> str:
@@ -144,7 +144,8 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """A plain text on one line of Markdown, with what it would take for marks escaped."""
     text = re.sub(r"([\\`*|<])", r"\\\1", _plain(text))
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside of a word they stay underscores
 

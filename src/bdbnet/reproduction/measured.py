@@ -1,6 +1,6 @@
 """A table's state: for every row and dataset the trainings, their numbers, and the paper's."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -125,13 +125,22 @@ class Measured:
                 yield f"{self.stand_in(dataset)}: {agree}" + (f"; not: {'; '.join(others)}" if others else "")
 
 
-def measure(table: Table, budget: Budget, root: Path, seeds: Sequence[int], *, code: str | None = None) -> Measured:
+def measure(
+    table: Table,
+    budget: Budget,
+    root: Path,
+    seeds: Sequence[int],
+    *,
+    code: str | None = None,
+    only: Collection[tuple[int, str]] | None = None,
+) -> Measured:
     """Look up every cell of a table.
 
     Args:
         root: folder of all trainings.
         seeds: that are asked for; others in a cell's folder count as well.
         code: version of bdbnet whose results count; None is the installed one.
+        only: number of the row and dataset of the cells that are wanted; None: all.
 
     Raises:
         ConfigError: a row's override is wrong.
@@ -141,7 +150,7 @@ def measure(table: Table, budget: Budget, root: Path, seeds: Sequence[int], *, c
     entries = {}
     for number, row in enumerate(table.rows):
         for dataset, metrics in table.columns.items():
-            if budget.datasets.get(dataset, ()) is None:
+            if budget.datasets.get(dataset, ()) is None or (only is not None and (number, dataset) not in only):
                 continue
             cell = budget.cell(table, row, dataset, root, code=code)
             runs: tuple[Run, ...] = ()

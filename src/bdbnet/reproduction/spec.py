@@ -36,6 +36,11 @@ class Row:
     note: str = ""
     x: float | None = None
 
+    @property
+    def label(self) -> str:
+        """Name of a row, of a point of a curve with its x."""
+        return self.name if self.x is None else f"{self.name} {self.x:g}"
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -99,7 +104,7 @@ class Table:
 
 
 def experiments_dir(kind: str) -> Path:
-    """Folder ``paper`` (tables) or ``budgets`` of ``experiments/``: of a checkout, else the copy that the wheel carries."""
+    """``paper`` (tables), ``budgets`` or ``claims`` in ``experiments/``: of a checkout, else the copy that the wheel carries."""
     checkout = PACKAGE_DIR.parent.parent / "experiments" / kind
     return checkout if checkout.is_dir() else PACKAGE_DIR / "experiments" / kind
 

@@ -17,6 +17,7 @@ from bdbnet.reporting.page import note_paragraphs, page
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.table import Grid, Spread, as_csv, as_html, as_latex, as_markdown, scaled, spread_text
 from bdbnet.reporting.visualizing import section_html, write_figure
+from bdbnet.reproduction.budget import Budget
 from bdbnet.reproduction.cells import State
 from bdbnet.reproduction.masks import drop_masks, masks_of
 from bdbnet.reproduction.measured import Entry, Measured
@@ -50,7 +51,6 @@ def reproduction_grid(measured: Measured, *, portable: bool = False) -> Grid:
     rows = []
     for number, row in enumerate(table.rows):
         entries = {dataset: measured.entries[number, dataset] for dataset in measured.datasets}
-        name = row.name if row.x is None else f"{row.name} {row.x:g}"
         lines = []
         if row.paper:
             lines.append(["paper", *(metric_of(m).printed(entries[d].paper(m)) for d, m in columns)])
@@ -65,7 +65,7 @@ def reproduction_grid(measured: Measured, *, portable: bool = False) -> Grid:
                 for apart, (_, metric) in zip(differences, columns)
             ]
             lines.append(["difference", *signed])
-        rows += [[name if place == 0 else "", *line] for place, line in enumerate(lines)]
+        rows += [[row.label if place == 0 else "", *line] for place, line in enumerate(lines)]
     return Grid(f"{table.heading}: {table.title}", heads, rows, _notes(measured, portable))
 
 
@@ -88,18 +88,7 @@ def _difference(measured: Measured, entry: Entry, metric: str) -> float | None:
 def _notes(measured: Measured, portable: bool) -> list[str]:
     budget, table = measured.budget, measured.table
     notes = [f"Paper: {table.source}."] if table.source else []
-    notes.append(f"Budget {budget.name}: {budget.title}.")
-    if budget.compare != "numbers":
-        replaced = {d: measured.stand_in(d) for d in measured.datasets if measured.stand_in(d) != d}
-        instead = "".join(
-            f" {ours} replaces {', '.join(d for d in replaced if replaced[d] == ours)}."
-            for ours in dict.fromkeys(replaced.values())
-        )
-        what = {
-            "order": "only the order of these numbers is comparable with the paper's",
-            "nothing": "these numbers are not comparable with the paper's",
-        }
-        notes.append(f"Not the paper's training: {what[budget.compare]}.{instead}")
+    notes += budget_notes([measured])
     if left_out := [dataset for dataset in table.columns if dataset not in measured.datasets]:
         notes.append(f"Not part of this budget: {', '.join(left_out)}.")
     if any(len(entry.counted) > 1 for entry in measured):
@@ -108,10 +97,29 @@ def _notes(measured: Measured, portable: bool) -> list[str]:
         metric = metric_of(next(iter(table.columns.values()))[0])
         notes += [f"Order by {metric.title}: {line}." for line in measured.order()]
     if results := _results(measured):
-        notes.append(_effort(results))
+        notes.append(effort(results))
     notes += [f"{row.name}: {row.note}." for row in table.rows if row.note and (row.x in (None, table.rows[0].x))]
     shown = (entry for entry in measured if not (portable and entry.state is State.ABSENT))
     return notes + list(dict.fromkeys(remark for entry in shown for remark in entry.remarks()))
+
+
+def budget_notes(tables: Sequence[Measured]) -> list[str]:
+    """What the trainings of some tables are, and what of them is comparable with the paper's."""
+    budget = tables[0].budget
+    notes = [f"Budget {budget.name}: {budget.title}."]
+    if budget.compare != "numbers":
+        replaced = {entry.dataset: measured.stand_in(entry.dataset) for measured in tables for entry in measured}
+        replaced = {theirs: ours for theirs, ours in replaced.items() if theirs != ours}
+        instead = "".join(
+            f" {ours} replaces {', '.join(name for name in replaced if replaced[name] == ours)}."
+            for ours in dict.fromkeys(replaced.values())
+        )
+        what = {
+            "order": "only the order of these numbers is comparable with the paper's",
+            "nothing": "these numbers are not comparable with the paper's",
+        }
+        notes.append(f"Not the paper's training: {what[budget.compare]}.{instead}")
+    return notes
 
 
 def _results(measured: Measured) -> list[Result]:
@@ -119,7 +127,8 @@ def _results(measured: Measured) -> list[Result]:
     return list(runs.values())
 
 
-def _effort(results: Sequence[Result]) -> str:
+def effort(results: Sequence[Result]) -> str:
+    """How many trainings there are, how long they took, and on what."""
     machines = dict.fromkeys(
         ", ".join(result.hardware.get("gpus") or [f"{result.hardware.get('processor')}"]) for result in results
     )
@@ -188,18 +197,23 @@ def refuse_other_tables(tables: Sequence[Measured], folder: Path, runs_root: Pat
         name, now = measured.table.name, _settings(measured, folder, runs_root, version)
         if named.setdefault(name, now) != now:
             raise ConfigError(f"two tables are called {name}: rename the file of one, or ask for one at a time")
-        file = folder / f"{name}.settings.json"
-        try:
-            then = json.loads(file.read_text())
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError):
-            then = None
-        if not isinstance(then, dict):
-            raise ConfigError(
-                f"{file} can't be read: overwrite=true replaces the table, output_root=<another folder> keeps it"
-            )
-        refuse_other_settings(folder / f"{name}.md", then, now, keep="output_root=<another folder>")
+        refuse_other_file(folder, name, now)
+
+
+def refuse_other_file(folder: Path, name: str, now: dict[str, Any]) -> None:
+    """Refuse to replace ``<name>.md`` that was made with other settings.  Raises ConfigError."""
+    file = folder / f"{name}.settings.json"
+    try:
+        then = json.loads(file.read_text())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        then = None
+    if not isinstance(then, dict):
+        raise ConfigError(
+            f"{file} can't be read: overwrite=true replaces the table, output_root=<another folder> keeps it"
+        )
+    refuse_other_settings(folder / f"{name}.md", then, now, keep="output_root=<another folder>")
 
 
 def refuse_other_summary(path: Path, command: str) -> None:
@@ -213,10 +227,19 @@ def refuse_other_summary(path: Path, command: str) -> None:
 
 def _settings(measured: Measured, folder: Path, runs_root: Path, version: str | None) -> dict[str, Any]:
     """What a table's numbers depend on, beside the trainings that there are."""
-    table, budget = measured.table, measured.budget
+    table = measured.table
     content = repr([dict(table.columns), [(row.name, row.run, row.x) for row in table.rows]])
+    return {"table": content_key(content), **budget_settings(measured.budget, folder, runs_root, version)}
+
+
+def content_key(content: str) -> str:
+    """Stands for what a file says in the settings of what was made of it."""
+    return sha256(content.encode()).hexdigest()[:12]
+
+
+def budget_settings(budget: Budget, folder: Path, runs_root: Path, version: str | None) -> dict[str, Any]:
+    """What the trainings of a budget depend on."""
     return {
-        "table": sha256(content.encode()).hexdigest()[:12],
         "datasets": {name: None if value is None else list(value) for name, value in budget.datasets.items()},
         "overrides": [override for override in budget.overrides if not override.startswith("data_root=")],
         "runs_root": os.path.relpath(runs_root, folder),
@@ -267,11 +290,10 @@ def _runs(measured: Measured, folder: Path) -> str:
     """Links to the pages of a table's trainings, where they have one."""
     links = {}
     for entry in measured:
-        x = "" if entry.row.x is None else f" {entry.row.x:g}"
         for run in entry.counted:
             if (run.folder / REPORT).is_file():
                 where = measured.stand_in(entry.dataset)
-                links[relative(run.folder / REPORT, folder)] = f"{entry.row.name}{x}, {where}, seed {run.seed}"
+                links[relative(run.folder / REPORT, folder)] = f"{entry.row.label}, {where}, seed {run.seed}"
     items = " · ".join(f'<a href="{escape(href)}">{escape(title)}</a>' for href, title in links.items())
     return f'<p class="soft">Pages of runs: {items}</p>\n' if links else ""
 
