@@ -95,30 +95,38 @@ def reproduce(tables: "list[Table]", claims: "Claims | None", budget: "Budget", 
             loggers=[config.loggers] if isinstance(config.loggers, str) else list(config.loggers or ()),
         )
         measured, claimed = look()
-    found = Found([table for table in measured if table.datasets], judge(stated, claimed), runs)
-    _show(found, claims, folder, *sources)
-    return found
+    shown = [table for table in measured if table.datasets]
+    if shown:  # before the claims are judged, for which a file may be unreadable
+        _show_tables(shown, folder, *sources)
+    judged = judge(stated, claimed)
+    if claims is not None:
+        _show_claims(judged, claims, folder, *sources)
+    return Found(shown, judged, runs)
 
 
-def _show(found: Found, claims: "Claims | None", folder: Path, runs_root: Path, version: str | None) -> None:
-    """Print what has been found, and write it into the folder."""
+def _show_tables(tables: "list[Measured]", folder: Path, runs_root: Path, version: str | None) -> None:
+    """Print the tables, and write them into the folder."""
     from bdbnet.reporting.table import as_text
-    from bdbnet.reproduction.claims_page import terminal_grid, write_claims
     from bdbnet.reproduction.writing import reproduction_grid, write_tables
 
-    if found.tables:
-        for table in found.tables:
-            print(f"\n{as_text(reproduction_grid(table))}")
-        page, *files = write_tables(found.tables, folder, runs_root, version)
-        print(
-            f"\n{len(files)} files (Markdown, CSV, LaTeX, pictures) in {shown_path(page.parent)}\n"
-            f"a page to look at: {shown_path(page)}"
-        )
-    if claims is not None:
-        print(f"\n{as_text(terminal_grid(claims.title, found.judged))}")
-        page, *files = write_claims(claims, found.judged, folder, runs_root, version)
-        names = " and ".join(file.name for file in files)
-        print(f"\neach pair of rows: {names} in {shown_path(page.parent)}\na page to look at: {shown_path(page)}")
+    for table in tables:
+        print(f"\n{as_text(reproduction_grid(table))}")
+    page, *files = write_tables(tables, folder, runs_root, version)
+    print(
+        f"\n{len(files)} files (Markdown, CSV, LaTeX, pictures) in {shown_path(page.parent)}\n"
+        f"a page to look at: {shown_path(page)}"
+    )
+
+
+def _show_claims(judged: "list[Judged]", claims: "Claims", folder: Path, runs_root: Path, version: str | None) -> None:
+    """Print the verdicts, and write them into the folder."""
+    from bdbnet.reporting.table import as_text
+    from bdbnet.reproduction.claims_page import terminal_grid, write_claims
+
+    print(f"\n{as_text(terminal_grid(claims.title, judged))}")
+    page, *files = write_claims(claims, judged, folder, runs_root, version)
+    names = " and ".join(file.name for file in files)
+    print(f"\neach pair of rows: {names} in {shown_path(page.parent)}\na page to look at: {shown_path(page)}")
 
 
 def check(config: DictConfig) -> None:

@@ -166,3 +166,20 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
     assert "min_height=tall: give a number" in error_of(root, min_height="tall")
     with pytest.raises(DatasetError, match="after=0: give a whole number of frames from 1"):
         load_manifest("mot", root, after=0)
+
+
+def test_sequences_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    for day in ("day1", "day2"):
+        sequence(tmp_path / day / "cam", *walk(1, 2))
+    manifest = load_manifest("mot", tmp_path, after=3)
+    assert [manifest.name_of(label) for label in range(4)] == ["day1/cam:1", "day1/cam:2", "day2/cam:1", "day2/cam:2"]
+    trained = load_manifest("mot", tmp_path, after=3, train_sequences=["day1/cam"])
+    assert trained.subset("train").table["label"].nunique() == 2
+    assert "but the sequences are day1/cam, day2/cam" in error_of(tmp_path, train_sequences=["cam"])
+
+
+def test_lines_that_do_not_count_may_be_empty_and_cars_are_no_people(tmp_path: Path) -> None:
+    root = sequence(
+        tmp_path / "walk", *walk(1), "1,2,1,1,0,0,0,1,1", *(f"{frame},3,1,1,20,40,1,3" for frame in range(1, 8))
+    )
+    assert load_manifest("mot", root, after=3).table["label"].nunique() == 1

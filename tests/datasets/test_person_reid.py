@@ -317,7 +317,7 @@ def test_images_of_ones_own_in_the_naming_of_market1501(tmp_path: Path) -> None:
     ]
     message = error_of(tmp_path)
     assert "'00012_c12s1_000151_01.png'; a name looks like 0002_c1s1_000451_03.jpg" in message
-    assert "+dataset.options.own_names=true" in message
+    assert "dataset=market_layout" in message
 
 
 def test_other_suffixes_are_read_and_other_formats_named(tmp_path: Path) -> None:

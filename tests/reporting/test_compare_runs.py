@@ -157,6 +157,13 @@ def test_trainings_are_compared_without_another_evaluation(finished_run, tmp_pat
     for name in found:
         assert found[name]["a"] == pytest.approx(measured[name], abs=1e-6), name
     assert found["mAP"]["difference"] == pytest.approx(measured["mAP"] / 2)
+    record = json.loads((other / "result.json").read_text())
+    record["protocol"] |= {"task": "reid_single_shot", "single_shot": 10}
+    (other / "result.json").write_text(json.dumps(record))
+    with pytest.raises(
+        ReportError, match=r"galleries drawn at random, and per_query\.parquet has ranks in the whole gallery"
+    ):
+        compare_runs(finished_run, other)
 
 
 def test_runs_without_a_common_metric_can_not_be_compared(tmp_path, ap):

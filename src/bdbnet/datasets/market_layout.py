@@ -45,10 +45,10 @@ def read_market_layout(root: Path, *, pattern: str | None = None) -> Manifest:
     base = find_base("market_layout", Path(root), tuple(FOLDERS))
     names = _Names(OWN_NAMES) if pattern is None else _compiled(pattern)
     images = [image for folder, split in FOLDERS.items() for image in _read(base, folder, split, names)]
-    labels = _numbered([image.identity for image in images])
+    labels = _numbered([image.identity for image in images], "identities")
     cameras: Sequence[int] = [-1] * len(images)
     if names.camera is not None:
-        cameras = _numbered([str(image.camera) for image in images]).numbers
+        cameras = _numbered([str(image.camera) for image in images], "cameras").numbers
     rows = [(image.path, label, camera, image.split) for image, label, camera in zip(images, labels.numbers, cameras)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return Manifest.from_table(table, base, base.absolute().name, source=base, label_names=labels.names)
@@ -92,9 +92,16 @@ def _read(base: Path, folder: str, split: str, names: _Names) -> list[_Image]:
     return images
 
 
-def _numbered(texts: Sequence[str]) -> Numbered:
-    """Whole numbers as they are, 0002 as 2, else names in sorted order."""
+def _numbered(texts: Sequence[str], what: str) -> Numbered:
+    """Whole numbers as they are, 0002 as 2, else names in sorted order.  Raises DatasetError: 2 and 0002 are both there."""
     if all(_WHOLE.fullmatch(text) for text in texts):
         numbers = [int(text) for text in texts]
+        spelled: dict[int, str] = {}
+        for number, text in zip(numbers, texts):
+            if (other := spelled.setdefault(number, text)) != text:
+                raise DatasetError(
+                    f"market_layout: the {what} {other} and {text} are one number. Write it alike in all file names, or rename "
+                    "one of the two"
+                )
         return Numbered(numbers, {number: text for number, text in zip(numbers, texts) if text != str(number)})
     return number_names(texts)

@@ -4,6 +4,7 @@ import configparser
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ def read_mot(
     Args:
         after: frames from a query to the frame in which it is searched for.
         train_sequences: names of the sequences whose crops are training images; all others are for testing. Of MOT17 any of
-            the three copies, or the name without a detector.
+            the three copies, or the name without a detector. Where several folders have one name, it is the path below `root`.
         classes: values of the column class that count; all, where the file has no such column.
         min_visibility: smallest visibility that counts; all, where the file has no such column.
         min_height: smallest height in pixels that counts.
@@ -87,13 +88,14 @@ def read_mot(
     root = Path(root).absolute()
     folders = _find_sequences(root)
     train = [train_sequences] if isinstance(train_sequences, str) else list(train_sequences)
-    names = {_DETECTOR.sub("", folder.name) for folder in folders}
-    if unknown := [str(name) for name in train if _DETECTOR.sub("", str(name)) not in names]:
-        listed = ", ".join(folder.name for folder in folders)
+    names = _names(root, folders)
+    known = {_DETECTOR.sub("", name) for name in names}
+    if unknown := [str(name) for name in train if _DETECTOR.sub("", str(name)) not in known]:
+        listed = ", ".join(names)
         raise DatasetError(
             f"dataset.options.train_sequences names {', '.join(unknown)}, but the sequences are {listed}"
         )
-    sequences = [_read_sequence(folder, choice) for folder in folders]
+    sequences = [_read_sequence(name, folder, choice) for name, folder in zip(names, folders)]
     table, labels = _rows(root, sequences, after, {_DETECTOR.sub("", str(name)) for name in train})
     # Other frames are another test, so the name says which; MOT17/train is better known by the folder above.
     title = f"{root.parent.name}-{root.name}" if root.name in ("train", "test") else root.name
@@ -146,10 +148,20 @@ def _find_sequences(root: Path) -> list[Path]:
             f"{root}: left out are {len(blind)} sequence(s) without {_GROUND_TRUTH}, the first is {blind[0].name}",
             stacklevel=4,
         )
-    return list({_DETECTOR.sub("", folder.name): folder for folder in reversed(known)}.values())[::-1]
+    places = {(folder.parent, _DETECTOR.sub("", folder.name)): folder for folder in reversed(known)}
+    return list(places.values())[::-1]
 
 
-def _read_sequence(folder: Path, choice: _Choice) -> _Sequence:
+def _names(root: Path, folders: Sequence[Path]) -> list[str]:
+    """A name for each sequence: its folder's, or the path below the root where another folder has the same."""
+    count = Counter(_DETECTOR.sub("", folder.name) for folder in folders)
+    return [
+        folder.name if count[_DETECTOR.sub("", folder.name)] == 1 else folder.relative_to(root).as_posix()
+        for folder in folders
+    ]
+
+
+def _read_sequence(name: str, folder: Path, choice: _Choice) -> _Sequence:
     files = {int(match[1]): file for file in image_files(folder / _FRAMES) if (match := _FRAME.fullmatch(file))}
     if not files:
         raise DatasetError(f"{folder / _FRAMES} holds no frames such as 000001.jpg. Extract the archive again.")
@@ -177,7 +189,7 @@ def _read_sequence(folder: Path, choice: _Choice) -> _Sequence:
         if box is not None:
             boxes.append((frame, person, *box))
     table = pd.DataFrame(boxes, columns=["frame", "id", *BOX_COLUMNS]).sort_values(["frame", "id"], kind="stable")
-    return _Sequence(folder.name, folder, table, files)
+    return _Sequence(name, folder, table, files)
 
 
 def _values(line: str, choice: _Choice) -> list[float] | None:
@@ -193,11 +205,13 @@ def _values(line: str, choice: _Choice) -> list[float] | None:
         raise _BadLineError(f"{line[:80]!r} is not {_LINE}. Correct the line.")
     flag = values[6] if len(values) > 6 else 1
     # With ten columns (MOT15) those after the flag are a place in the world.
-    kind, visibility = (values[7], values[8]) if len(values) == 9 else (None, 1.0)
+    kind = values[7] if len(values) in (8, 9) else None
+    visibility = values[8] if len(values) == 9 else 1.0
+    if flag == 0 or (kind is not None and int(kind) not in choice.classes):
+        return None
     if values[4] <= 0 or values[5] <= 0:
         raise _BadLineError(f"the box is empty ({values[4]:g} x {values[5]:g} pixels). Correct or remove the line.")
-    counts = flag != 0 and (kind is None or int(kind) in choice.classes)
-    return values if counts and visibility >= choice.min_visibility and values[5] >= choice.min_height else None
+    return values if visibility >= choice.min_visibility and values[5] >= choice.min_height else None
 
 
 def _within(box: Sequence[float], width: int, height: int, leave_out: bool) -> tuple[int, int, int, int] | None:

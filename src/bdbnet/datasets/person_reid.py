@@ -215,7 +215,7 @@ def _name_advice(file: str) -> str:
     if _COPY.search(without_suffix(file)):
         return "It seems to be a copy of another image: remove it."
     advice = "Remove or rename this file, or extract the original archive again."
-    own = " For images of your own with other numbers: dataset=market_layout, or +dataset.options.own_names=true."
+    own = " For images of your own with other numbers: dataset=market_layout."
     return advice + own if OWN_NAMES.fullmatch(file) else advice
 
 

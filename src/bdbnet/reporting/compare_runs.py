@@ -1,7 +1,7 @@
 """Comparison of two runs by a paired test over the queries that both answered."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bdbnet.checked import UnfitError, read_json
+from bdbnet.checked import UnfitError, read_json, read_parquet
 from bdbnet.evaluation.per_query import SURE, metric_difference, query_values, read_queries
 from bdbnet.evaluation.significance import PairedDifference
 from bdbnet.overwriting import refuse_other_settings
@@ -129,17 +129,26 @@ def _read(folder: str | Path, key: str) -> _Analysed:
             f"{key}={folder}: no {PER_QUERY} there. Run python -m bdbnet.evaluate checkpoint={checkpoint} "
             f"dataset={run.result.protocol.dataset} analysis=true and give the folder that it names"
         )
-    record = run.analysis or _record_of_training(run.result)
+    if run.analysis is None and run.result.protocol.single_shot is not None:
+        raise ReportError(
+            f"{key}={folder}: its Rank-k is a mean over galleries drawn at random, and {PER_QUERY} has ranks in the whole gallery: "
+            "compare evaluations with analysis=true"
+        )
     try:
+        record = run.analysis or _record_of_training(run.result, read_parquet(path, {}).columns)
         queries = read_queries(path, record["metrics"], details=True)
     except (UnfitError, OSError) as error:
         raise ReportError(f"{path}: {error}. Analyse again") from error
     return _Analysed(run, record, queries)
 
 
-def _record_of_training(result: Result) -> dict[str, Any]:
+def _record_of_training(result: Result, columns: Collection[str]) -> dict[str, Any]:
     """What a comparison asks of an analysis, for a training, which writes a row per query and analyses nothing."""
-    metrics = {name: value for name, value in result.metrics.items() if metric_of(name).better != "neither"}
+    # A plugin's metric may have one value for all queries, and no column.
+    metrics = {
+        name: value for name, value in result.metrics.items()
+        if metric_of(name).better != "neither" and metric_of(name).column in columns
+    }  # fmt: skip
     return {"data": result.data, "protocol": result.protocol.record(), "metrics": metrics}
 
 

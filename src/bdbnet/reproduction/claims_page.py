@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from bdbnet.config import ConfigError
 from bdbnet.reporting.heading import date_of
 from bdbnet.reporting.index_page import links_of, navigation, update_index
 from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
@@ -109,6 +110,10 @@ def refuse_other_claims(claims: Claims, budget: Budget, folder: Path, runs_root:
 
 def refuse_other_claims_summary(summary: Path, command: str) -> None:
     """Refuse to replace a page beside a summary that another command wrote, or a user.  Raises ConfigError."""
+    if summary.name == SUMMARY:
+        raise ConfigError(
+            f"summary={summary}: that is the name of the claims' own page, beside it: choose another name"
+        )
     refuse_other_summary(summary.with_name(SUMMARY), command)
 
 
@@ -211,6 +216,8 @@ def _notes(judged: Sequence[Judged]) -> list[str]:
         "Paper and Ours: the first row of a pair minus the other, in points; of several pairs the least and the most."
     )
     notes.append(_METHOD)
+    rows = (entry.row for of in judged for finding in of.findings for entry in (finding.above, finding.below))
+    notes += dict.fromkeys(f"{row.name}: {row.note}." for row in rows if row.note)
     if results := _results(judged):
         notes.append(effort(results))
     if any(f"no {PER_QUERY} in" in text for of in judged for text in of.missing):

@@ -105,9 +105,9 @@ class Judged:
 
     @property
     def verdict(self) -> Verdict:
-        """Not measured where a pair is not, contradicted if any pair is, supported if all are."""
+        """Contradicted if any pair is, not measured where a pair is not, supported if all are."""
         verdicts = {finding.verdict for finding in self.findings} or {Verdict.NOT_MEASURED}
-        order = (Verdict.NOT_MEASURED, Verdict.CONTRADICTED, Verdict.NOT_SHOWN)
+        order = (Verdict.CONTRADICTED, Verdict.NOT_MEASURED, Verdict.NOT_SHOWN)
         return next((verdict for verdict in order if verdict in verdicts), Verdict.SUPPORTED)
 
     @property
@@ -116,7 +116,8 @@ class Judged:
         if self.verdict is Verdict.NOT_MEASURED:
             return list(self.missing)
         order = (Verdict.CONTRADICTED, Verdict.NOT_SHOWN)
-        return [finding.words for verdict in order for finding in self.findings if finding.verdict is verdict]
+        shown = [finding.words for verdict in order for finding in self.findings if finding.verdict is verdict]
+        return [*shown, *(self.missing if Verdict.NOT_MEASURED in {of.verdict for of in self.findings} else ())]
 
     @property
     def results(self) -> dict[Path, Result]:
@@ -221,11 +222,19 @@ def _check_pair(claim: Claim, above: Entry, below: Entry) -> None:
                 f"{where}: {both} were evaluated on different data (fingerprints {prints[0]} and {prints[1]}): move one of the "
                 "folders away to measure it again"
             )
+        if result.protocol.single_shot is not None:
+            raise ConfigError(
+                f"{where}: {_named(entry, run)} was evaluated on galleries drawn at random, one image of each identity: such "
+                "numbers have no values per query that could be compared"
+            )
         here, there = result.protocol.record(), theirs.protocol.record()
         if here != there:
             keys = [key for key in dict.fromkeys([*here, *there]) if here.get(key) != there.get(key)]
             what = ", ".join(f"{key} {here.get(key)} and {there.get(key)}" for key in keys)
-            raise ConfigError(f"{where}: {both} were evaluated under different protocols ({what})")
+            raise ConfigError(
+                f"{where}: {both} were evaluated under different protocols ({what}): move one of the folders away to measure it "
+                "again"
+            )
 
 
 def _compare(claim: Claim, above: Entry, below: Entry) -> list[Finding]:
