@@ -112,7 +112,7 @@ SETTINGS = {
     "trainer.max_time":                Setting(False, "no",   "no",   False),
     "trainer.num_nodes":               Setting(False, "no",   "yes",  True),
     "trainer.strategy":                Setting(False, "no",   "yes",  True),
-    "trainer.sync_batchnorm":          Setting(False, "no",   "yes",  True),   # compared there, too
+    "trainer.sync_batchnorm":          Setting(False, "yes",  "yes",  True),   # compared there, too
 }  # fmt: skip
 
 

@@ -69,5 +69,7 @@ def test_folders_without_images(tmp_path: Path, files: tuple[str, ...], expected
 
 def test_two_spellings_of_one_number_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, f"{TRAIN}/1_c1.jpg", f"{QUERY}/01_c2.jpg", f"{GALLERY}/01_c3.jpg")
-    with pytest.raises(DatasetError, match=r"the identities 1 and 01 are one number\. Write it alike in all file names"):
+    with pytest.raises(
+        DatasetError, match=r"the identities 1 and 01 are one number\. Write it alike in all file names"
+    ):
         load_manifest("market_layout", tmp_path)

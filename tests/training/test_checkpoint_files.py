@@ -119,7 +119,15 @@ def test_checkpoints_are_a_minute_apart_and_waits_are_noted(tiny_config, tmp_pat
     monkeypatch.setattr("bdbnet.training.checkpoints.time", clock)
     train(tiny_config("trainer.max_epochs=5", "evaluation.every_n_epochs=2"), tmp_path)
     last = [epoch for name, epoch in saved if name == "last.ckpt"]
-    assert last == [2, 4, 5]  # counted from 0; the last is that of the finished run
+    best = [epoch for name, epoch in saved if name == "best.ckpt"]
+    assert 1 in best  # the first evaluation, counted from 0
+    # A new best.ckpt is followed by last.ckpt; else a minute lies between two. The last is that of the finished run.
+    due, expected = 0, []
+    for epoch in range(5):
+        if 25 * (epoch + 1 - due) >= 60 or epoch in best or epoch == 4:
+            due = epoch + 1
+            expected.append(epoch)
+    assert last == [*expected, 5]
     rows = pd.read_csv(tmp_path / "history.csv")
     parts = rows[[name for name in rows if name.startswith("waited_seconds/")]]
     assert [*parts] == [f"waited_seconds/{reason}" for reason in ("loader", "checkpoint", "evaluation")]
@@ -127,5 +135,34 @@ def test_checkpoints_are_a_minute_apart_and_waits_are_noted(tiny_config, tmp_pat
     assert [*(rows["waited_seconds/evaluation"] > 0)] == [False, True, False, True, True]
     assert (rows["waited_seconds/loader"] > 0).all()
     assert (rows["waited_seconds/loader"] < rows["seconds"]).all()
-    # best.ckpt in the epochs 2, 4 and 5, last.ckpt after 3
-    assert rows["waited_seconds/checkpoint"][3] > 0
+    assert rows["waited_seconds/checkpoint"][2] > 0  # for last.ckpt, after best.ckpt in the epoch before
+
+
+def test_an_error_of_the_disk_does_not_hide_why_a_training_ends(tmp_path, capsys, monkeypatch):
+    def full(copies, path):
+        raise WriteError(path, OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(checkpoint_files, "_write", full)
+    files = CheckpointFiles()
+    for reason in (None, ValueError("the reason")):
+        files.save_checkpoint(a_checkpoint(1.0), tmp_path / "last.ckpt")
+        if reason is None:
+            with pytest.raises(WriteError):
+                files.teardown()
+            continue
+        try:
+            raise reason
+        except ValueError:
+            files.teardown()
+    assert "last.ckpt can't be written: No space left on device" in capsys.readouterr().out
+
+
+def test_a_new_best_checkpoint_is_followed_by_the_last(tiny_config, tmp_path, monkeypatch):
+    """Evaluated after each epoch; the minute that lies between two checkpoints does not pass."""
+    written = []
+    write = checkpoint_files._write
+    monkeypatch.setattr(
+        checkpoint_files, "_write", lambda copies, path: (written.append(path.name), write(copies, path))
+    )
+    train(tiny_config("evaluation.every_n_epochs=1", "trainer.max_epochs=2"), tmp_path)
+    assert written[:2] == ["best.ckpt", "last.ckpt"]

@@ -342,6 +342,17 @@ def test_with_statistics_of_all_images_any_number_of_processes_resumes(
         check_resumable(module, path, ranks, same_on_ranks=sync, other_ranks=True)
 
 
+def test_masks_of_each_process_keep_their_number(finished_run, tiny_config, tmp_path):
+    content = torch.load(finished_run / "last.ckpt", weights_only=True)
+    content["bdbnet"]["config"]["dropping"]["mask_scope"] = "image"
+    torch.save(content, path := tmp_path / "last.ckpt")
+    module = training_module(tiny_config("dropping.mask_scope=image"))
+    module.record = Record(content["bdbnet"]["config"], 4, content["bdbnet"]["fingerprint"])
+    check_resumable(module, path, 1)
+    with pytest.raises(ConfigError, match=r"this run has 2: each process draws its own masks \(mask_scope=image\)"):
+        check_resumable(module, path, 2, same_on_ranks=True)
+
+
 @pytest.mark.parametrize(("devices", "refused"), [(1, False), (4, True), ([0, 1], True), ("auto", False)])
 def test_older_checkpoints_say_the_number_of_processes_by_their_settings(
     devices, refused, finished_run, tiny_config, tmp_path

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bdbnet.losses
+from bdbnet.config import ConfigError
 from bdbnet.losses import BatchHardTripletLoss, MarginLoss
 from bdbnet.models import BDBNetwork
 from bdbnet.training.criterion import BranchLosses
@@ -104,7 +105,33 @@ def test_a_loss_that_is_no_graph_runs_beside_the_compiled_network(capsys):
     assert all(
         torch.allclose(found[name], values, atol=1e-6) for name, values in numbers(step_of(loss=MarginLoss)).items()
     )
-    assert capsys.readouterr().out.count("the loss metric can't be a graph") == 1
+    assert capsys.readouterr().out.count("the loss metric runs beside the compiled network") == 1
+
+
+def test_a_later_step_that_asks_for_too_many_graphs_goes_on_without(capsys, monkeypatch):
+    step = step_of(True, backend="eager")
+    first = step(batch())[0]
+    assert step.plan == "whole"
+
+    def too_many(*_):
+        raise torch._dynamo.exc.FailOnRecompileLimitHit("recompile_limit reached")
+
+    monkeypatch.setattr(step, "_whole", too_many)
+    torch.testing.assert_close(step(batch())[0], step_of()(batch())[0], rtol=1, atol=0)
+    assert (step.plan, first.isfinite().item()) == ("nothing", True)
+    assert (
+        "torch.compile fails at a later step: FailOnRecompileLimitHit: recompile_limit reached"
+        in capsys.readouterr().out
+    )
+
+
+def test_every_training_of_a_process_is_compiled(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    for seed in range(3):
+        step = step_of(True, backend="eager", branches=("dropping",))
+        step._network.branches["dropping"].drop.seed = seed
+        step(batch())
+        assert step.plan == "whole"
 
 
 def test_a_step_never_waits_for_a_number():
@@ -146,6 +173,12 @@ def test_compiling_where_it_pays(typed, gpu, chosen, said, tiny_config, monkeypa
     reason = resolve_compile(config, 23)
     assert config.trainer.compile == chosen
     assert reason == said if said is None else reason.startswith(said)
+
+
+def test_cuda_graphs_and_accumulated_gradients_do_not_go_together(tiny_config):
+    config = tiny_config("trainer.compile=reduce-overhead", "trainer.accumulate_grad_batches=2")
+    with pytest.raises(ConfigError, match="reduce-overhead can't accumulate gradients"):
+        resolve_compile(config, 23)
 
 
 @pytest.mark.parametrize(("then", "now"), [(True, False), (False, True)])

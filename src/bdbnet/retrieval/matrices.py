@@ -31,6 +31,8 @@ def as_matrix(embeddings: Array, name: str) -> Array:
     matrix: Array
     if isinstance(embeddings, Tensor):
         tensor = embeddings.detach() if embeddings.requires_grad else embeddings
+        if tensor.device.type == "mps":  # has no float64, which norms are summed in
+            tensor = tensor.cpu()
         if tensor.dtype in (torch.float16, torch.bfloat16):
             tensor = tensor.float()
         floating = tensor.dtype in (torch.float32, torch.float64)

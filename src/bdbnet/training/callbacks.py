@@ -145,8 +145,8 @@ class History(Callback):
     """Writes ``history.csv``: one row per epoch with time, images/s, learning rate, mean losses and evaluated metrics.
 
     ``waited_seconds`` is for how long no step was done since the row before, with a part for each of `waits.REASONS`: waiting
-    for a batch, for checkpoints (that of an epoch's end counts for the row after it) and for an evaluation, which alone is
-    not in ``seconds``. It is the time of the first rank.
+    for a batch, for checkpoints (that of an epoch's end counts for the row after it) and for an evaluation. Evaluations and
+    checkpoints of an epoch's end are in no row's ``seconds``. It is the time of the first rank.
     Where unreadable images are replaced, ``replaced_images`` counts them over all ranks.
     The rows are part of every checkpoint, so a resumed run continues its table where the checkpoint stands; of one within an
     epoch, so are the sums of that epoch.

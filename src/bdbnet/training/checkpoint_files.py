@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -12,7 +13,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from bdbnet.files import replaced
+from bdbnet.files import WriteError, replaced
 from bdbnet.models.weights import digests_of
 from bdbnet.results import LAST, PREVIOUS
 from bdbnet.training.host_copy import HostCopy
@@ -50,7 +51,13 @@ class CheckpointFiles(TorchCheckpointIO):
         super().remove_checkpoint(os.fspath(path))
 
     def teardown(self) -> None:
-        self.wait()
+        handled = sys.exc_info()[1]
+        try:
+            self.wait()
+        except WriteError as error:
+            if handled is None:
+                raise
+            print(f"\n{error}", flush=True)  # the end has a reason already
 
     def check(self) -> None:
         """Raise WriteError where a write has failed, without waiting for one that goes on."""

@@ -162,6 +162,7 @@ class LastCheckpoint(RunCheckpoint):
         every_n_epochs: epochs from one to the next, at least.
         every_seconds: seconds from one to the next, at least; 0: none.
         signals: what has been asked for.
+        best: a new `best.ckpt` is followed by `last.ckpt`, which knows of it.
     """
 
     def __init__(
@@ -170,6 +171,7 @@ class LastCheckpoint(RunCheckpoint):
         waits: Waits,
         signals: Signals,
         *,
+        best: ModelCheckpoint | None = None,
         every_n_epochs: int = 1,
         every_seconds: float = 0,
         resumed_here: bool = True,
@@ -177,7 +179,7 @@ class LastCheckpoint(RunCheckpoint):
         super().__init__(
             folder, LAST, waits, resumed_here=resumed_here, every_n_epochs=every_n_epochs, save_on_train_epoch_end=True
         )
-        self._signals = signals
+        self._signals, self._best = signals, best
         self._every_seconds, self._saved_at = every_seconds, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -198,6 +200,7 @@ class LastCheckpoint(RunCheckpoint):
         # The clocks of several ranks differ, and all of them take part in a checkpoint.
         due = time.monotonic() - self._saved_at >= self._every_seconds
         due |= trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
+        due |= self._best is not None and self._best._last_global_step_saved == trainer.global_step
         if trainer.strategy.reduce_boolean_decision(due, all=False):
             super().on_train_epoch_end(trainer, module)
         # A training that ends here by itself still has its results to write.
@@ -229,13 +232,13 @@ def checkpoint_callbacks(
     resumed_here: bool = True,
 ) -> list[Callback]:
     """``last.ckpt``, to resume from and to evaluate, and ``best.ckpt`` by a metric of the test set, for those who ask for it."""
-    return [
-        # The best is chosen when the test set has been evaluated, before the epoch ends: last.ckpt then holds that choice.
-        RunCheckpoint(
-            folder, BEST, waits, resumed_here=resumed_here, monitor=monitor, mode="max", save_weights_only=True,
-            save_on_train_epoch_end=False,
-        ),
-        LastCheckpoint(
-            folder, waits, signals, every_n_epochs=every_n_epochs, every_seconds=every_seconds, resumed_here=resumed_here
-        ),
-    ]  # fmt: skip
+    # The best is chosen when the test set has been evaluated, before the epoch ends: last.ckpt then holds that choice.
+    best = RunCheckpoint(
+        folder, BEST, waits, resumed_here=resumed_here, monitor=monitor, mode="max", save_weights_only=True,
+        save_on_train_epoch_end=False,
+    )  # fmt: skip
+    last = LastCheckpoint(
+        folder, waits, signals, best=best, every_n_epochs=every_n_epochs, every_seconds=every_seconds,
+        resumed_here=resumed_here,
+    )  # fmt: skip
+    return [best, last]

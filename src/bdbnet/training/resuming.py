@@ -146,12 +146,19 @@ def check_resumable(
         )
     before = _ranks(checkpoint["bdbnet"])
     synced = bool(settings.get("trainer", {}).get("sync_batchnorm"))
-    if other_ranks or ((synced or before == 1) and (same_on_ranks or ranks == 1)):
+    scopes = {getattr(layer, "mask_scope", "global") for layer in module.network.modules()}
+    own_masks = bool(scopes - {"global"})
+    if other_ranks or (not own_masks and (synced or before == 1) and (same_on_ranks or ranks == 1)):
         return  # statistics were those of all images, and will be
     if before not in (None, ranks):
+        own = (
+            f"each process draws its own masks (mask_scope={'/'.join(sorted(scopes - {'global'}))})"
+            if own_masks
+            else "batch-norm statistics are those of a process's own images"
+        )
         raise ConfigError(
-            f"{path} was trained by {_processes(before)}, this run has {ranks}: batch-norm statistics are those of a process's "
-            f"own images, so the numbers would change. Resume with trainer.devices={before}, or ask for it: other_ranks=true"
+            f"{path} was trained by {_processes(before)}, this run has {ranks}: {own}, so the numbers would change. "
+            f"Resume with trainer.devices={before}, or ask for it: other_ranks=true"
         )
     if synced is not same_on_ranks and ranks > 1:
         raise ConfigError(

@@ -211,6 +211,8 @@ def _fit_and_record(
         raise ConfigError(f"trainer, callbacks or logger: {error}") from error
     except torch.OutOfMemoryError as error:
         raise TrainingError(_out_of_memory(config, folder, trainer, data)) from error
+    finally:  # before the folder's lock is given up
+        trainer.strategy.checkpoint_io.teardown()
     if log.run_log is not None:
         size = module.embedder.preprocessing.image_size
         log.run_log.outcome(Outcome(result, folder, module.tests[0], data.manifest.root, module.network, size))

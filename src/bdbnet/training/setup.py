@@ -49,8 +49,16 @@ def resolve_compile(config: DictConfig, steps: int) -> str | None:
 
     Returns:
         Why it was decided so, where it was.
+
+    Raises:
+        ConfigError: CUDA graphs and accumulated gradients.
     """
     trainer = config.trainer
+    if trainer.compile == "reduce-overhead" and (trainer.get("accumulate_grad_batches") or 1) > 1:
+        raise ConfigError(
+            "trainer.compile=reduce-overhead can't accumulate gradients, which lie in memory that its next step writes over: leave "
+            "trainer.accumulate_grad_batches out, or set trainer.compile=true"
+        )
     if trainer.compile != "auto":
         return None
     trainer.compile = False

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from bdbnet.config import is_ours
 from bdbnet.loading import normalize
@@ -50,6 +51,8 @@ class TrainingStep:
         self._network, self._criterion = network, criterion
         self._mode = compile if isinstance(compile, str) else None
         self.plan: Plan | None = None if compile else "nothing"
+        if compile:  # what earlier trainings of this process compiled would count against the limit of recompilations
+            torch.compiler.reset()
         # Functions, not modules: compiled or not, checkpoints have the same keys.
         settings: dict[str, Any] = {"backend": backend, "dynamic": False}
         if backend == "inductor":
@@ -72,7 +75,15 @@ class TrainingStep:
         if self._mode == "reduce-overhead" and self.plan != "nothing":
             self._keep_counters()
             cast(Any, torch.compiler).cudagraph_mark_step_begin()
-        loss, parts = self._run(self.plan, images, erased, labels)
+        try:
+            loss, parts = self._run(self.plan, images, erased, labels)
+        except Exception as error:
+            # A later batch may ask for another graph. One rank can't leave the plan alone: it would miss the others' exchanges.
+            if self.plan == "nothing" or world_size() > 1 or not type(error).__module__.startswith("torch._dynamo"):
+                raise
+            _say(f"torch.compile fails at a later step: {_first_line(error)}\nThe training goes on without it")
+            self.plan = "nothing"
+            loss, parts = self._run(self.plan, images, erased, labels)
         if self._mode == "reduce-overhead":  # the next step writes into the memory of this one's results
             parts = {name: part.detach().clone() for name, part in parts.items()}
         return loss, parts
@@ -104,11 +115,11 @@ class TrainingStep:
         reason = self._failure("whole" if world_size() == 1 else "two parts", images, erased, labels)
         if reason is None:
             return "whole" if world_size() == 1 else "two parts"
-        if _is_no_graph(reason):
+        if not all_agree(not _is_no_graph(reason), images.device):
             failure = self._failure("network", images, erased, labels)
             if failure is None:
                 _say(
-                    f"torch.compile: the loss {self._criterion.name} can't be a graph ({_first_line(reason)}); it runs "
+                    f"torch.compile: the step can't be one graph ({_first_line(reason)}); the loss {self._criterion.name} runs "
                     "beside the compiled network"
                 )
                 return "network"
@@ -124,7 +135,7 @@ class TrainingStep:
         failure: Exception | None = None
         try:
             with self._as_before(images.device):
-                loss, _ = self._trial(plan, images, erased, labels)
+                loss = self._trial(plan, images, erased, labels)
                 modules = (self._network, self._criterion)
                 wanted = [p for module in modules for p in module.parameters() if p.requires_grad]
                 torch.autograd.grad(loss, wanted, allow_unused=True)  # the backward pass is compiled, too
@@ -136,15 +147,18 @@ class TrainingStep:
             return None
         return failure or RuntimeError("it fails in another process")
 
-    def _trial(self, plan: Plan, images: Tensor, erased: Tensor | None, labels: Tensor) -> Losses:
-        if plan != "two parts":
-            return self._run(plan, images, erased, labels)
+    def _trial(self, plan: Plan, images: Tensor, erased: Tensor | None, labels: Tensor) -> Tensor:
+        """A loss to differentiate."""
+        if plan == "whole":
+            return self._run(plan, images, erased, labels)[0]
         # Without the exchange of embeddings, in which a rank would wait for one whose compilation has failed.
         scale, shift = scale_and_shift(images.device, IMAGENET_MEAN, IMAGENET_STD)
         outputs = self._outputs(images, erased, scale, shift)
+        if plan == "network":  # the loss, which is not compiled, may remember what it has seen
+            return torch.stack([part.float().sum() for part in tree_leaves(outputs) if part is not None]).sum()
         embeddings, every_label = self._criterion.of_own_rank(outputs, labels)
         several = {name: embedding.repeat(world_size(), 1) for name, embedding in embeddings.items()}
-        return self._losses(outputs, labels, several, every_label.repeat(world_size()))
+        return self._losses(outputs, labels, several, every_label.repeat(world_size()))[0]
 
     @contextmanager
     def _as_before(self, device: torch.device) -> Iterator[None]:
