@@ -24,7 +24,7 @@ def composed(name: str, *overrides: str):
 
 
 def test_every_group_of_the_architecture_is_there():
-    assert {path.name for path in config_dir().iterdir() if path.is_dir()} - {"sweeps"} == set(GROUPS.split())
+    assert {path.name for path in config_dir().iterdir() if path.is_dir()} - {"sweeps", "hydra"} == set(GROUPS.split())
 
 
 @pytest.mark.parametrize("group", [group for group in GROUPS.split() if group not in ("experiment", "logger")])

@@ -114,7 +114,9 @@ def test_size_of_test_images_and_padding_can_be_overruled() -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose one of reid, reid_multi_query, reid_single_shot, retrieval"):
+    with pytest.raises(
+        ValueError, match="choose one of reid, reid_multi_query, reid_single_shot, reid_reassociation, retrieval"
+    ):
         transforms_for("person", 8)
     with pytest.raises(ValueError, match=r"resize \(7, 7\) is smaller than image_size \(8, 8\)"):
         TrainTransform(8, resize=7)

@@ -84,13 +84,14 @@ def test_a_killed_training_goes_on(jobs, trained, monkeypatch):
             raise Killed
         real(self, trainer, module)
 
+    each_epoch = "callbacks.checkpoint_every_seconds=0"
     with monkeypatch.context() as patch:
         patch.setattr(History, "on_train_epoch_start", die)
         with pytest.raises(Killed):
-            run_missing(jobs()[:1])
-    stopped = jobs()[0].cell.inspect(1)
+            run_missing(jobs(each_epoch)[:1])
+    stopped = jobs(each_epoch)[0].cell.inspect(1)
     assert stopped.state is State.STARTED
-    done = run_missing(jobs()[:1])[0]
+    done = run_missing(jobs(each_epoch)[:1])[0]
     assert done.state is State.DONE
     assert len((done.folder / "history.csv").read_text().splitlines()) == 3
     assert trained == [done.folder] * 2
@@ -140,7 +141,7 @@ def test_a_full_disk_ends_all_trainings(jobs, trained, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("bdbnet.training.checkpoints.torch.save", full)
+    monkeypatch.setattr("bdbnet.training.checkpoint_files.torch.save", full)
     with pytest.raises(OSError, match="No space left"):
         run_missing(jobs())
     assert len(trained) == 1
