@@ -194,7 +194,7 @@ def _memory_named(embedder: Embedder, batch_size: int) -> Iterator[None]:
         raise EmbeddingError(
             f"the memory of {embedder.device} is not enough for {batch_size} images of {height} x {width} at once: lower "
             "loading.test_batch_size, or set evaluation.precision=bf16-mixed. What was embedded before is kept; the same "
-            "command goes on from there"
+            "command continues from there"
         ) from error
 
 

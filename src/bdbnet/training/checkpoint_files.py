@@ -23,7 +23,7 @@ REQUEUED = "hpc_ckpt_*.ckpt"
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes checkpoints while the training goes on: at any time `last.ckpt` is whole, and `previous.ckpt` is the one before it.
+    """Writes checkpoints while the training continues: at any time `last.ckpt` is whole, and `previous.ckpt` is the one before it.
 
     The training waits for a copy on the host and for the file before it, so that there is one copy at most. An error of a
     write is raised by the next call of any method here. Lightning's `AsyncCheckpointIO` queues any number of copies, and lets
@@ -60,7 +60,7 @@ class CheckpointFiles(TorchCheckpointIO):
             print(f"\n{error}", flush=True)  # the end has a reason already
 
     def check(self) -> None:
-        """Raise WriteError where a write has failed, without waiting for one that goes on."""
+        """Raise WriteError where a write has failed, without waiting for one that is being written."""
         if self._writing is not None and self._writing.done():
             self.wait()
 

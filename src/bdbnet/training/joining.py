@@ -163,7 +163,7 @@ class DisagreementError(ConfigError):
     """Ranks that see different things, are missing, or have ended; all ranks raise it."""
 
 
-class Company:
+class Rendezvous:
     """The ranks that train together, from their meeting on.
 
     Args:

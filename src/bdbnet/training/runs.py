@@ -39,7 +39,7 @@ from bdbnet.training.callbacks import (
 from bdbnet.training.checkpoint_files import CheckpointFiles, finish_writing
 from bdbnet.training.checkpoints import Signals, checkpoint_callbacks, clear_auxiliary, clear_unfinished
 from bdbnet.training.further_tests import further_tests
-from bdbnet.training.joining import Company, facts_of_rank, is_first, told_before_meeting
+from bdbnet.training.joining import Rendezvous, facts_of_rank, is_first, told_before_meeting
 from bdbnet.training.module import TrainingModule
 from bdbnet.training.monitors import check_monitors
 from bdbnet.training.progress import TrainingProgress
@@ -110,7 +110,9 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
     callbacks = _callbacks(config, folder, module, log, signals, resumed_here=here)
     trainer = build_trainer(config, folder, callbacks, layer_sync_of(config, network))
     data.train_sampler(world_size=trainer.world_size)  # refused here, before other ranks are started
-    company = Company(trainer, lambda: facts_of_rank(plain(config), manifest, resume), config.trainer.join_seconds)
+    rendezvous = Rendezvous(
+        trainer, lambda: facts_of_rank(plain(config), manifest, resume), config.trainer.join_seconds
+    )
     trainer.strategy.checkpoint_io = CheckpointFiles()
     if resume is not None:
         synced = bool(config.trainer.sync_batchnorm)
@@ -134,7 +136,7 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
         # A job that SLURM has queued again resumes its own work. The first rank alone holds the folder's lock.
         if config.overwrite and resume is None and not cast(Any, rank_zero_only).rank:
             clear_folder(folder)
-        with signals_kept(), company.told():
+        with signals_kept(), rendezvous.told():
             result = _fit_and_record(config, folder, trainer, module, data, resume, log)
         if signals.asked is not None:  # in the last epoch: this run is finished, those that would follow are not wanted
             raise Stopped(signals.asked)

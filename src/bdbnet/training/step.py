@@ -81,7 +81,7 @@ class TrainingStep:
             # A later batch may ask for another graph. One rank can't leave the plan alone: it would miss the others' exchanges.
             if self.plan == "nothing" or world_size() > 1 or not type(error).__module__.startswith("torch._dynamo"):
                 raise
-            _say(f"torch.compile fails at a later step: {_first_line(error)}\nThe training goes on without it")
+            _say(f"torch.compile fails at a later step: {_first_line(error)}\nThe training continues without it")
             self.plan = "nothing"
             loss, parts = self._run(self.plan, images, erased, labels)
         if self._mode == "reduce-overhead":  # the next step writes into the memory of this one's results
@@ -125,7 +125,7 @@ class TrainingStep:
                 return "network"
             reason = failure
         _say(
-            f"torch.compile fails: {_first_line(reason)}\nThe training goes on without it; trainer.compile=false leaves it out "
+            f"torch.compile fails: {_first_line(reason)}\nThe training continues without it; trainer.compile=false leaves it out "
             "from the start, TORCHDYNAMO_VERBOSE=1 shows more"
         )
         return "nothing"
