@@ -1,5 +1,6 @@
 """A command line before Hydra reads it: its form, paths in quotes, plugins, lists of loggers."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,15 @@ _PLAIN = re.compile(r"[\w./~@:+-]+")
 
 #: Sweeps of Hydra that are written as a call, such as ``choice(a,b)``.
 _CALL = re.compile(r"(choice|glob|range|interval|shuffle|sort|tag|str)\(.*\)", re.DOTALL)
+
+
+def is_first() -> bool:
+    """Whether this is the first process of all, before Lightning has numbered them.
+
+    Lightning's own launcher numbers those of a machine alone; `NODE_RANK` then tells the machines apart.
+    """
+    numbers = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+    return [*numbers, "0"][0] == "0" and ("RANK" in os.environ or os.environ.get("NODE_RANK", "0") == "0")
 
 
 def is_multirun(arguments: Sequence[str]) -> bool:

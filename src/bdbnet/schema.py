@@ -228,7 +228,7 @@ TABLES: dict[str, Table] = {
             "num_nodes": whole(1),
             "join_seconds": number(above=0),
             "strategy": TEXT,
-            "precision": TEXT,
+            "precision": choice("auto", "32-true", "bf16-mixed", "16-mixed", "64-true"),
             "channels_last": BOOLEAN | choice("auto"),
             "accumulate_grad_batches": whole(1),
             "gradient_clip_val": number(0) | NULL,

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning.trainer.states import TrainerFn
 
 from bdbnet.datasets import Manifest
 from bdbnet.loading import (
@@ -322,7 +323,11 @@ def test_training_images_that_do_not_fit_the_device(manifest: Manifest, monkeypa
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, data: ReIDDataModule, free: int) -> None:
     """Let a data module be that of a trainer on a GPU with so many free bytes."""
     data.trainer = SimpleNamespace(
-        strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), global_rank=0, world_size=1, num_devices=1
+        strategy=SimpleNamespace(root_device=torch.device("cuda", 0)),
+        global_rank=0,
+        world_size=1,
+        num_devices=1,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
     )  # type: ignore[assignment]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
 
@@ -349,6 +354,17 @@ def test_auto_asks_the_gpu(
     assert re.match(f"loading.cache=auto: {chosen}", capsys.readouterr().out)
     assert data.cache == chosen.split()[0]
     assert not capsys.readouterr().out
+
+
+def test_an_evaluation_counts_the_test_images_alone(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make(manifest, cache="auto")
+    on_a_gpu(monkeypatch, data, 4 * SIZE - 1)
+    assert data.trainer is not None
+    data.trainer.state.fn = TrainerFn.VALIDATING
+    assert data.cache == "device"
+    assert f"the {len(data.test_table)} prepared images" in capsys.readouterr().out
 
 
 def test_auto_reads_files_on_a_cpu(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:

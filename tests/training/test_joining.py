@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import DistNetworkError, HashStore
 
+from bdbnet.command_line import is_first
 from bdbnet.config import ConfigError, plain
 from bdbnet.loading.from_config import build_manifest
 from bdbnet.training.joining import (
     DisagreementError,
     facts_of_rank,
-    is_first,
     joined,
     meet,
     told_before_meeting,

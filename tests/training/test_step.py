@@ -108,6 +108,29 @@ def test_a_loss_that_is_no_graph_runs_beside_the_compiled_network(capsys):
     assert capsys.readouterr().out.count("the loss metric runs beside the compiled network") == 1
 
 
+class Remembering(torch.nn.Module):
+    """A loss with a queue and a place in it, which are no buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.queue, self.place, self.seen = torch.zeros(4, 8), 0, []
+
+    def forward(self, embeddings, labels):
+        self.queue = torch.cat([self.queue[1:], embeddings.detach()[:1, :8]])
+        self.place += 1
+        return (embeddings**2).mean()
+
+
+def test_the_trial_leaves_a_loss_without_memory_of_it():
+    torch._dynamo.reset()
+    compiled, plain = step_of(True, Remembering, backend="eager"), step_of(loss=Remembering)
+    for step in (compiled, plain):
+        step(batch())
+    found, expected = (each._criterion.metric for each in (compiled, plain))
+    assert found.place == expected.place == 2  # both branches
+    torch.testing.assert_close(found.queue, expected.queue)
+
+
 def test_a_later_step_that_asks_for_too_many_graphs_goes_on_without(capsys, monkeypatch):
     step = step_of(True, backend="eager")
     first = step(batch())[0]
@@ -155,6 +178,9 @@ def test_a_step_never_waits_for_a_number():
         (["trainer.max_epochs=400"], True, True, r"on: 9,200 steps save about 80 s, compiling takes about 60 s"),
         (["trainer.max_epochs=20"], True, False, "off: 460 steps save about 4 s"),
         (["trainer.max_epochs=400", "trainer.devices=4"], True, False, "off: 9,200 steps save about 20 s"),
+        (["trainer.max_epochs=400", "trainer.devices=[0,1]"], True, False, "off: 9,200 steps save about 40 s"),
+        (["trainer.max_epochs=400", "trainer.devices='0,1,'"], True, False, "off: 9,200 steps save about 40 s"),
+        (["trainer.max_epochs=400", "trainer.devices=auto"], True, True, "on: 9,200 steps save about 80 s"),
         (["trainer.max_epochs=400", "+trainer.max_steps=100"], True, False, "off: 100 steps save"),
         (
             ["trainer.max_epochs=400", "trainer.deterministic=true"],
@@ -173,6 +199,13 @@ def test_compiling_where_it_pays(typed, gpu, chosen, said, tiny_config, monkeypa
     reason = resolve_compile(config, 23)
     assert config.trainer.compile == chosen
     assert reason == said if said is None else reason.startswith(said)
+
+
+def test_what_a_resumed_run_has_behind_it_saves_nothing(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    torch.save({"state_dict": {}, "global_step": 8280, "pytorch-lightning_version": "2.6.0"}, tmp_path / "last.ckpt")
+    config = tiny_config("sampler.batch_size=128", "trainer.accelerator=auto", "trainer.max_epochs=400")
+    assert resolve_compile(config, 23, tmp_path / "last.ckpt").startswith("off: 920 steps save about 8 s")
 
 
 def test_cuda_graphs_and_accumulated_gradients_do_not_go_together(tiny_config):

@@ -318,7 +318,7 @@ class Embedder:
         settings, device = self.settings, self.device
         # Reordered while it is 8-bit: a quarter of the bytes.
         pixels = images.to(device, non_blocking=True).contiguous(memory_format=self._memory_format)
-        inputs = self.preprocessing.normalize(pixels)
+        inputs = self.preprocessing.normalize(pixels).to(self.network.dtype)
         views = [view for scale in settings.scales for view in views_of(inputs, scale, settings.flip)]
         mixed = settings.precision == "bf16-mixed"
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):

@@ -65,8 +65,7 @@ class EvaluationModule(pl.LightningModule):
                 self.plain_metrics = None if plain is None else {name: float(value) for name, value in plain.items()}
         self.metrics_epoch = self.current_epoch
         self.evaluation_seconds = time.perf_counter() - self._evaluation_began
-        # The same on every rank, which Lightning cannot know.
-        self.log_dict(self.metrics, sync_dist=self.trainer.world_size > 1)
+        self.log_dict(self.metrics, sync_dist=True)  # the same on every rank, which Lightning cannot know
 
     def own_metrics(self) -> dict[str, float]:
         """The metrics of the run's own test set."""

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from bdbnet.models.backbones.osnet import WIDTHS, OSNetBackbone
@@ -43,6 +44,11 @@ class EmbeddingNetwork(nn.Module, ABC):
     @property
     def embedding_dim(self) -> int:
         return sum(self.branch_dims)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the images that the network takes."""
+        return next(self.parameters()).dtype
 
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, BranchOutput]:

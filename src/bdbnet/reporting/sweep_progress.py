@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from bdbnet.command_line import is_first
 from bdbnet.config import as_typed
 from bdbnet.reporting.settings import shown
 
@@ -40,7 +41,7 @@ class SweepProgress(Callback):
             self.jobs = math.prod(len(list(override.sweep_string_iterator())) for override in swept)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        if self.fixed is None:
+        if self.fixed is None or not is_first():  # other ranks of a job run the sweep once more
             return
         of = "" if self.jobs is None else f"/{self.jobs}"
         print(
@@ -49,6 +50,8 @@ class SweepProgress(Callback):
         )
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        if not is_first():
+            return
         from bdbnet.reporting.run_folder import ReportError
         from bdbnet.reporting.sweep import MULTIRUN, read_sweep
         from bdbnet.reporting.sweep_page import sweep_text

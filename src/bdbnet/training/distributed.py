@@ -15,6 +15,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def is_about_others(error: Exception) -> bool:
+    """Whether an error says that another process can't be reached any more."""
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or any(sign in str(error) for sign in ("gloo", "closed by peer", "NCCL"))
+    )
+
+
 def all_agree(own: bool, device: torch.device) -> bool:
     """Whether it holds on every rank.  All of them have to ask, and wait for one another."""
     if world_size() == 1:

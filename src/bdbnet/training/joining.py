@@ -4,13 +4,14 @@ import json
 import os
 import platform
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -25,6 +26,8 @@ from bdbnet.datasets import Manifest
 from bdbnet.models import read_checkpoint
 from bdbnet.settings import setting_of
 from bdbnet.training.callbacks import TrainingError
+from bdbnet.training.distributed import is_about_others, texts_of_ranks
+from bdbnet.training.watching import FAILED, Ended, Watch
 
 #: Image files whose sizes are compared, evenly spread over a data set.
 _SAMPLED = 1000
@@ -33,15 +36,6 @@ _SAMPLED = 1000
 _PATIENCE = 3.0
 
 Facts = Mapping[str, Any]
-
-
-def is_first() -> bool:
-    """Whether this is the first process of all, before Lightning has numbered them.
-
-    Lightning's own launcher numbers those of a machine alone; `NODE_RANK` then tells the machines apart.
-    """
-    numbers = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
-    return [*numbers, "0"][0] == "0" and ("RANK" in os.environ or os.environ.get("NODE_RANK", "0") == "0")
 
 
 def facts_of_rank(config: Mapping[str, Any], manifest: Manifest, resume: Path | None) -> Facts:
@@ -127,6 +121,16 @@ def _compare(size: int, hosts: Mapping[int, str], seen: Mapping[int, Any]) -> No
             )
 
 
+def _compare_met(facts: Facts) -> None:
+    """Compare what ranks see that have met before.  Raises DisagreementError."""
+    said = [json.loads(text) for text in texts_of_ranks(json.dumps([socket.gethostname(), facts]))]
+    _compare(
+        len(said),
+        {rank: host for rank, (host, _) in enumerate(said)},
+        {rank: seen for rank, (_, seen) in enumerate(said)},
+    )
+
+
 def _wait_for_readers(store: Store, rank: int, there: Sequence[int], seconds: float = _PATIENCE) -> None:
     """The first rank holds the store, or its agent does: where it ends, nobody can read any more."""
     store.set(f"bdbnet/{rank} has read", "")
@@ -172,16 +176,20 @@ class Rendezvous:
         seconds: how long a rank waits for the others.
     """
 
+    _met: ClassVar[Store | None] = None  # of the process, as PyTorch's process group is
+
     def __init__(self, trainer: pl.Trainer, facts: Callable[[], Facts], seconds: float) -> None:
         self._trainer, self._facts, self._seconds = trainer, facts, seconds
         self._store: Store | None = None
+        self._watch: Watch | None = None
         if trainer.world_size > 1 and isinstance(trainer.strategy, DDPStrategy):
             self._connect = trainer.strategy.setup_distributed
             trainer.strategy.setup_distributed = self._meet  # type: ignore[method-assign]
 
     def _meet(self) -> None:
-        if dist.is_initialized():
-            return self._connect()
+        if dist.is_initialized():  # a second training of the same processes, in a sweep
+            _compare_met(self._facts())
+            return self._begin(Rendezvous._met)
         strategy = cast(DDPStrategy, self._trainer.strategy)
         strategy.set_world_ranks()
         place = strategy.cluster_environment
@@ -202,7 +210,15 @@ class Rendezvous:
         store.set_timeout(usual)
         group = PrefixStore("group", store)
         dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=usual, device_id=device)
-        self._store = store
+        self._begin(store)
+
+    def _begin(self, store: Store | None) -> None:
+        self._store = Rendezvous._met = store
+        if store is not None:
+            strategy, size = cast(DDPStrategy, self._trainer.strategy), self._trainer.world_size
+            own = _reached(size, self._seconds, is_master=False)
+            self._watch = Watch(own, strategy.global_rank, size, self._end)
+            self._watch.start()
         self._connect()  # finds that all is there
 
     @contextmanager
@@ -219,38 +235,54 @@ class Rendezvous:
             if self._store is None:
                 raise
             strategy = cast(DDPStrategy, self._trainer.strategy)
-            if not _is_about_others(error):
+            if not is_about_others(error):
                 self._tell(strategy, f"{type(error).__name__}: {error}")
                 raise
-            rank, node, host, reason = self._reason()
-            if strategy.local_rank or node == strategy.node_rank:
+            ended = self._reason()
+            if not self._has_to_say(ended):
                 raise SystemExit(1) from None
-            who = "another process" if rank is None else f"process {rank} (on {host})"
-            raise TrainingError(
-                f"{who} of the {self._trainer.world_size} that train together has ended: {reason}"
-            ) from None
+            raise TrainingError(self._sentence(ended)) from None
+        finally:
+            if self._watch is not None:
+                self._watch.finish()
+
+    def _has_to_say(self, ended: Ended) -> bool:
+        """Whether this rank is the first of a machine other than that of the rank that has ended, which says it itself."""
+        strategy = cast(DDPStrategy, self._trainer.strategy)
+        return not strategy.local_rank and (ended.node is None or ended.node != strategy.node_rank)
+
+    def _sentence(self, ended: Ended) -> str:
+        place = "" if ended.host is None else f" (on {ended.host})"
+        who = "another process" if ended.rank is None else f"process {ended.rank}{place}"
+        return f"{who} of the {self._trainer.world_size} that train together has ended: {ended.reason}"
+
+    def _end(self, ended: Ended) -> None:
+        """End this process, whose main thread waits for a rank that is gone and can't be woken."""
+        if self._has_to_say(ended):
+            print(f"error: {self._sentence(ended)}", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def _tell(self, strategy: DDPStrategy, message: str) -> None:
         assert self._store is not None
         record = [strategy.global_rank, strategy.node_rank, socket.gethostname(), message]
         try:
             self._store.set_timeout(timedelta(seconds=_PATIENCE))
-            self._store.set("bdbnet/failed", json.dumps(record))
+            self._store.set(FAILED, json.dumps(record))
         except RuntimeError:  # the process that holds the store has ended before
             return
         if strategy.global_rank == 0:
             time.sleep(_PATIENCE)  # it is the one that holds it: the others read
 
-    def _reason(self) -> list[Any]:
-        """Rank, number and name of the machine, and error of the rank that has ended first."""
+    def _reason(self) -> Ended:
+        """The rank that has ended first."""
         assert self._store is not None
         deadline = time.monotonic() + _PATIENCE
         with suppress(RuntimeError):  # the process that holds the store has ended
             while time.monotonic() < deadline:
-                if self._store.check(["bdbnet/failed"]):
-                    return cast(list[Any], json.loads(self._store.get("bdbnet/failed")))
+                if self._store.check([FAILED]):
+                    return Ended(*json.loads(self._store.get(FAILED)))
                 time.sleep(0.05)
-        return [None, None, None, "it has left no message; was it killed, or out of memory?"]
+        return Ended(None, None, None, "it has left no message; was it killed, or out of memory?")
 
 
 def joined(rank: int, size: int, seconds: float) -> Store:
@@ -264,19 +296,25 @@ def joined(rank: int, size: int, seconds: float) -> Store:
         if time.monotonic() > deadline:
             raise ConfigError(_missing(1, size, seconds, "process 0 does not answer. "))
         time.sleep(0.2)
-    port, of_agent = int(os.environ["MASTER_PORT"]), os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        store: Store = cast(Any, dist).TCPStore(
-            os.environ["MASTER_ADDR"], port, size, is_master=not rank and not of_agent, timeout=timedelta(seconds=seconds),
-            wait_for_workers=False,
-        )  # fmt: skip
+        store = _reached(size, seconds, is_master=not rank and not of_agent)
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
         if "EADDRINUSE" not in reason:
             raise ConfigError(_missing(1, size, seconds, f"{reason} ")) from error
         raise ConfigError(
-            f"MASTER_PORT={port} of {socket.gethostname()} is in use by another program: choose another, the same on all machines"
+            f"MASTER_PORT={os.environ['MASTER_PORT']} of {socket.gethostname()} is in use by another program: choose another, the "
+            "same on all machines"
         ) from error
+    return store
+
+
+def _reached(size: int, seconds: float, *, is_master: bool) -> Store:
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store: Store = cast(Any, dist).TCPStore(
+        *place, size, is_master=is_master, timeout=timedelta(seconds=seconds), wait_for_workers=False
+    )
     return store
 
 
@@ -303,10 +341,3 @@ def told_before_meeting() -> Iterator[None]:
                 store.set(f"bdbnet/{rank}", json.dumps([socket.gethostname(), str(error)]))
                 _wait_for_readers(store, rank, range(size), 10 * _PATIENCE)
         raise
-
-
-def _is_about_others(error: Exception) -> bool:
-    """Whether an error says that another process can't be reached any more."""
-    return isinstance(error, RuntimeError) and (
-        isinstance(error, dist.DistError) or any(sign in str(error) for sign in ("gloo", "closed by peer", "NCCL"))
-    )

@@ -89,8 +89,7 @@ class TrainingModule(EvaluationModule):
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> dict[str, Any]:
         loss, parts = self.step(batch)
         values = {"loss": loss.detach()} | {f"loss/{name}": part.detach() for name, part in parts.items()}
-        several = self.trainer.world_size > 1
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch["label"]), sync_dist=several)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch["label"]), sync_dist=True)
         return {"loss": loss, "parts": {name: part.detach() for name, part in parts.items()}}
 
     def parameter_groups(self) -> ParameterGroups:

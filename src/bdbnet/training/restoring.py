@@ -8,6 +8,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from bdbnet.config import is_ours
 from bdbnet.models import CheckpointError
+from bdbnet.training.distributed import is_about_others
 from bdbnet.training.module import TrainingModule
 
 
@@ -19,11 +20,11 @@ def fit(trainer: pl.Trainer, module: TrainingModule, data: pl.LightningDataModul
     """
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    except (MisconfigurationException, OSError, torch.OutOfMemoryError, torch.distributed.DistError):
+    except (MisconfigurationException, OSError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         # Until the first step Lightning restores what the file says, piece by piece, and each piece fails in its own way.
-        if resume is None or module.has_begun or is_ours(error):
+        if resume is None or module.has_begun or is_ours(error) or is_about_others(error):
             raise
         raise CheckpointError(
             f"{resume}: this training can't resume from it, its state is damaged ({type(error).__name__}: {error}). Copy it again, "

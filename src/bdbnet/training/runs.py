@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bdbnet.command_line import is_first
 from bdbnet.config import ConfigError, check_settings, plain
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.embedder import Embedder
@@ -39,7 +40,7 @@ from bdbnet.training.callbacks import (
 from bdbnet.training.checkpoint_files import CheckpointFiles, finish_writing
 from bdbnet.training.checkpoints import Signals, checkpoint_callbacks, clear_auxiliary, clear_unfinished
 from bdbnet.training.further_tests import further_tests
-from bdbnet.training.joining import Rendezvous, facts_of_rank, is_first, told_before_meeting
+from bdbnet.training.joining import Rendezvous, facts_of_rank, told_before_meeting
 from bdbnet.training.module import TrainingModule
 from bdbnet.training.monitors import check_monitors
 from bdbnet.training.progress import TrainingProgress
@@ -89,7 +90,7 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
     seed_everything(config.seed)
     manifest = build_manifest(config)
     data = build_data(config, manifest, channels_last=config.trainer.channels_last)
-    compiling = resolve_compile(config, len(data.train_sampler()))
+    compiling = resolve_compile(config, len(data.train_sampler()), resume)
     data.normalizes = not config.trainer.compile  # a compiled step does it
     network, loaded = build_network(config, data.num_classes)
     if config.trainer.channels_last:

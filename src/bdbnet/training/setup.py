@@ -1,5 +1,7 @@
 """From a configuration to the objects that a training needs."""
 
+from pathlib import Path
+
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -8,7 +10,7 @@ from bdbnet.config import ConfigError, instantiate, plain
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.test_set import TestSet
 from bdbnet.evaluation.trainer import on_gpu
-from bdbnet.models import EmbeddingNetwork
+from bdbnet.models import EmbeddingNetwork, read_checkpoint
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.module import Recipe, Record, TrainingModule
 from bdbnet.training.objective import build_metric_loss, build_schedule, optimizer_factory
@@ -41,11 +43,12 @@ SAVED_PER_IMAGE = 68e-6
 COMPILATION = 60.0
 
 
-def resolve_compile(config: DictConfig, steps: int) -> str | None:
+def resolve_compile(config: DictConfig, steps: int, resume: Path | None = None) -> str | None:
     """Replace ``auto`` in ``trainer.compile``: true on a GPU if the run is long enough to repay the compilation.
 
     Args:
         steps: of an epoch.
+        resume: checkpoint from which the run resumes; what is behind it saves nothing.
 
     Returns:
         Why it was decided so, where it was.
@@ -67,12 +70,24 @@ def resolve_compile(config: DictConfig, steps: int) -> str | None:
     if trainer.deterministic:
         return "off, because of trainer.deterministic"
     most = trainer.get("max_steps") or -1
-    steps = steps * trainer.max_epochs if most < 0 else min(most, steps * trainer.max_epochs)
-    ranks = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
-    saved = steps * config.sampler.batch_size / (ranks * trainer.num_nodes) * SAVED_PER_IMAGE
+    left = steps * trainer.max_epochs if most < 0 else min(most, steps * trainer.max_epochs)
+    if resume is not None:
+        left = max(left - int(read_checkpoint(resume).get("global_step", 0)), 0)
+    saved = left * config.sampler.batch_size / (devices_of(trainer) * trainer.num_nodes) * SAVED_PER_IMAGE
     trainer.compile = saved > COMPILATION
     outcome = "on" if trainer.compile else "off"
-    return f"{outcome}: {steps:,} steps save about {saved:.0f} s, compiling takes about {COMPILATION:.0f} s"
+    return f"{outcome}: {left:,} steps save about {saved:.0f} s, compiling takes about {COMPILATION:.0f} s"
+
+
+def devices_of(trainer: DictConfig) -> int:
+    """Number of GPUs of this machine that `trainer.devices` names: a number, a list, a text such as "0,1"; all for -1 or auto."""
+    devices = trainer.devices
+    if OmegaConf.is_list(devices):
+        return len(devices)
+    text = str(devices)
+    if text in ("-1", "auto"):
+        return max(torch.cuda.device_count(), 1)
+    return len([part for part in text.split(",") if part.strip()]) if "," in text else int(text)
 
 
 def extra_callbacks(config: DictConfig) -> list[pl.Callback]:

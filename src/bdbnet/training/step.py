@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Literal, cast
 
 import torch
@@ -91,7 +92,7 @@ class TrainingStep:
     def _run(self, plan: Plan, images: Tensor, erased: Tensor | None, labels: Tensor) -> Losses:
         if plan == "nothing":
             ready = normalize(images, erased) if images.dtype == torch.uint8 else images
-            return cast(Losses, self._criterion(self._network.forward(ready), labels))
+            return cast(Losses, self._criterion(self._network.forward(ready.to(self._network.dtype)), labels))
         scale, shift = scale_and_shift(images.device, IMAGENET_MEAN, IMAGENET_STD)
         if plan == "whole":
             return self._whole(images, erased, scale, shift, labels)
@@ -103,7 +104,7 @@ class TrainingStep:
     def _compute_outputs(self, images: Tensor, erased: Tensor | None, scale: Tensor, shift: Tensor) -> dict[str, Any]:
         if images.dtype == torch.uint8:
             images = normalize_in_a_graph(images, erased, scale, shift)
-        return self._network.forward(images)
+        return self._network.forward(images.to(self._network.dtype))
 
     def _compute_all(
         self, images: Tensor, erased: Tensor | None, scale: Tensor, shift: Tensor, labels: Tensor
@@ -162,13 +163,14 @@ class TrainingStep:
 
     @contextmanager
     def _as_before(self, device: torch.device) -> Iterator[None]:
-        """Put buffers and random numbers back in the end."""
+        """Put buffers, random numbers and what a loss remembers back in the end."""
         places = [
             (module, name) for root in (self._network, self._criterion) for module in root.modules()
             for name, buffer in module._buffers.items() if buffer is not None
         ]  # fmt: skip
         held = [(module, name, cast(Tensor, module._buffers[name])) for module, name in places]
         values = [buffer.clone() for _, _, buffer in held]
+        remembered = [(module, _copies(vars(module))) for module in self._criterion.modules()]
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             try:
@@ -177,6 +179,8 @@ class TrainingStep:
                 with torch.no_grad():
                     for (module, name, buffer), value in zip(held, values):
                         module._buffers[name] = buffer.copy_(value)
+                for module, attributes in remembered:
+                    vars(module).update(attributes)
 
     def _keep_counters(self) -> None:
         """Bring the drop layers' counters back to memory of their own: the graph's next run writes over its results."""
@@ -187,6 +191,15 @@ class TrainingStep:
             if layer.step is not own:
                 own.copy_(layer.step)
                 layer.step = own
+
+
+def _copies(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of a module that a loss may use as its memory, such as a queue and the place in it."""
+    return {
+        name: value.clone() if isinstance(value, Tensor) else copy(value)
+        for name, value in attributes.items()
+        if isinstance(value, (Tensor, int, float, list, dict, set)) and not name.startswith("_")
+    }
 
 
 def cache_folder() -> str:
