@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -151,10 +152,15 @@ def command_line(config: DictConfig) -> str:
     parts = ["all"] if parts == ALL else parts
     if config.claims is not None:
         parts.append(f"claims={config.claims}")
-    return " ".join(
-        ["python -m bdbnet.reproduce", *parts, f"budget={budget}", "list=true", f"runs_root={config.runs_root}",
-         f"summary={config.summary}"]
-    )  # fmt: skip
+    parts.append(f"budget={budget}")
+    if list(config.seeds) != [1]:
+        parts.append(f"seeds=[{','.join(map(str, config.seeds))}]")
+    if config.overrides:
+        parts.append(quote(f"overrides=[{','.join(config.overrides)}]"))
+    if config.version is not None:
+        parts.append(f"version={config.version}")
+    return " ".join(["python -m bdbnet.reproduce", *parts, "list=true", f"runs_root={config.runs_root}",
+                     f"summary={config.summary}"])  # fmt: skip
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:

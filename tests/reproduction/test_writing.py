@@ -5,10 +5,13 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from bdbnet.config import ConfigError
 from bdbnet.datasets import load_manifest
+from bdbnet.evaluation.significance import bootstrap_interval
 from bdbnet.reporting.table import as_markdown
 from bdbnet.reproduction.measured import Measured, measure
 from bdbnet.reproduction.spec import Axis, Row, Table, find_tables
@@ -26,7 +29,7 @@ from bdbnet.results import Protocol, Result
 EVALUATION = {"evaluation": {"normalize": "none", "precision": "32-true", "query_pooling": "mean"}}
 
 
-def finish(measured: Measured, row: int, seed: int, rank1: float, fingerprint: str = "f") -> None:
+def finish(measured: Measured, row: int, seed: int, rank1: float, fingerprint: str = "f") -> Path:
     """A finished run of a row, as training would leave it."""
     (dataset,) = measured.datasets
     cell = measured.entries[row, dataset].cell
@@ -36,6 +39,7 @@ def finish(measured: Measured, row: int, seed: int, rank1: float, fingerprint: s
         checkpoint="last", data={"fingerprint": fingerprint}, config=EVALUATION, seed=seed, epochs=2,
         seconds={"train": 60.0}, hardware={"processor": "abacus", "gpus": []},
     ).write(cell.folder / f"seed={seed}" / "result.json")  # fmt: skip
+    return cell.folder / f"seed={seed}"
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def test_what_was_not_measured_has_no_number(look):
         ["BDB", "paper", "95.0", "80.0"], ["", "ours", "not measured", "not measured"],
         ["Elsewhere", "paper", "96.0", "-"],
     ]  # fmt: skip
-    assert not any(digit in "".join(text for row in rows_of(look()) for text in row[8:12]) for digit in "0123456789")
+    assert not any(digit in "".join(text for row in rows_of(look()) for text in row[8:14]) for digit in "0123456789")
 
 
 def test_ours_stands_beside_the_papers_with_difference_and_spread(look):
@@ -66,6 +70,31 @@ def test_ours_stands_beside_the_papers_with_difference_and_spread(look):
     notes = " ".join(grid.notes)
     assert "0 of 1 pairs of rows are in the paper's order; not: BDB is not above Baseline." in notes
     assert "3 trainings, 3 min 0 s in all, on abacus." in notes
+
+
+def test_an_interval_is_over_identities_of_values_averaged_over_seeds(look, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(150), 3)
+    hits = rng.integers(0, 2, (2, 450))
+    for seed, hit in enumerate(hits, start=1):
+        folder = finish(look(), 0, seed, float(hit.mean()))
+        rows = {
+            "query_index": np.arange(450),
+            "label": labels,
+            "matches": 1,
+            "first_match_rank": 2 - hit,
+            "ap": hit / 2,
+        }
+        pd.DataFrame(rows).to_parquet(folder / "per_query.parquet", index=False)
+    finish(look(), 1, 1, 0.5)  # without values per query
+    grid = reproduction_grid(look())
+    low, high = bootstrap_interval(hits.mean(axis=0), labels, limits=(0.0, 1.0))
+    assert grid.rows[2][:3] == ["", "95 % interval", f"{100 * low:.1f} to {100 * high:.1f}"]
+    assert low < hits.mean() < high
+    assert [row[1] for row in grid.rows[4:7]] == ["paper", "ours", "difference"]
+    assert any("over the identities of the test set" in note for note in grid.notes)
+    lines = [line for line in rows_of(look()) if line[6] == "rank1"]
+    assert [line[11:13] for line in lines[:2]] == [[f"{100 * low:.4f}", f"{100 * high:.4f}"], ["", ""]]
 
 
 def test_numbers_of_another_training_than_the_papers_are_not_subtracted(look):

@@ -13,7 +13,8 @@ from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
 from bdbnet.reporting.table import Grid, as_csv, as_markdown, markdown_text
 from bdbnet.reproduction.budget import Budget
 from bdbnet.reproduction.claims import Claims
-from bdbnet.reproduction.verdicts import NO_QUERIES, Finding, Judged, Verdict
+from bdbnet.reproduction.queries import NO_QUERIES
+from bdbnet.reproduction.verdicts import Finding, Judged, Verdict
 from bdbnet.reproduction.writing import (
     budget_notes,
     budget_settings,

@@ -7,9 +7,11 @@ from itertools import combinations
 from pathlib import Path
 
 from bdbnet.config import shown_path
+from bdbnet.evaluation.significance import Interval
 from bdbnet.reporting.table import Spread, spread
 from bdbnet.reproduction.budget import Budget
 from bdbnet.reproduction.cells import Cell, Run, State
+from bdbnet.reproduction.queries import interval_over_identities
 from bdbnet.reproduction.running import Job
 from bdbnet.reproduction.spec import Row, Table
 from bdbnet.reproduction.statistics import Counts, count_datasets
@@ -54,6 +56,18 @@ class Entry:
         """Mean and standard deviation over the seeds, as fractions; None where nothing was measured."""
         values = [run.result.metrics[metric] for run in self.counted if run.result and metric in run.result.metrics]
         return spread(values) if values else None
+
+    @cached_property
+    def intervals(self) -> Mapping[str, Interval]:
+        """95 % interval of each metric over the identities of the test set, where there is one: `interval_over_identities`.
+
+        Galleries of one image an identity are drawn at random, and have no values per query.
+        """
+        if any(run.result is not None and run.result.protocol.single_shot is not None for run in self.counted):
+            return {}
+        measured = [name for name in self.metrics if self.ours(name) is not None]
+        found = {name: interval_over_identities(self.counted, name) for name in measured}
+        return {name: interval for name, interval in found.items() if interval is not None}
 
     def paper(self, metric: str) -> float | None:
         """The paper's number in percent, None where it states none."""

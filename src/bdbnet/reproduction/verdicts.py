@@ -9,24 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bdbnet.checked import UnfitError
 from bdbnet.config import ConfigError, shown_path
-from bdbnet.evaluation.per_query import SURE, metric_difference, query_values, read_queries
+from bdbnet.evaluation.per_query import SURE, metric_difference, query_values
 from bdbnet.evaluation.significance import PairedDifference
 from bdbnet.reporting.compare_runs import verdict as compared
 from bdbnet.reproduction.cells import Run, State
 from bdbnet.reproduction.claims import Claim
 from bdbnet.reproduction.measured import Entry, Measured
+from bdbnet.reproduction.queries import has_queries, queries_of, shown_file
 from bdbnet.results import PER_QUERY, Metric, Result, metric_of
-
-#: What a metric of a record and the mean of its values per query may differ by: another machine ranks a few images otherwise.
-_ROUNDING = 0.002
-
-NO_QUERIES = (
-    f"A folder without {PER_QUERY} gets one from python -m bdbnet.evaluate checkpoint=<that folder>/last.ckpt analysis=true "
-    "run_name=<a name>, which writes it into outputs/evaluate/<the name>: copy it from there. Without last.ckpt move the folder "
-    "away and train again: every training writes one."
-)
 
 
 class Verdict(StrEnum):
@@ -187,7 +178,7 @@ def _missing(entries: Iterable[Entry]) -> Iterator[str]:
     rows: dict[tuple[str, int, str], list[str]] = {}
     for entry in entries:
         for run in entry.runs:
-            if not _is_usable(run):
+            if not has_queries(run):
                 rows.setdefault((entry.dataset, run.seed, _why_missing(entry, run)), []).append(entry.row.label)
     for (dataset, seed, why), labels in rows.items():
         yield f"{', '.join(labels)} ({dataset}, seed {seed}): {why}"
@@ -239,24 +230,20 @@ def _check_pair(claim: Claim, above: Entry, below: Entry) -> None:
 
 def _compare(claim: Claim, above: Entry, below: Entry) -> list[Finding]:
     """A finding for each metric."""
-    runs = [{run.seed: run for run in entry.runs if _is_usable(run)} for entry in (above, below)]
+    runs = [{run.seed: run for run in entry.runs if has_queries(run)} for entry in (above, below)]
     seeds = sorted(runs[0].keys() & runs[1].keys())
     metrics = [metric_of(name) for name in claim.metrics]
     if not seeds:
         return [Finding(above, below, metric) for metric in metrics]
-    tables = [[_read(of[seed], claim.metrics) for seed in seeds] for of in runs]
+    tables = [[queries_of(of[seed], claim.metrics) for seed in seeds] for of in runs]
     first, place = tables[0][0], runs[0][seeds[0]].folder
     for of, row in zip(runs, tables):
         for seed, table in zip(seeds, row):
             if not table[["query_index", "label"]].equals(first[["query_index", "label"]]):
                 raise ConfigError(
-                    f"claim {claim.name}: {_file(of[seed])} and {place / PER_QUERY} are not of the same queries"
+                    f"claim {claim.name}: {shown_file(of[seed])} and {place / PER_QUERY} are not of the same queries"
                 )
     return [_test(claim, Finding(above, below, metric), seeds, *tables) for metric in metrics]
-
-
-def _is_usable(run: Run) -> bool:
-    return run.state is State.DONE and (run.folder / PER_QUERY).is_file()
 
 
 def _test(
@@ -274,25 +261,3 @@ def _test(
     a, b = a[:, counted], b[:, counted]
     by_seed = dict(zip(seeds, (a - b).mean(axis=1).tolist()))
     return Finding(pair.above, pair.below, pair.metric, (float(a.mean()), float(b.mean())), found, by_seed)
-
-
-def _read(run: Run, metrics: Sequence[str]) -> pd.DataFrame:
-    try:
-        queries = read_queries(run.folder / PER_QUERY, metrics)
-    except (UnfitError, OSError) as error:
-        raise ConfigError(f"{_file(run)}: {error}. Replace it. {NO_QUERIES}") from error
-    assert run.result is not None
-    for name in metrics:
-        values, recorded = query_values(queries, name), run.result.metrics.get(name)
-        mean = float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
-        if recorded is not None and not abs(mean - recorded) <= _ROUNDING:
-            metric = metric_of(name)
-            raise ConfigError(
-                f"{_file(run)}: is of another evaluation: its {metric.title} is {metric.text(mean)}, that of result.json beside it "
-                f"{metric.text(recorded)}. Replace it. {NO_QUERIES}"
-            )
-    return queries
-
-
-def _file(run: Run) -> str:
-    return str(shown_path(run.folder / PER_QUERY))

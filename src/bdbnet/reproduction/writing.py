@@ -28,7 +28,8 @@ from bdbnet.results import REPORT, Metric, Result, metric_heads, metric_of, vers
 from bdbnet.wording import duration
 
 _HEADS = [
-    "table", "budget", "row", "x", "dataset", "measured_on", "metric", "paper", "ours", "std", "seeds", "difference",
+    "table", "budget", "row", "x", "dataset", "measured_on", "metric", "paper", "ours", "std", "seeds", "low", "high",
+    "difference",
     "state", "folder",
 ]  # fmt: skip
 
@@ -58,6 +59,9 @@ def reproduction_grid(measured: Measured, *, portable: bool = False) -> Grid:
             seeds = sorted({len(entry.counted) for entry in entries.values() if entry.counted}) or [1]
             count = f", {seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f", {seeds[0]} seeds"
             lines.append(["ours" + count * (seeds[-1] > 1), *(_ours(entries[d], m, portable) for d, m in columns)])
+            intervals = [_interval(entries[d], m) for d, m in columns]
+            if any(intervals):
+                lines.append(["95 % interval", *intervals])
         differences = [_difference(measured, entries[d], m) for d, m in columns]
         if any(difference is not None for difference in differences):
             signed = [
@@ -80,6 +84,11 @@ def _ours(entry: Entry, metric: str, portable: bool) -> str:
     return entry.state.value if entry.state is not State.DONE else "not listed"
 
 
+def _interval(entry: Entry, metric: str) -> str:
+    found = entry.intervals.get(metric)
+    return "" if found is None else " to ".join(map(metric_of(metric).number, found))
+
+
 def _difference(measured: Measured, entry: Entry, metric: str) -> float | None:
     ours, paper = scaled(metric_of(metric), entry.ours(metric)), entry.paper(metric)
     return None if ours is None or paper is None or measured.budget.compare != "numbers" else ours.mean - paper
@@ -93,6 +102,11 @@ def _notes(measured: Measured, portable: bool) -> list[str]:
         notes.append(f"Not part of this budget: {', '.join(left_out)}.")
     if any(len(entry.counted) > 1 for entry in measured):
         notes.append("± is the standard deviation over seeds.")
+    if any(entry.intervals for entry in measured):
+        notes.append(
+            "The 95 % interval is over the identities of the test set, of values per query that are averaged over the seeds: it "
+            "does not cover what another seed would change."
+        )
     if budget.compare != "nothing":
         metric = metric_of(next(iter(table.columns.values()))[0])
         notes += [f"Order by {metric.title}: {line}." for line in measured.order()]
@@ -147,7 +161,8 @@ def rows_of(measured: Measured) -> list[list[str]]:
             lines.append([
                 measured.table.name, measured.budget.name, entry.row.name,
                 "" if entry.row.x is None else f"{entry.row.x:g}", entry.dataset, measured.stand_in(entry.dataset), metric,
-                "" if paper is None else f"{paper:g}", *_spread_fields(ours), "" if difference is None else f"{difference:.4f}",
+                "" if paper is None else f"{paper:g}", *_spread_fields(ours), *_interval_fields(entry, metric),
+                "" if difference is None else f"{difference:.4f}",
                 entry.state.value if entry.cell is not None else "", "" if entry.cell is None else entry.cell.folder.name,
             ])  # fmt: skip
     return lines
@@ -157,6 +172,11 @@ def _spread_fields(ours: Spread | None) -> list[str]:
     if ours is None:
         return ["", "", ""]
     return [f"{ours.mean:.4f}", "" if ours.std is None else f"{ours.std:.4f}", str(ours.count)]
+
+
+def _interval_fields(entry: Entry, metric: str) -> list[str]:
+    found = entry.intervals.get(metric)
+    return ["", ""] if found is None else [f"{metric_of(metric).scale * end:.4f}" for end in found]
 
 
 def write_tables(
