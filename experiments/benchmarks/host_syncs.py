@@ -22,8 +22,8 @@ from hydra import compose, initialize_config_dir
 from bdbnet.config import config_dir
 from bdbnet.training import runs
 
-#: Steps of one recording: with the Python functions of 200 steps it takes 18 GB.
-_PART = 20
+#: Steps of one recording: with the Python functions of 200 steps it takes 18 GB of memory.
+_PART = 5
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "cudaStreamSynchronize", "cudaDeviceSynchronize",
          "cudaEventSynchronize")  # fmt: skip
 SMALL = ("dataset.image_size=[64,32]", "backbone=osnet_x0_25", "sampler.batch_size=16", "loading.num_workers=0")
