@@ -29,7 +29,7 @@ $(READY_DEV): $(READY)
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## train and evaluate on rendered figures, about 3 minutes on two cores, and leave a page to look at
+demo: $(READY)  ## train and evaluate on rendered figures, about 3 minutes on two cores (12 without bfloat16), and leave a page to look at
 	$(BIN)/python -m bdbnet.train experiment=demo run_name=demo output_root=$(DEMO) overwrite=true
 	$(BIN)/python -m bdbnet.report run=$(DEMO)/train/demo
 

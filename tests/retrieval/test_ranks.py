@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from bdbnet.retrieval import Matches, Search, distance_blocks, positive_ranks, top_k
 from bdbnet.retrieval.distances import DISTANCES, _device_blocks
 from bdbnet.retrieval.matrices import Prepared
+from bdbnet.retrieval.ranks import _before_in_all
 
 
 @st.composite
@@ -133,3 +134,22 @@ def test_cuda_gives_the_same_neighbours():
     found = top_k(torch.from_numpy(q).cuda(), torch.from_numpy(g).cuda(), 9)
     for ours, theirs in zip(found, top_k(q, g, 9), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 64, 101])
+def test_rows_ranked_together_rank_as_each_alone(width):
+    rng = np.random.default_rng(width)
+    distances = rng.integers(0, 6, (5, width)).astype(np.float32)  # ties everywhere
+    counts = np.minimum([2, 0, 1, 3, 1], width)
+    columns = np.concatenate([np.sort(rng.permutation(width)[:count]) for count in counts])
+    rows = np.repeat(np.arange(5), counts)
+    values = distances[rows, columns]
+    order = np.lexsort((values, rows))
+    columns, values = columns[order], values[order]
+    distances[rows, columns] = np.nan
+    found = _before_in_all(distances, rows, columns, values)
+    naive = [
+        np.sum((distances[r] < v) | ((distances[r] == v) & (np.arange(width) < c)))
+        for r, c, v in zip(rows, columns, values)
+    ]
+    assert found.tolist() == naive
