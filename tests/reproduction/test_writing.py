@@ -14,7 +14,7 @@ from bdbnet.datasets import load_manifest
 from bdbnet.evaluation.significance import bootstrap_interval
 from bdbnet.reporting.table import as_markdown
 from bdbnet.reproduction.measured import Measured, measure
-from bdbnet.reproduction.spec import Axis, Row, Table, find_tables
+from bdbnet.reproduction.spec import Axis, Row, SpecError, Table, find_tables, read_table
 from bdbnet.reproduction.statistics import statistics_grid, statistics_of
 from bdbnet.reproduction.writing import (
     refuse_other_summary,
@@ -239,3 +239,47 @@ def test_the_measured_results_in_the_repository_are_what_its_summary_says(tmp_pa
             shown = measured.budget.name == "full" or any(entry.counted for entry in measured)
             if shown and measured.datasets and line.startswith("|") and "ours" in line:
                 assert line in kept
+
+
+MAP = """
+title: Sizes
+columns: {market1501: [rank1, mAP]}
+x: {key: dropping.height_ratio, title: Height, values: [0.1, 0.3]}
+y: {key: dropping.width_ratio, title: Width, values: [0.5, 1.0]}
+lines:
+  - {name: BDB, run: [experiment=bdb]}
+"""
+
+
+def test_a_map_has_a_cell_for_every_pair(look, tmp_path):
+    (tmp_path / "map.yaml").write_text(MAP)
+    of = read_table(tmp_path / "map.yaml")
+    assert [row.label for row in of.rows] == ["BDB 0.1 0.5", "BDB 0.3 0.5", "BDB 0.1 1", "BDB 0.3 1"]
+    assert of.rows[2].run == ("experiment=bdb", "dropping.height_ratio=0.1", "dropping.width_ratio=1")
+    finish(look(of=of), 1, 1, 0.9)
+    grid = reproduction_grid(look(of=of))
+    assert grid.heads == ["across: Height", "Width", "0.1", "0.3"]
+    assert grid.rows == [
+        ["BDB: Rank-1", "0.5", "not measured", "90.0"], ["", "1", "not measured", "not measured"],
+    ]  # fmt: skip
+    page, *_ = write_tables([look(of=of)], tmp_path / "out")
+    text = page.read_text()
+    assert text.count("<picture>") == 2  # Rank-1 and mAP
+    assert "BDB: Rank-1 on synthetic_reid: 0.1 x 0.5 -; 0.1 x 1 -; 0.3 x 0.5 90.0; 0.3 x 1 -" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("x: {key: dropping.height_ratio, title: Height, values: [0.1, 0.3]}\n", ""), "y: a map needs x, too"),
+        (("values: [0.5, 1.0]", "values: [wide]"), "y: values: give numbers"),
+        (
+            ("run: [experiment=bdb]", "run: [experiment=bdb], paper: {0.1: {market1501: [1, 2]}}"),
+            "a map has no numbers",
+        ),
+    ],
+)
+def test_a_wrong_map_is_refused_by_name(change, message, tmp_path):
+    (tmp_path / "map.yaml").write_text(MAP.replace(*change))
+    with pytest.raises(SpecError, match=message):
+        read_table(tmp_path / "map.yaml")

@@ -21,6 +21,7 @@ from bdbnet.figures.parameter_curves import (
     configuration_dots,
     parameter_curves,
 )
+from bdbnet.figures.parameter_maps import parameter_map
 from bdbnet.figures.ranking_lists import RankedImage, RankingList, ranking_lists_figure, read_thumbnail
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "metric_curves",
     "overlay",
     "parameter_curves",
+    "parameter_map",
     "precision_histogram",
     "probability_curve",
     "ranking_lists_figure",

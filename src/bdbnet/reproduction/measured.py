@@ -190,7 +190,8 @@ def jobs_of(measured: Sequence[Measured], seeds: Sequence[int]) -> list[Job]:
             continue
         for entry in table:
             if entry.cell is not None:
-                x = "" if entry.row.x is None else f" at {entry.row.x:g}"
+                sides = [f"{value:g}" for value in (entry.row.x, entry.row.y) if value is not None]
+                x = f" at {' x '.join(sides)}" if sides else ""
                 where = f"{table.table.heading}: {entry.row.name}{x} on {table.stand_in(entry.dataset)}"
                 places.setdefault(entry.cell.folder, (entry.cell, []))[1].append(where)
                 if picture is not None:

@@ -27,7 +27,7 @@ class Row:
         run: overrides of ``bdbnet.train`` that make the training; None where the method is not built here.
         paper: dataset -> numbers in the order of the table's metrics, as the paper prints them (percentages), None where it has
             a dash.
-        x: of a curve's point.
+        x: of a curve's point, or with `y` of a map's cell.
     """
 
     name: str
@@ -35,16 +35,17 @@ class Row:
     paper: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     note: str = ""
     x: float | None = None
+    y: float | None = None
 
     @property
     def label(self) -> str:
-        """Name of a row, of a point of a curve with its x."""
-        return self.name if self.x is None else f"{self.name} {self.x:g}"
+        """Name of a row; of a point of a curve with its x, of a cell of a map with x and y."""
+        return " ".join([self.name, *(f"{value:g}" for value in (self.x, self.y) if value is not None)])
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What a figure's curves run over."""
+    """What a figure's curves run over, or one of the two sides of a map."""
 
     key: str
     title: str
@@ -81,6 +82,7 @@ class Table:
         name: ``table3`` or ``figure7a``; of a user's own file its stem.
         columns: dataset -> metrics, in the paper's order.
         x: of a figure; each line of the figure is a run of rows of the same name.
+        y: of a figure of maps, in which each line has a cell for every pair of x and y.
         statistics: rows count images and classes (Table 6); no training.
         picture: of a figure of pictures; the columns are then what is measured of its networks.
     """
@@ -91,6 +93,7 @@ class Table:
     columns: Mapping[str, tuple[str, ...]]
     rows: tuple[Row, ...]
     x: Axis | None = None
+    y: Axis | None = None
     statistics: tuple[str, ...] = ()
     picture: Picture | None = None
 
@@ -158,7 +161,7 @@ def read_table(path: Path) -> Table:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path}: not readable as YAML ({error})") from error
-    known = {"title", "source", "columns", "rows", "lines", "x", "kind", "picture"}
+    known = {"title", "source", "columns", "rows", "lines", "x", "y", "kind", "picture"}
     if not isinstance(content, Mapping) or content.keys() - known:
         wrong = ", ".join(content.keys() - known) if isinstance(content, Mapping) else "no keys"
         raise SpecError(f"{path}: expected the keys {', '.join(sorted(known))}; found {wrong}")
@@ -171,12 +174,16 @@ def read_table(path: Path) -> Table:
     if not isinstance(columns, Mapping) or not all(isinstance(metrics, list) for metrics in columns.values()):
         raise SpecError(f"{path}: columns: give dataset: [metric, ...]")
     shape = {str(dataset): tuple(map(str, metrics)) for dataset, metrics in columns.items()}
-    axis = _axis(path, content["x"]) if "x" in content else None
+    axis, other = (_axis(path, content[key], key) if key in content else None for key in ("x", "y"))
+    if other is not None and axis is None:
+        raise SpecError(f"{path}: y: a map needs x, too: give key, title and values")
     picture = _picture(path, content["picture"]) if "picture" in content else None
     rows = (
-        _points(path, content, shape, axis) if axis else tuple(_row(path, row, shape) for row in _rows(path, content))
+        _points(path, content, shape, axis, other)
+        if axis
+        else tuple(_row(path, row, shape) for row in _rows(path, content))
     )
-    return Table(path.stem, content["title"], content.get("source", ""), shape, rows, axis, picture=picture)
+    return Table(path.stem, content["title"], content.get("source", ""), shape, rows, axis, other, picture=picture)
 
 
 def _picture(path: Path, picture: Any) -> Picture:
@@ -237,24 +244,29 @@ def _paper(
     return stated
 
 
-def _axis(path: Path, axis: Any) -> Axis:
+def _axis(path: Path, axis: Any, name: str) -> Axis:
     if not isinstance(axis, Mapping) or axis.keys() != {"key", "title", "values"}:
-        raise SpecError(f"{path}: x: give key, title and values")
+        raise SpecError(f"{path}: {name}: give key, title and values")
     if not all(isinstance(value, int | float) for value in axis["values"]):
-        raise SpecError(f"{path}: x: values: give numbers")
+        raise SpecError(f"{path}: {name}: values: give numbers")
     return Axis(axis["key"], axis["title"], tuple(map(float, axis["values"])))
 
 
 def _points(
-    path: Path, content: Mapping[str, Any], columns: Mapping[str, tuple[str, ...]], axis: Axis
+    path: Path, content: Mapping[str, Any], columns: Mapping[str, tuple[str, ...]], axis: Axis, other: Axis | None
 ) -> tuple[Row, ...]:
     rows = []
     for line in _rows(path, content, "lines"):
         run, stated = _run(path, line), line.get("paper") or {}
-        for value in axis.values:
-            point = None if run is None else (*run, f"{axis.key}={value:g}")
-            paper = _paper(path, line["name"], stated.get(value), columns)
-            rows.append(Row(str(line["name"]), point, paper, str(line.get("note", "")), value))
+        if other is not None and stated:
+            raise SpecError(f"{path}: row {line['name']}: paper: a map has no numbers of the paper")
+        for y in (None,) if other is None else other.values:
+            for x in axis.values:
+                values = ((axis, x), (other, y))
+                settings = [f"{side.key}={value:g}" for side, value in values if side is not None]
+                paper = _paper(path, line["name"], stated.get(x), columns)
+                point = None if run is None else (*run, *settings)
+                rows.append(Row(str(line["name"]), point, paper, str(line.get("note", "")), x, y))
     return tuple(rows)
 
 

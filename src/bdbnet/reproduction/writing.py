@@ -3,13 +3,15 @@
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 from html import escape
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from bdbnet.config import ConfigError
-from bdbnet.figures import ParameterCurve, parameter_curves
+from bdbnet.figures import ParameterCurve, parameter_curves, parameter_map
 from bdbnet.overwriting import refuse_other_settings
 from bdbnet.reporting.heading import date_of
 from bdbnet.reporting.index_page import links_of, navigation, relative, update_index
@@ -45,6 +47,8 @@ def reproduction_grid(measured: Measured, *, portable: bool = False) -> Grid:
     if table.picture is not None and table.picture.kind == "masks":
         shares = [[name, f"{100 * mask.mean():.1f} %"] for name, mask in masks_of(measured).items()]
         return Grid(f"{table.heading}: {table.title}", ["Drop layer", "dropped"], shares, [f"Paper: {table.source}."])
+    if table.y is not None:
+        return _map_grid(measured, portable)
     columns = [(dataset, metric) for dataset in measured.datasets for metric in table.columns[dataset]]
     heads = [table.x.title if table.x else "Method", ""]
     titles = metric_heads([metric for _, metric in columns])
@@ -70,6 +74,26 @@ def reproduction_grid(measured: Measured, *, portable: bool = False) -> Grid:
             ]
             lines.append(["difference", *signed])
         rows += [[row.label if place == 0 else "", *line] for place, line in enumerate(lines)]
+    return Grid(f"{table.heading}: {table.title}", heads, rows, _notes(measured, portable))
+
+
+def _map_grid(measured: Measured, portable: bool) -> Grid:
+    """A row for each y, a column for each x; of several metrics the first of each data set."""
+    table = measured.table
+    assert table.x is not None
+    assert table.y is not None
+    several = len(measured.datasets) > 1
+    cells = {(dataset, row.name, row.x, row.y): measured.entries[number, dataset]
+             for dataset in measured.datasets for number, row in enumerate(table.rows)}  # fmt: skip
+    rows = []
+    for dataset in measured.datasets:
+        metric = table.columns[dataset][0]
+        for line in dict.fromkeys(row.name for row in table.rows):
+            title = f"{line}: {dataset} {metric_of(metric).title}" if several else f"{line}: {metric_of(metric).title}"
+            for y in table.y.values:
+                numbers = [_ours(cells[dataset, line, x, y], metric, portable) for x in table.x.values]
+                rows.append([title if y == table.y.values[0] else "", f"{y:g}", *numbers])
+    heads = [f"across: {table.x.title}", table.y.title, *(f"{x:g}" for x in table.x.values)]
     return Grid(f"{table.heading}: {table.title}", heads, rows, _notes(measured, portable))
 
 
@@ -112,7 +136,11 @@ def _notes(measured: Measured, portable: bool) -> list[str]:
         notes += [f"Order by {metric.title}: {line}." for line in measured.order()]
     if results := _results(measured):
         notes.append(effort(results))
-    notes += [f"{row.name}: {row.note}." for row in table.rows if row.note and (row.x in (None, table.rows[0].x))]
+    notes += [
+        f"{row.name}: {row.note}."
+        for row in table.rows
+        if row.note and (row.x in (None, table.rows[0].x)) and row.y == table.rows[0].y
+    ]
     shown = (entry for entry in measured if not (portable and entry.state is State.ABSENT))
     return notes + list(dict.fromkeys(remark for entry in shown for remark in entry.remarks()))
 
@@ -248,7 +276,7 @@ def refuse_other_summary(path: Path, command: str) -> None:
 def _settings(measured: Measured, folder: Path, runs_root: Path, version: str | None) -> dict[str, Any]:
     """What a table's numbers depend on, beside the trainings that there are."""
     table = measured.table
-    content = repr([dict(table.columns), [(row.name, row.run, row.x) for row in table.rows]])
+    content = repr([dict(table.columns), [(row.name, row.run, row.x) for row in table.rows]])  # y is in the run
     return {"table": content_key(content), **budget_settings(measured.budget, folder, runs_root, version)}
 
 
@@ -321,7 +349,10 @@ def _runs(measured: Measured, folder: Path) -> str:
 def _curves(measured: Measured) -> str:
     if measured.table.x is None:
         return ""
-    columns = ((dataset, metric) for dataset in measured.datasets for metric in measured.table.columns[dataset])
+    columns = [(dataset, metric) for dataset in measured.datasets for metric in measured.table.columns[dataset]]
+    if measured.table.y is not None:
+        maps = "".join(_maps(measured, dataset, metric_of(name)) for dataset, name in columns)
+        return f'<div class="curves">\n{maps}</div>\n' if maps else ""
     pictures = "".join(_curve(measured, measured.table.x, dataset, metric_of(name)) for dataset, name in columns)
     return f'<div class="curves">\n{pictures}</div>\n' if pictures else ""
 
@@ -334,6 +365,28 @@ def _curve(measured: Measured, axis: Axis, dataset: str, metric: Metric) -> str:
     heading = f"{title}, {metric.unit}" if metric.unit else title
     words = "; ".join(f"{line.name}: " + ", ".join(_points(metric, line)) for line in lines)
     return themed_picture(lambda theme: parameter_curves(heading, axis.title, "", lines, theme=theme), title, words)
+
+
+def _maps(measured: Measured, dataset: str, metric: Metric) -> str:
+    """A map for each line that has a number."""
+    x, y = measured.table.x, measured.table.y
+    assert x is not None
+    assert y is not None
+    found: dict[str, dict[tuple[float | None, float | None], float | None]] = {}
+    for entry in (entry for entry in measured if entry.dataset == dataset):
+        ours = scaled(metric, entry.ours(metric.name))
+        found.setdefault(entry.row.name, {})[entry.row.x, entry.row.y] = None if ours is None else ours.mean
+    pictures = []
+    for name, numbers in found.items():
+        if all(value is None for value in numbers.values()):
+            continue
+        values = [[numbers[a, b] for a in x.values] for b in y.values]
+        title = f"{name}: {metric.title} on {measured.stand_in(dataset)}"
+        heading = f"{title}, {metric.unit}" if metric.unit else title
+        words = "; ".join(f"{a:g} x {b:g} {metric.printed(numbers[a, b])}" for a, b in product(x.values, y.values))
+        draw = partial(parameter_map, heading, x.title, y.title, x.values, y.values, values)
+        pictures.append(themed_picture(lambda theme, draw=draw: draw(theme=theme), title, words))  # type: ignore[misc]
+    return "".join(pictures)
 
 
 def _points(metric: Metric, line: ParameterCurve) -> list[str]:
