@@ -146,3 +146,42 @@ def test_the_figures_presets_sweep(preset, runs):
         count *= len(values.split(","))
     assert count == runs
     assert config.sweep_name == preset
+
+
+@pytest.mark.parametrize(
+    ("preset", "branches", "head", "pooling", "loss", "center", "epochs"),
+    [
+        ("bot", ["global"], "bnneck", None, "triplet", 5e-4, 120),
+        ("agw", ["global"], "bnneck", "gem", "weighted_triplet", 5e-4, 160),
+        ("bdb_bnneck", ["global", "dropping"], "bnneck", None, "triplet", 5e-4, 120),
+        ("bdb_agw", ["global", "dropping"], "bnneck", "gem", "weighted_triplet", 5e-4, 160),
+        ("vit_bnneck", ["global"], "bnneck", None, "triplet", None, 120),
+        ("trinet", ["global"], "linear", None, "triplet", None, 300),
+    ],
+)
+def test_the_recipes_of_others_are_what_their_names_say(preset, branches, head, pooling, loss, center, epochs):
+    config = composed(f"experiment={preset}", "dataset=market1501")
+    assert (config.model.branches, config.model.head) == (branches, head)
+    assert pooling in (config.model.global_pooling, config.model.pooling)
+    assert (config.loss.name, config.loss.center_weight) == (loss, center)
+    assert config.schedule.epochs == config.trainer.max_epochs == epochs
+    assert list(config.dataset.image_size) == [256, 128]
+
+
+def test_a_budget_shortens_a_recipe_and_changes_its_backbone():
+    from bdbnet.reproduction.budget import read_budget
+    from bdbnet.reproduction.cells import compose_training
+    from bdbnet.reproduction.spec import read_table
+
+    folder = Path(__file__).resolve().parents[1] / "experiments" / "recipes"
+    budget = read_budget(
+        str(folder / "cpu.yaml"), OmegaConf.create({"data_root": "data", "weights_root": "weights", "overrides": []})
+    )
+    table = read_table(folder / "market1501.yaml")
+    cells = {row.name: budget.cell(table, row, "market1501", Path("runs")) for row in table.rows}
+    assert len({cell.folder for cell in cells.values()}) == len(table.rows) == 8
+    for cell in cells.values():
+        config = compose_training(cell.overrides)
+        assert config.backbone.name == "squeezenet1_1"
+        assert (config.trainer.max_epochs, config.schedule.max_epochs) == (20, 20)
+        assert list(config.dataset.image_size) == [192, 64]

@@ -204,6 +204,8 @@ TABLES: dict[str, Table] = {
         "loss.metric_weight": number(0),
         "loss.softmax_weight": number(0),
         "loss.label_smoothing": number(0, 1),
+        "loss.center_weight": number(0) | NULL,
+        "loss.center_rate": number(0) | NULL,
         "augmentation.flip": number(0, 1),
         "augmentation.erasing": CLASSES | NULL,
         "optimizer": CLASS,

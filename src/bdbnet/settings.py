@@ -18,7 +18,8 @@ class Setting(NamedTuple):
         report: a table of runs shows it where it varies; ``own``: unless it is equal to what it follows.
         name: it is part of the run folder's name where the user types it.
         follows: the key whose value it has unless the user sets it.
-        first: its value in trainings from before there was this key, which have no other cell; None where there are none.
+        first: its value in trainings from before there was this key, which have no other cell and may be resumed; None where there
+            are none.
     """
 
     resume: bool
@@ -71,6 +72,7 @@ SETTINGS = {
     "loss":                            Setting(True,  "yes",  "yes",  True),
     "loss.metric.seed":                Setting(True,  "own",  "own",  True, follows="seed"),
     "model":                           Setting(True,  "yes",  "yes",  True),
+    "model.head":                      Setting(True,  "yes",  "yes",  True, first="linear"),
     "optimizer":                       Setting(True,  "yes",  "yes",  True),
     "optimizer.fused":                 Setting(False, "yes",  "yes",  True),
     "sampler":                         Setting(True,  "yes",  "yes",  True),

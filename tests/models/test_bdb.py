@@ -191,7 +191,7 @@ def test_branches_that_make_no_network(branches: list[str]) -> None:
 
 
 def test_unknown_pooling_backbone_and_dimension_list_the_choices() -> None:
-    with pytest.raises(ValueError, match="'median'; choose from max, avg"):
+    with pytest.raises(ValueError, match="'median'; choose from max, avg, gem"):
         BDBNetwork(5, Stub(), pooling="median")
     with pytest.raises(ValueError, match=r"'vgg'; choose from resnet18, .*osnet_x0_25"):
         BDBNetwork(5, "vgg")

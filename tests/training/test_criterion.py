@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bdbnet.losses import BatchHardTripletLoss
+from bdbnet.losses.center import CenterLoss
 from bdbnet.models import BranchOutput
 from bdbnet.training.criterion import BranchLosses, LossError
 
@@ -137,3 +138,29 @@ def test_losses_of_others_are_computed_in_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         BranchLosses(product)(output, LABELS)
     assert seen == [torch.float32]
+
+
+def test_a_centre_loss_is_added_to_the_others(outputs):
+    triplet, center = (
+        BatchHardTripletLoss(),
+        {"global": CenterLoss(3, 4).double(), "dropping": CenterLoss(3, 7).double()},
+    )
+    alone, parts = BranchLosses(triplet, name="triplet")(outputs, LABELS)
+    starts = {name: loss.centers.clone() for name, loss in center.items()}
+    total, all_parts = BranchLosses(triplet, name="triplet", center=center, center_weight=0.01)(outputs, LABELS)
+    assert {*all_parts} - {*parts} == {"center_global", "center_dropping"}
+    for name, output in outputs.items():
+        expected = (output.embedding - starts[name][LABELS]).square().sum() / 6
+        assert all_parts[f"center_{name}"].item() == pytest.approx(expected.item())
+    assert total.item() == pytest.approx(alone.item() + 0.01 * sum(all_parts[f"center_{n}"].item() for n in outputs))
+
+
+def test_a_centre_loss_goes_with_the_softmax_alone(outputs):
+    center = {"global": CenterLoss(3, 4).double()}
+    assert {*BranchLosses(None, center=center)(outputs, LABELS)[1]} == {
+        "softmax_global",
+        "softmax_dropping",
+        "center_global",
+    }
+    with pytest.raises(ValueError, match="center_weight"):
+        BranchLosses(None, center=center, center_weight=-1)

@@ -22,6 +22,7 @@ from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.maps import class_maps, energy_maps, similarity_maps
 from bdbnet.loading import Preprocessing
 from bdbnet.losses import BatchHardTripletLoss
+from bdbnet.losses.center import CenterLoss
 from bdbnet.models import BDBNetwork, BranchOutput
 from bdbnet.training.callbacks import FiniteLossGuard, NotFiniteError
 from bdbnet.training.criterion import BranchLosses
@@ -50,6 +51,7 @@ def losses() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     for name in bdbnet.losses.__all__:
         if isinstance(made := getattr(bdbnet.losses, name), type):
             yield name, made
+    yield "CenterLoss", lambda: CenterLoss(4, 5)
     yield "MarginLoss, learnt", lambda: bdbnet.losses.MarginLoss(learn_beta=True, num_classes=4, nu=0.1)
     for name, made in inspect.getmembers(pml, inspect.isclass):
         if name not in NOT_OF_A_BATCH:
@@ -97,7 +99,10 @@ class Trained(nn.Module):
         super().__init__()
         torch.manual_seed(3)
         self.network = nn.Linear(8, 5, dtype=torch.float64)
-        self.criterion = BranchLosses({"global": pml.ProxyAnchorLoss(4, 5, alpha=8).double()}, softmax_weight=0)
+        self.criterion = BranchLosses(
+            {"global": pml.ProxyAnchorLoss(4, 5, alpha=8).double()}, softmax_weight=0,
+            center={"global": CenterLoss(4, 5).double()}, center_weight=0.01,
+        )  # fmt: skip
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return self.criterion({"global": BranchOutput(self.network(images), None)}, labels)[0]

@@ -384,3 +384,17 @@ def test_a_checkpoint_whose_state_is_damaged_is_refused_by_name(change, message,
     torch.save(content, tmp_path / "odd.ckpt")
     with pytest.raises(CheckpointError, match=rf"odd\.ckpt: .*{message}"):
         train(tiny_config(f"ckpt_path={tmp_path / 'odd.ckpt'}"), tmp_path / "run")
+
+
+def test_a_setting_that_a_checkpoint_does_not_know_yet_had_its_first_value(finished_run, tiny_config):
+    config = tiny_config("evaluation.before_training=true", "evaluation.every_n_epochs=1")
+    known = read_manifest(config.dataset).fingerprint
+    module = training_module(config)
+    model = module.record.config["model"]
+    earlier = {key: value for key, value in model.items() if key not in ("head", "global_pooling")}
+    module.record = Record({**module.record.config, "model": earlier}, 4, known)
+    check_resumable(module, finished_run / "last.ckpt")
+    other = {**module.record.config, "model": {**model, "head": "bnneck"}}
+    module.record = Record(other, 4, known)
+    with pytest.raises(ConfigError, match=r"model\.head was linear, is bnneck"):
+        check_resumable(module, finished_run / "last.ckpt")

@@ -196,3 +196,11 @@ def test_a_schedule_by_step_resumes_bit_for_bit(schedule, tiny_config, tmp_path,
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
     assert rates_of(tmp_path / "whole") == rates_of(tmp_path / "stopped")
     assert len(set(rates_of(tmp_path / "whole"))) > 1
+
+
+def test_a_warm_up_of_another_length_is_scaled():
+    long, short = CosineSchedule(120, warmup_epochs=6, epochs=120), CosineSchedule(20, warmup_epochs=6, epochs=120)
+    assert (long.warmup, short.warmup) == (6, 1)
+    assert CosineSchedule(20, warmup_epochs=6).warmup == 6
+    with pytest.raises(ValueError, match="epochs=0"):
+        CosineSchedule(20, epochs=0)

@@ -8,6 +8,7 @@ from bdbnet.losses.lifted_structure import LiftedStructureLoss
 from bdbnet.losses.margin import MarginLoss
 from bdbnet.losses.npairs import NPairsLoss
 from bdbnet.losses.quadruplet import QuadrupletLoss
+from bdbnet.losses.weighted_triplet import WeightedTripletLoss
 
 __all__ = [
     "BatchHardTripletLoss",
@@ -17,6 +18,7 @@ __all__ = [
     "MarginLoss",
     "NPairsLoss",
     "QuadrupletLoss",
+    "WeightedTripletLoss",
     "pair_masks",
     "pairwise_distances",
     "row_distances",

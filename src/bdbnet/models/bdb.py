@@ -24,12 +24,15 @@ class BDBNetwork(EmbeddingNetwork):
         backbone: a backbone with `out_channels`, or a name ("resnet50", "osnet_x0_25") for one with random weights.
         branches: any of "global" and "dropping", in the order of the embedding; ("global",) is the paper's baseline.
         dropping: the drop layer; None is `BatchDropBlock(0.3, 1.0)`.
-        pooling: of the dropping branch, "max" (paper) or "avg" (Figure 7b).
-        embedding_dims: length of a branch's embedding where it is not 512 (global) or 1024 (dropping).
+        pooling: of the dropping branch, "max" (paper) or "avg" (Figure 7b); "gem" (`GeM`) is of both branches.
+        embedding_dims: length of a branch's embedding where it is not 512 (global) or 1024 (dropping); with `head="bnneck"`,
+            where it is not the number of the backbone's channels.
+        global_pooling: of the global branch, "avg", "max" or "gem"; None: "gem" where `pooling` is, else "avg" (paper).
+        head: of all branches, "linear" (paper: reduction and classifier) or "bnneck" (`BNNeck`).
 
     Raises:
-        ValueError: unknown backbone, branch or pooling; no branch or one named twice; a dropping branch on a backbone whose
-            channels are not a multiple of 4.
+        ValueError: unknown backbone, branch, pooling or head; no branch or one named twice; a dropping branch on a backbone
+            whose channels are not a multiple of 4.
     """
 
     def __init__(
@@ -40,9 +43,12 @@ class BDBNetwork(EmbeddingNetwork):
         dropping: nn.Module | None = None,
         pooling: str = "max",
         embedding_dims: Mapping[str, int] | None = None,
+        global_pooling: str | None = None,
+        head: str = "linear",
     ) -> None:
         super().__init__()
-        dims = {**EMBEDDING_DIMS, **(embedding_dims or {})}
+        usual = EMBEDDING_DIMS if head == "linear" else {}
+        dims: dict[str, int | None] = {**dict.fromkeys(EMBEDDING_DIMS), **usual, **(embedding_dims or {})}
         if not branches or len({*branches}) < len(branches) or not {*branches, *dims} <= {*EMBEDDING_DIMS}:
             raise ValueError(
                 f"branches {[*branches]} with embedding_dims {dims}: "
@@ -55,16 +61,23 @@ class BDBNetwork(EmbeddingNetwork):
                 f"the backbone has {channels} output channels; the bottleneck of the dropping branch needs a multiple of 4: "
                 "choose another backbone, or the global branch alone (model=baseline)"
             )
+        if "dropping" in branches and getattr(self.backbone, "pools", False):
+            raise ValueError(
+                f"the backbone {type(self.backbone).__name__} gives a vector for each image; the dropping branch needs a feature "
+                "map: choose another backbone (backbone=timm gives a transformer's map), or the global branch alone "
+                "(model=baseline)"
+            )
+        of_global = global_pooling or ("gem" if pooling == "gem" else "avg")
         self.branches = nn.ModuleDict()
         for name in branches:
             if name == "global":
-                branch: Branch = GlobalBranch(channels, num_classes, dims[name])
+                branch: Branch = GlobalBranch(channels, num_classes, dims[name], of_global, head)
             else:
-                branch = FeatureDroppingBranch(channels, num_classes, dims[name], dropping, pooling)
+                branch = FeatureDroppingBranch(channels, num_classes, dims[name], dropping, pooling, head)
             self.branches[MODULES[name]] = branch
         self.branch_names = tuple(branches)
         cast(Any, self).register_load_state_dict_pre_hook(_with_todays_keys)
-        self.branch_dims = tuple(dims[name] for name in branches)
+        self.branch_dims = tuple(cast(Branch, branch).embedding_dim for branch in self.branches.values())
 
     def forward(self, images: Tensor) -> dict[str, BranchOutput]:
         """Images (N, 3, H, W) to each branch's embedding and logits, for the losses."""

@@ -2,32 +2,17 @@
 
 from typing import Any, cast
 
-import torch
 import torchvision.models
 from torch import Tensor, nn
 
 from bdbnet.models.backbones.resnet import RESNETS, ResNetBackbone
 from bdbnet.models.backbones.timm import TimmBackbone, TimmEncoder
 from bdbnet.models.backbones.torchvision import TorchvisionBackbone
-from bdbnet.models.heads import BranchOutput
+from bdbnet.models.heads import BranchOutput, GeM
 from bdbnet.models.network import EmbeddingNetwork, MapLayer
 from bdbnet.models.weights import CheckpointError
 
 POOLINGS = ("avg", "gem", "none")
-
-
-class GeM(nn.Module):
-    """Generalised mean over a feature map (N, C, H, W), with a learnt power p: (mean of x^p)^(1/p), x at least 1e-6.
-
-    Radenovic et al., "Fine-Tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.p = nn.Parameter(torch.full((1,), 3.0))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features.clamp(min=1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
 
 
 class PooledNetwork(EmbeddingNetwork):

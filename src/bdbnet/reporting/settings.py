@@ -50,7 +50,9 @@ def varying_settings(settings: Sequence[Mapping[str, Any]]) -> Varying:
     Varying(keys=['dropping._target_'], rows=[['Identity'], ['DropBlock']])
     """
     keys = list(dict.fromkeys(key for row in settings for key in row))
-    columns = {key: [row.get(key, ABSENT) for row in settings] for key in keys}
+    # A setting that runs of earlier versions lack had its first value there.
+    absent = {key: ABSENT if (first := setting_of(_split(key)[1]).first) is None else first for key in keys}
+    columns = {key: [row.get(key, absent[key]) for row in settings] for key in keys}
     varied = [key for key in keys if len(set(map(key_of, columns[key]))) > 1]
     kept: list[str] = []
     for key in sorted(varied, key=lambda key: (not _is_choice(key), key.count("."))):

@@ -167,7 +167,9 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     A setting that is off (null, false, empty) counts as absent, so that a new switch does not give old results another
     identity. Of files the name counts, not the folder.
     """
-    unused = () if _drops(config) else _OF_THE_DROPPING_BRANCH
+    unused: tuple[str, ...] = () if _drops(config) else _OF_THE_DROPPING_BRANCH
+    if config.model.get("pooling") == "gem":  # of both branches
+        unused = tuple(key for key in unused if key != "model.pooling")
     # What makes no cell is left unresolved: the logger's folder and the run's name are only known to a running command.
     groups = {str(key): config[key] for key in config if setting_of(str(key)).cell != "no"}
     plain = {

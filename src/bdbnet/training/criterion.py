@@ -32,6 +32,8 @@ class BranchLosses(nn.Module):
         metric_weight: factor of the metric loss.
         softmax_weight: factor of the softmax loss; 0 leaves it out.
         label_smoothing: share of the target spread evenly over all identities (0.1 as in the released code).
+        center: branch name -> `CenterLoss`, or another loss that is added to the metric loss; empty: none.
+        center_weight: factor of these.
 
     Raises:
         ValueError: neither loss is left, or a weight or the smoothing is out of range.
@@ -46,10 +48,14 @@ class BranchLosses(nn.Module):
         metric_weight: float = 1.0,
         softmax_weight: float = 1.0,
         label_smoothing: float = 0.1,
+        center: Mapping[str, nn.Module] | None = None,
+        center_weight: float = 5e-4,
     ) -> None:
         super().__init__()
-        if metric_weight < 0 or softmax_weight < 0 or not 0 <= label_smoothing < 1:
-            raise ValueError("metric_weight and softmax_weight must be at least 0, label_smoothing in [0, 1)")
+        if min(metric_weight, softmax_weight, center_weight) < 0 or not 0 <= label_smoothing < 1:
+            raise ValueError(
+                "metric_weight, softmax_weight and center_weight must be at least 0, label_smoothing in [0, 1)"
+            )
         if (metric is None or metric_weight == 0) and softmax_weight == 0:
             raise ValueError("nothing to train with: no metric loss and softmax_weight=0")
         self._by_branch = isinstance(metric, Mapping)
@@ -59,6 +65,8 @@ class BranchLosses(nn.Module):
         modules = {branch: loss for branch, loss in losses.items() if isinstance(loss, nn.Module)}
         # In a ModuleDict the parameters of all are found; what is no module has none.
         self.metric: Any = metric if not self._by_branch else nn.ModuleDict(modules) if modules else losses
+        self.center = nn.ModuleDict(dict(center or {}))
+        self.center_weight = center_weight
         self.name = name
         self.metric_weight = metric_weight
         self.softmax_weight = softmax_weight
@@ -79,7 +87,7 @@ class BranchLosses(nn.Module):
     def of_own_rank(self, outputs: Mapping[str, Any], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Branch name -> embeddings (N, D) for the metric loss, in float32 at least; and their labels (N,)."""
         found = {name: output.embedding for name, output in outputs.items() if output.embedding is not None}
-        if self.metric is None:
+        if self.metric is None and not self.center:
             return {}, labels
         # Widened before the ranks' gradients are summed, not after.
         return {name: part if part.dtype == torch.float64 else part.float() for name, part in found.items()}, labels
@@ -87,7 +95,7 @@ class BranchLosses(nn.Module):
     def of_all_ranks(self, outputs: Mapping[str, Any], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The same over the images of all ranks, in rank order; gradients flow back to every rank."""
         embeddings, labels = self.of_own_rank(outputs, labels)
-        if self.metric is None or world_size() == 1:
+        if not embeddings or world_size() == 1:
             return embeddings, labels
         every_label = gather(labels)
         return {name: gather_with_gradient(embedding) for name, embedding in embeddings.items()}, every_label
@@ -99,11 +107,15 @@ class BranchLosses(nn.Module):
         parts: dict[str, Tensor] = {}
         terms: list[Tensor] = []
         for branch, output in outputs.items():
-            if branch in embeddings:
+            if branch in embeddings and self.metric is not None:
                 metric = self.metric[branch] if self._by_branch else self.metric
                 loss = metric_loss(metric, embeddings[branch], every_label)
                 parts[f"{self.name}_{branch}"] = loss
                 terms.append(self.metric_weight * loss)
+            if branch in embeddings and branch in self.center:
+                loss = metric_loss(self.center[branch], embeddings[branch], every_label)
+                parts[f"center_{branch}"] = loss
+                terms.append(self.center_weight * loss)
             if self.softmax_weight and output.logits is not None:
                 logits = output.logits if output.logits.dtype == torch.float64 else output.logits.float()
                 loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)

@@ -60,5 +60,7 @@ def _losses(module: TrainingModule) -> Iterator[str]:
     for branch, output in outputs.items():
         if criterion.metric is not None and output.embedding is not None:
             yield f"loss/{criterion.name}_{branch}"
+        if branch in criterion.center:
+            yield f"loss/center_{branch}"
         if criterion.softmax_weight and output.logits is not None:
             yield f"loss/softmax_{branch}"

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.config import ConfigError, arguments_of, check_class, instantiate, is_set, locate, without
+from bdbnet.losses.center import CenterLoss
 from bdbnet.models import EmbeddingNetwork
 from bdbnet.training.criterion import MetricLoss
 from bdbnet.training.schedules import LearningRate
@@ -58,6 +59,19 @@ def build_metric_loss(
         return cast(MetricLoss, instantiate(settings, **known))
     dims = _embedding_dims(network, list(config.dataset.image_size))
     return {branch: instantiate(settings, **{**known, **dict.fromkeys(lengths, dim)}) for branch, dim in dims.items()}
+
+
+def build_center_loss(config: DictConfig, network: EmbeddingNetwork, num_classes: int) -> dict[str, torch.nn.Module]:
+    """The centre loss of every branch that has a metric loss; empty without ``loss.center_weight``."""
+    if not config.loss.get("center_weight"):
+        return {}
+    rate = config.loss.get("center_rate")
+    dims = _embedding_dims(network, list(config.dataset.image_size))
+    if not dims:
+        raise ConfigError(
+            f"loss.center_weight={config.loss.center_weight}: this network has no branch with a metric loss; leave it out"
+        )
+    return {branch: CenterLoss(num_classes, dim, 0.5 if rate is None else rate) for branch, dim in dims.items()}
 
 
 def _embedding_dims(network: EmbeddingNetwork, size: list[int]) -> dict[str, int]:

@@ -137,9 +137,10 @@ def check_resumable(
     load_network(module.network, path)
     then, now = ({key: value for key, value in flatten(config) if setting_of(key).resume}
                  for config in (settings, module.record.config))  # fmt: skip
-    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    then, now = (_Completed(flat) for flat in (then, now))
+    changed = sorted(key for key in then.keys() | now.keys() if then[key] != now[key])
     if changed:
-        shown = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:6])
+        shown = "; ".join(f"{key} was {then[key]}, is {now[key]}" for key in changed[:6])
         raise ConfigError(
             f"{path} was trained with other settings: {shown}. Resume with those settings, or start a new run from its "
             f"weights with backbone.weights={path}"
@@ -165,6 +166,13 @@ def check_resumable(
             f"{path} was trained with trainer.sync_batchnorm={str(synced).lower()}, so the numbers would change. Resume with that, "
             "or ask for it: other_ranks=true"
         )
+
+
+class _Completed(dict[str, Any]):
+    """Settings by key, of which those that there were not yet have the value that they had without a key."""
+
+    def __missing__(self, key: str) -> Any:
+        return setting_of(key).first
 
 
 def _ranks(record: Mapping[str, Any]) -> int | None:

@@ -75,6 +75,7 @@ class CosineSchedule:
 
     Args:
         max_epochs: length of the run.
+        epochs: length for which ``warmup_epochs`` is given, which a run of another length scales; None: that of the run.
         warmup_epochs: epochs of rising rate; parts of an epoch count where the rate changes by step.
         min_factor: where the cosine ends.
 
@@ -86,7 +87,13 @@ class CosineSchedule:
     [0.5, 1.0, 1.0, 0.5, 0.024]
     """
 
-    def __init__(self, max_epochs: int, *, warmup_epochs: float = 0.0, min_factor: float = 0.0) -> None:
+    def __init__(
+        self, max_epochs: int, *, warmup_epochs: float = 0.0, min_factor: float = 0.0, epochs: int | None = None
+    ) -> None:
+        if epochs is not None:
+            if epochs < 1:
+                raise ValueError(f"epochs={epochs}: give a whole number of at least 1, or null")
+            warmup_epochs = warmup_epochs * max_epochs / epochs
         if not 0 <= warmup_epochs < max_epochs:
             raise ValueError(
                 f"warmup_epochs={warmup_epochs}: give at least 0 and less than the {max_epochs} epochs of the run"

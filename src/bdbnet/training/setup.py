@@ -13,7 +13,7 @@ from bdbnet.evaluation.trainer import on_gpu
 from bdbnet.models import EmbeddingNetwork, read_checkpoint
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.module import Recipe, Record, TrainingModule
-from bdbnet.training.objective import build_metric_loss, build_schedule, optimizer_factory
+from bdbnet.training.objective import build_center_loss, build_metric_loss, build_schedule, optimizer_factory
 
 
 def has_native_bfloat16(accelerator: str) -> bool:
@@ -113,6 +113,7 @@ def build_recipe(config: DictConfig, network: EmbeddingNetwork, num_classes: int
     criterion = BranchLosses(
         build_metric_loss(config, network, num_classes), name=loss.name, metric_weight=loss.metric_weight,
         softmax_weight=loss.softmax_weight, label_smoothing=loss.label_smoothing,
+        center=build_center_loss(config, network, num_classes), center_weight=loss.get("center_weight") or 0.0,
     )  # fmt: skip
     compiled = config.trainer.compile if config.trainer.compile != "auto" else False  # undecided: see `resolve_compile`
     return Recipe(criterion, optimizer_factory(config.optimizer), build_schedule(config), rate, compiled)
