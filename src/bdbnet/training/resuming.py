@@ -9,6 +9,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from bdbnet.config import ConfigError, flatten
 from bdbnet.evaluation.load import trained_with
+from bdbnet.loading.entries import without_places
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
 from bdbnet.results import BEST, HISTORY, LABEL_NAMES, LAST, PER_QUERY, PREVIOUS, REPORT, RESULT, TOP_K
 from bdbnet.settings import is_whole, setting_of
@@ -129,6 +130,7 @@ def check_resumable(
             f"backbone.weights={path}"
         )
     settings, trained_on = trained_with(checkpoint["bdbnet"], str(path)), checkpoint["bdbnet"].get("fingerprint")
+    _refuse_other_sets(settings, module.record.config, path)
     if trained_on is not None and trained_on != module.record.fingerprint:
         raise ConfigError(
             f"{path} was trained on other data: the dataset has changed since (fingerprint {str(trained_on)[:12]}, now "
@@ -137,7 +139,7 @@ def check_resumable(
     load_network(module.network, path)
     then, now = ({key: value for key, value in flatten(config) if setting_of(key).resume}
                  for config in (settings, module.record.config))  # fmt: skip
-    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    changed = sorted(key for key in then.keys() | now.keys() if _differs(key, then, now))
     if changed:
         shown = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:6])
         raise ConfigError(
@@ -164,6 +166,22 @@ def check_resumable(
         raise ConfigError(
             f"{path} was trained with trainer.sync_batchnorm={str(synced).lower()}, so the numbers would change. Resume with that, "
             "or ask for it: other_ranks=true"
+        )
+
+
+def _differs(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a setting is another one; a checkpoint from before there was its key has its first value."""
+    return bool(then.get(key, setting_of(key).first) != now.get(key))
+
+
+def _refuse_other_sets(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Raise ConfigError where a training was on another union of data sets, wherever these lie."""
+    before, here = ([without_places(str(entry)) for entry in config.get("union") or []] for config in (then, now))
+    if before != here:
+        first, own = (str(config["dataset"]["name"]) for config in (then, now))
+        raise ConfigError(
+            f"{path} was trained on {' and '.join([first, *before])}, this run is on {' and '.join([own, *here])}. Resume with the "
+            f"same dataset=, or start a new run from its weights with backbone.weights={path}"
         )
 
 
