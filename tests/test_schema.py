@@ -192,6 +192,8 @@ VALUES = {
         "backbone_rate": ([None, 0.1], [0, -1, "half"]),
         "overwrite": ([True], ["yes", 1, None]),
         "evaluations": ([[], ["cuhk03_detect"]], ["cuhk03_detect", [""], [3]]),
+        "union": ([[], ["msmt17_v2"]], ["msmt17_v2", [""], [3]]),
+        "sampler.balance": (["per_set"], ["set", None]),
         "dataset.image_size": ([[64, 32]], [64, [64], [64, 0], ["a", "b"]]),
         "dataset.drop_ratio": ([[0.3, 1], [None, None]], [[0.3], [1.5, 1], 0.3]),
         "dataset.root": (["a"], [3, "", ["a"]]),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,85 @@ def one_logger_each(arguments: Sequence[str]) -> list[str]:
         names = list(dict.fromkeys(re.findall(r"\w+", match[1]))) if match else []
         spelled += [f"logger={names[0]}", *(f"+logger@loggers.{n}={n}" for n in names[1:])] if names else [argument]
     return spelled
+
+
+#: Commands that take a list of data sets -> the key that has all but the first of it.
+SEVERAL_DATASETS = {"train": "union", "prepare": "union"}
+
+#: Settings of the group `dataset` that, typed beside a list of data sets, hold for each of them.
+_FOR_EACH_DATASET = frozenset(
+    {"image_size", "resize", "test_size", "pad_train", "pad_test", "protocol", "drop_ratio", "erasing"}
+)
+
+
+def one_dataset_each(arguments: Sequence[str], key: str) -> list[str]:
+    """Spell a list of data sets out for Hydra, which would merge them: the first is ``dataset``, others are entries of ``key``.
+
+    >>> one_dataset_each(["dataset=[market1501,'table dataset.manifest=my.csv']", "seed=2"], "union")
+    ['dataset=market1501', 'union=["table dataset.manifest=my.csv"]', 'seed=2']
+
+    Settings of an entry are its own; sizes, padding and protocol that are typed beside the list hold for each entry.
+
+    >>> one_dataset_each(["dataset=[a,b]", "dataset.pad_test=true"], "union")
+    ['dataset=a', 'union=["b dataset.pad_test=true"]', 'dataset.pad_test=true']
+
+    Raises:
+        ConfigError: a list that can't be read, one of a sweep, or a setting beside it that is of one data set alone.
+    """
+    typed = [argument for argument in arguments if re.match(r"dataset=.*[\[\]]", argument)]
+    if not typed:
+        return [*arguments]
+    entries = _entries(typed[0])
+    if len(typed) > 1:
+        raise ConfigError(f"{' '.join(typed)}: write one list of data sets")
+    if any(argument.lstrip("+").startswith(f"{key}=") for argument in arguments):
+        raise ConfigError(f"{key}= and {typed[0]}: the list says it; leave {key}= out")
+    words = [shlex.split(entry) for entry in entries]
+    beside = {argument: argument.partition("=")[0].lstrip("+") for argument in arguments}
+    shared = {argument: name for argument, name in beside.items() if name.startswith("dataset.")}
+    for argument, name in shared.items() if len(entries) > 1 else ():
+        if name.removeprefix("dataset.") not in _FOR_EACH_DATASET:
+            raise ConfigError(
+                f"{argument}: of which data set? Write it into its entry of the list: 'dataset=[\"{words[0][0]} {argument}\",...]'"
+            )
+    full = []
+    for name, *own in words:
+        keys = {each.partition("=")[0].lstrip("+") for each in own}
+        full.append([name, *(argument for argument, key_ in shared.items() if key_ not in keys), *own])
+    own_keys = {each.partition("=")[0].lstrip("+") for each in words[0][1:]}
+    further = [shlex.join(entry).replace("\\", "\\\\").replace('"', '\\"') for entry in full[1:]]
+    spelled: list[str] = []
+    for argument in arguments:
+        if argument == typed[0]:
+            spelled += [f"dataset={words[0][0]}", *quote_paths(words[0][1:])]
+            spelled += [f"{key}=[" + ",".join(f'"{entry}"' for entry in further) + "]"] if further else []
+        elif shared.get(argument) not in own_keys:
+            spelled.append(argument)
+    return spelled
+
+
+def _entries(argument: str) -> list[str]:
+    """The entries of a typed list of data sets.  Raises ConfigError."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        value, sweeps = override.value(), override.is_sweep_override()
+    except HydraException:
+        value, sweeps = None, False
+    if sweeps:
+        raise ConfigError(
+            f"{argument}: a sweep over lists of data sets; write -m dataset=a union=[],[b] for a alone and for the union"
+        )
+    if not isinstance(value, list) or not value or not all(isinstance(each, str) and each.strip() for each in value):
+        raise ConfigError(
+            f"{argument}: give names of data sets, an entry with settings in quotes: "
+            "'dataset=[market1501,\"table dataset.manifest=my.csv\"]'"
+        )
+    for entry in value:
+        try:
+            shlex.split(entry)
+        except ValueError as error:
+            raise ConfigError(f"{argument}: {entry}: {error}") from error
+    return value
 
 
 def of_agent(arguments: Sequence[str], environment: Mapping[str, str], *, named: bool = True) -> list[str]:

@@ -29,11 +29,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bdbnet import plugins
 from bdbnet.command_line import (
+    SEVERAL_DATASETS,
     check_form,
     is_multirun,
     keys_of,
     list_of_plugins,
     of_agent,
+    one_dataset_each,
     one_logger_each,
     typed_plugins,
     with_override,
@@ -376,6 +378,8 @@ def command(
             _tell(notes)
             remember_former_keys(sys.argv[1:])
             quoted = quote_paths(renamed)
+            if config_name in SEVERAL_DATASETS:
+                quoted = speaking(one_dataset_each)(quoted, SEVERAL_DATASETS[config_name])
             if config_name == "reproduce":  # loggers are a group of its trainings, not its own
                 spelled = [re.sub(r"^\+*logger=", "loggers=", argument) for argument in quoted]
             else:

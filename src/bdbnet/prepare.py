@@ -54,10 +54,34 @@ OmegaConf.register_new_resolver("dataset_help", dataset_help, replace=True)
 def main(cfg: DictConfig) -> None:
     """Extract `archive` (if given) into `dataset.root`, read the dataset there, print its counts and its faults.
 
-    Raises DatasetError if the archive or the folder can't be used, or if the check finds a fault.
+    With `union` it does so for each of several data sets.  Raises DatasetError if the archive or a folder can't be used, or if
+    the check finds a fault.
     """
     if "dataset" not in cfg:
         raise DatasetError(f"choose a dataset: add dataset=NAME with one of {', '.join(READERS)}. See also --help.")
+    if not cfg.union:
+        return _prepare(cfg)
+    from bdbnet.loading.entries import dataset_of
+
+    if cfg.archive is not None:
+        raise DatasetError("archive= is of one data set: set up each by itself, with dataset=NAME archive=FILE")
+    faulty: list[str] = []
+    several = [cfg.dataset, *(dataset_of(entry, str(cfg.data_root), "dataset") for entry in cfg.union)]
+    for dataset in several:
+        own = cfg.copy()
+        own.dataset = dataset
+        try:
+            _prepare(own)
+        except DatasetError as error:
+            faulty.append(str(error))
+        print()
+    if faulty:
+        raise DatasetError("\n\n".join(faulty))
+    return None
+
+
+def _prepare(cfg: DictConfig) -> None:
+    """Set up and check one data set.  Raises DatasetError."""
     manifest, left_out = _set_up(cfg)
     published = PUBLISHED_COUNTS.get(cfg.dataset.name, {})
     print(f"{manifest.name} in {manifest.root}\n")

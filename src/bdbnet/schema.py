@@ -197,6 +197,8 @@ TABLES: dict[str, Table] = {
         "overwrite": BOOLEAN,
         "evaluations": listed("data sets, such as [cuhk03_detect,msmt17_v2]",
                               Kind("", lambda value: isinstance(value, str) and bool(value.strip()))),
+        "union": listed("data sets, such as [msmt17_v2]",
+                        Kind("", lambda value: isinstance(value, str) and bool(value.strip()))),
         "dropping": CLASS,
         "loss.name": TEXT,
         "loss.per_class": BOOLEAN,
@@ -217,6 +219,7 @@ TABLES: dict[str, Table] = {
         **_LOGGERS,
         **_below("sampler", {
             "batch_size": whole(1), "images_per_identity": whole(1), "epoch": choice("identities", "images"),
+            "balance": choice("none", "per_set"),
         }),
         **_below("loading", _READING | _CACHING | {"on_error": choice("raise", "replace")}),
         **_below("evaluation", _EVALUATION),
@@ -260,6 +263,8 @@ TABLES: dict[str, Table] = {
         "dataset.erasing": ANYTHING,  # of training, and its classes take seconds to import
         "archive": PATHS | NULL,
         "check_images": BOOLEAN,
+        "union": listed("data sets, such as [msmt17_v2]",
+                        Kind("", lambda value: isinstance(value, str) and bool(value.strip()))),
         "data_root": PATH,
         "plugins": ANYTHING,
     },

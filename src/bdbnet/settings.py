@@ -76,10 +76,12 @@ SETTINGS = {
     "optimizer":                       Setting(True,  "yes",  "yes",  True),
     "optimizer.fused":                 Setting(False, "yes",  "yes",  True),
     "sampler":                         Setting(True,  "yes",  "yes",  True),
+    "sampler.balance":                 Setting(True,  "yes",  "yes",  True, first="none"),
     "schedule":                        Setting(True,  "yes",  "yes",  True),
     "schedule.max_epochs":             Setting(True,  "yes",  "own",  True, follows="trainer.max_epochs"),
     "seed":                            Setting(True,  "no",   "no",   True),   # runs that differ in it are one line
     "trainer.max_epochs":              Setting(True,  "yes",  "yes",  True),
+    "union":                           Setting(False, "yes",  "yes",  True),   # compared by the fingerprint
     # How it is evaluated. What history.csv holds of earlier epochs must have been evaluated alike.
     "evaluation.ap_at":                Setting(True,  "yes",  "yes",  True),
     "evaluation.before_training":      Setting(False, "no",   "yes",  True),

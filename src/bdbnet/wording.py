@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from bdbnet.results import Protocol, Result, metric_names, metric_of
 
@@ -74,9 +75,22 @@ def extras(protocol: Protocol) -> list[str]:
     return [words for words, given in parts.items() if given]
 
 
+def trained_on_lines(data: Mapping[str, Any]) -> list[str]:
+    """What a union of data sets consists of, as one line; none for a single set.
+
+    >>> trained_on_lines({"trained_on": [{"name": n, "identities": 3, "images": 1200} for n in "ab"]})
+    ['Trained on a (3 identities, 1,200 images) and b (3 identities, 1,200 images).']
+    """
+    sets = [
+        f"{each['name']} ({each['identities']:,} identities, {each['images']:,} images)"
+        for each in data.get("trained_on") or ()
+    ]
+    return [f"Trained on {' and '.join(sets)}."] if sets else []
+
+
 def further_lines(result: Result) -> list[str]:
-    """The metrics on further data sets, a line for each."""
-    return [
+    """What a union was trained on, and the metrics on further data sets, a line for each."""
+    return trained_on_lines(result.data) + [
         f"On {name}: {', '.join(f'{metric_of(key).title} {metric_of(key).text(metrics[key])}' for key in metric_names(metrics))}."
         for name, metrics in (result.further or {}).items()
     ]

@@ -90,6 +90,8 @@ class RunFacts:
         ``settings`` is the same for runs that differ in the seed alone.
         """
         data = {"name": self.data.get("name"), "fingerprint": self.data.get("fingerprint")}
+        if trained_on := self.data.get("trained_on"):
+            data["trained_on"] = "+".join(each["name"] for each in trained_on)
         counts = self.data.get("counts") or {}
         data |= {f"{role}_{what}": number for role, row in counts.items() for what, number in row.items()}
         flat = [(f"data_{key}", value) for key, value in data.items()]
@@ -258,7 +260,10 @@ def facts_of(
     dataset, loss = settled.get("dataset") or {}, settled.get("loss") or {}
     hydra = HydraConfig.get() if HydraConfig.instance().cfg is not None else None
     experiment = None if hydra is None or place is not None else hydra.runtime.choices.get("experiment")
-    tags = [str(tag) for tag in (dataset.get("name"), loss.get("name"), experiment) if tag not in (None, "none")]
+    union = [each["name"] for each in data.get("trained_on") or ()]
+    tags = [
+        str(tag) for tag in (dataset.get("name"), *union, loss.get("name"), experiment) if tag not in (None, "none")
+    ]
     if place is not None:
         return RunFacts(place.command, folder, settled, data, protocol, place.name, place.group,
                         (*dict.fromkeys([*tags, *place.tags]),), anew)  # fmt: skip

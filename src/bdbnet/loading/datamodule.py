@@ -15,15 +15,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bdbnet.datasets import Manifest
+from bdbnet.datasets.union import TrainingSets
 from bdbnet.loading.choosing import SHARE, choose_cache, free_memory
 from bdbnet.loading.loader import WorkerLoader, default_workers
-from bdbnet.loading.packed import CacheError, PackedImages, open_or_pack
+from bdbnet.loading.packed import CacheError, JoinedImages, PackedImages, open_or_pack
 from bdbnet.loading.packed_batches import PackedBatches
-from bdbnet.loading.sampler import IdentityBatchSampler
+from bdbnet.loading.sampler import IdentityBatchSampler, SamplerError
 from bdbnet.loading.samples import Batch, ImageDataset, show_on_device
 from bdbnet.loading.transforms import EvaluationTransform, TrainTransform, normalize
 
 CACHES = ("auto", "none", "packed", "device")
+BALANCES = ("none", "per_set")
 ON_ERROR = ("raise", "replace")
 
 
@@ -35,11 +37,20 @@ class Sampling:
         batch_size: images over all ranks, P x K.
         images_per_identity: K.
         epoch: what an epoch draws, `identities` or `images`.
+        balance: of several data sets, whether batches have as many identities of each: `per_set`, or `none`.
+
+    Raises:
+        ValueError: another word for `balance`.
     """
 
     batch_size: int = 128
     images_per_identity: int = 4
     epoch: Literal["identities", "images"] = "identities"
+    balance: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.balance not in BALANCES:
+            raise ValueError(f"sampler.balance is {self.balance!r}: choose one of {', '.join(BALANCES)}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,8 @@ class ReIDDataModule(pl.LightningDataModule):
     The test images are divided among the ranks without duplicates: the parts may differ by one image.  `channels_last`
     sets the memory format of the training images.
 
+    `sets` are the training images where these are of several data sets; the test images are those of `manifest` alone.
+
     The attribute `further_tests` may list further manifests with their transforms: their test images are evaluated after
     the own ones, from loaders of their own.
 
@@ -105,6 +118,7 @@ class ReIDDataModule(pl.LightningDataModule):
         train_transform: TrainTransform,
         test_transform: EvaluationTransform,
         *,
+        sets: TrainingSets | None = None,
         sampling: Sampling | None = None,
         reading: Reading | None = None,
         seed: int = 0,
@@ -114,7 +128,8 @@ class ReIDDataModule(pl.LightningDataModule):
         if seed < 0:
             raise ValueError(f"seed is {seed}: give 0 or more")
         self.manifest = manifest
-        self.train_manifest = manifest.subset("train")
+        self.training_sets = sets or TrainingSets((manifest,))
+        self.train_manifest = self.training_sets.train
         self.test_table = test_rows(manifest)
         self.further_tests: tuple[tuple[Manifest, EvaluationTransform], ...] = ()
         self.train_transform = train_transform
@@ -129,7 +144,7 @@ class ReIDDataModule(pl.LightningDataModule):
         """Training images of this rank, since the start, that were replaced by another of their identity."""
         self.waited = 0.0
         """Seconds for which this rank has waited for training batches, since the start."""
-        self._train_images: PackedImages | None = None
+        self._train_images: PackedImages | JoinedImages | None = None
         self._test_datasets: dict[int, ImageDataset] = {}
         self._test_batches: dict[int, PackedBatches] = {}
         self._cache = "" if self.reading.cache == "auto" else self.reading.cache
@@ -169,11 +184,18 @@ class ReIDDataModule(pl.LightningDataModule):
     def train_sampler(self, rank: int = 0, world_size: int = 1) -> IdentityBatchSampler:
         """What draws a rank's training batches.  Raises DatasetError without training images, and SamplerError."""
         self.manifest.require("train")
+        several, balanced = len(self.training_sets.members) > 1, self.sampling.balance == "per_set"
+        if balanced and not several:
+            raise SamplerError(
+                "sampler.balance=per_set: there is one data set; train on several with dataset=[a,b], or leave it out"
+            )
         return IdentityBatchSampler.from_batch_size(
             self.train_manifest.training_labels(),
             self.sampling.batch_size,
             self.sampling.images_per_identity,
             epoch=self.sampling.epoch,
+            sets=self.training_sets.sets if balanced else None,
+            set_names=self.training_sets.names,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
@@ -192,7 +214,7 @@ class ReIDDataModule(pl.LightningDataModule):
             replace=self.reading.on_error == "replace",
             decode_margin=self.reading.decode_margin,
         )
-        dataset.packed = self._train_images = self._packed(dataset, self.train_manifest, "train")
+        dataset.packed = self._train_images = self._packed_sets(dataset)
         dataset.on_device = self._fill_device()
         if self.cache != "none" and len(self.test_table):
             # Now, so that an unreadable image or a full disk is noticed before the first epoch and not after it.
@@ -271,7 +293,19 @@ class ReIDDataModule(pl.LightningDataModule):
         self._test_datasets[number] = dataset
         return dataset
 
-    def _packed(self, dataset: ImageDataset, manifest: Manifest, part: str) -> PackedImages | None:
+    def _packed_sets(self, dataset: ImageDataset) -> PackedImages | JoinedImages | None:
+        """The cache of the training images: of several data sets those that each has by itself."""
+        begin, found = 0, []
+        for part in self.training_sets.parts:
+            packed = self._packed(dataset, part, "train", begin)
+            if packed is None:
+                return None
+            begin += len(part.table)
+            found.append(packed)
+        return found[0] if len(found) == 1 else JoinedImages(found)
+
+    def _packed(self, dataset: ImageDataset, manifest: Manifest, part: str, begin: int = 0) -> PackedImages | None:
+        """The cache of the rows of `dataset` from `begin` on, which are those of `manifest`."""
         if self.cache == "none":
             return None
         try:
@@ -280,7 +314,7 @@ class ReIDDataModule(pl.LightningDataModule):
                 f"{manifest.name}-{part}",
                 manifest,
                 dataset.transform,
-                dataset.prepare,
+                lambda row: dataset.prepare(begin + row),
                 decode_margin=self.reading.decode_margin,
                 keep_going=dataset.replace,
             )

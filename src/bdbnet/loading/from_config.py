@@ -11,6 +11,7 @@ from bdbnet.datasets.inspection import match_advice, seen_once, seen_once_advice
 from bdbnet.loading.transforms import transforms_for
 
 if TYPE_CHECKING:
+    from bdbnet.datasets.union import TrainingSets
     from bdbnet.loading.datamodule import ReIDDataModule
 
 # What `dataset=table` leaves open follows from its protocol: the settings of section 4.1 and of section 4.2.1.
@@ -111,9 +112,14 @@ def is_reid(config: DictConfig) -> bool:
 
 
 def build_data(
-    config: DictConfig, manifest: Manifest, *, test_size: Any = None, channels_last: bool = False
+    config: DictConfig,
+    manifest: Manifest,
+    *,
+    test_size: Any = None,
+    channels_last: bool = False,
+    sets: "TrainingSets | None" = None,
 ) -> "ReIDDataModule":
-    """Data module for ``manifest`` with the transforms of its protocol.
+    """Data module for ``manifest`` with the transforms of its protocol; ``sets`` are trained on, where it is one of several.
 
     ``test_size`` (evaluation alone) is the size of a checkpoint's test images, to which the training settings need not fit.
     """
@@ -140,7 +146,14 @@ def build_data(
         )
         sampling, reading = Sampling(**(config.get("sampler") or {})), Reading(**config.loading)
         return ReIDDataModule(
-            manifest, train, test, sampling=sampling, reading=reading, seed=config.seed, channels_last=channels_last
+            manifest,
+            train,
+            test,
+            sets=sets,
+            sampling=sampling,
+            reading=reading,
+            seed=config.seed,
+            channels_last=channels_last,
         )
     except (TypeError, ValueError) as error:
         if is_ours(error):

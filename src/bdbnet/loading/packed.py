@@ -1,5 +1,6 @@
 """Cache of prepared images: one memory-mapped file per dataset, written once and shared by all processes."""
 
+import bisect
 import contextlib
 import errno
 import hashlib
@@ -8,10 +9,10 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from filelock import FileLock
@@ -61,6 +62,48 @@ class PackedImages:
     def __reduce__(self) -> tuple[Any, ...]:
         # A memory map would be pickled with all its pixels.
         return PackedImages, (self.folder, self.content)
+
+
+class JoinedImages:
+    """The caches of several sets as one, in their order: what `PackedImages` has, without a copy."""
+
+    def __init__(self, parts: Sequence[PackedImages]) -> None:
+        self.parts = tuple(parts)
+        ends = np.cumsum([len(part.images) for part in self.parts]).tolist()
+        self.unreadable = {
+            begin + row: reason
+            for begin, part in zip([0, *ends], self.parts)
+            for row, reason in part.unreadable.items()
+        }
+        self.images = _Rows([part.images for part in self.parts], ends)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JoinedImages, (self.parts,)
+
+
+class _Rows:
+    """Arrays (N, H, W, 3) one after the other, read by row or by a slice of rows."""
+
+    def __init__(self, arrays: Sequence[np.ndarray], ends: Sequence[int]) -> None:
+        self._arrays, self._ends = arrays, ends
+        self.shape = (ends[-1], *arrays[0].shape[1:])
+        self.nbytes = sum(array.nbytes for array in arrays)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, rows: int | slice) -> np.ndarray:
+        if isinstance(rows, slice):
+            begin, end, _ = rows.indices(len(self))
+            starts = [0, *self._ends]
+            found = [
+                array[max(begin - start, 0) : end - start]
+                for array, start, stop in zip(self._arrays, starts, self._ends)
+                if begin < stop and end > start
+            ]
+            return np.concatenate(found) if found else self._arrays[0][:0]
+        part = bisect.bisect_right(self._ends, rows)
+        return cast(np.ndarray, self._arrays[part][rows - (self._ends[part - 1] if part else 0)])
 
 
 def open_or_pack(

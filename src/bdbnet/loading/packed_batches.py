@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from bdbnet.loading.packed import PackedImages
 from bdbnet.loading.samples import Batch, ImageDataset
 
 _AHEAD = 2  # batches that are read before they are asked for
@@ -70,7 +71,7 @@ class PackedBatches:
 
     def _read(self, rows: range) -> Batch:
         packed = self.dataset.packed
-        assert packed is not None
+        assert isinstance(packed, PackedImages)  # a test set is of one data set
         shape = (len(rows), *packed.images.shape[1:])
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         np.copyto(images.numpy(), packed.images[rows.start : rows.stop : rows.step])

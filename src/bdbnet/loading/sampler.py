@@ -1,6 +1,6 @@
 """`IdentityBatchSampler`: batches of P identities with K images each, the same for any number of ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -26,6 +26,13 @@ class IdentityBatchSampler(Sampler[list[Draw]]):
     distributed evenly, at random, over the smallest number of batches in which no identity occurs twice, and free places
     are filled with random further identities.
 
+    With `sets` (N,), the number 0..S-1 of each row's data set, batches are balanced over S sets (`sampler.balance=per_set`): each
+    batch has P // S identities of every set, and of the first P % S sets one more, in random order.  An epoch is as long as
+    that of the set that needs most batches for its share alone, after the rule of `epoch`; the others begin again, in a new
+    random order, as often as that takes, and no identity is in a batch twice.  A set with fewer identities than its share is
+    refused.  Without `sets` the P identities are drawn from all sets alike, so that a set has as large a part of the batches
+    as of the identities.
+
     The order is a function of (seed, epoch) alone.  Every rank draws the share `rank` of each batch, P / world_size
     whole identities: the ranks' batches put side by side in rank order are the batch of a single process.
 
@@ -39,20 +46,29 @@ class IdentityBatchSampler(Sampler[list[Draw]]):
         images_per_identity: int = 4,
         *,
         epoch: Literal["identities", "images"] = "identities",
+        sets: np.ndarray | None = None,
+        set_names: Sequence[str] = (),
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         labels = np.asarray(labels)
-        order = np.argsort(labels, kind="stable")
-        identities, first = np.unique(labels[order], return_index=True)
-        _check_settings(len(identities), identities_per_batch, images_per_identity, rank, world_size)
+        _check_settings(len(np.unique(labels)), identities_per_batch, images_per_identity, rank, world_size)
         if epoch not in ("identities", "images"):
             raise SamplerError(f"sampler.epoch is {epoch!r}: choose identities or images")
-        self.rows_of_identity = np.split(order, first[1:])
+        covers_images = epoch == "images"
+        if sets is None:
+            rows = [np.arange(len(labels))]
+            shares = [identities_per_batch]
+        else:
+            rows = [np.flatnonzero(sets == number) for number in range(int(np.max(sets)) + 1)]
+            shares = _shares(labels, rows, identities_per_batch, images_per_identity, set_names)
+        self._drawers = [
+            _Drawer(labels[own], own, share, images_per_identity, covers_images=covers_images)
+            for own, share in zip(rows, shares)
+        ]
         self.identities_per_batch = identities_per_batch
         self.images_per_identity = images_per_identity
-        self.covers_images = epoch == "images"
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -67,6 +83,8 @@ class IdentityBatchSampler(Sampler[list[Draw]]):
         images_per_identity: int = 4,
         *,
         epoch: Literal["identities", "images"] = "identities",
+        sets: np.ndarray | None = None,
+        set_names: Sequence[str] = (),
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -82,6 +100,8 @@ class IdentityBatchSampler(Sampler[list[Draw]]):
             batch_size // images_per_identity,
             images_per_identity,
             epoch=epoch,
+            sets=sets,
+            set_names=set_names,
             seed=seed,
             rank=rank,
             world_size=world_size,
@@ -98,10 +118,7 @@ class IdentityBatchSampler(Sampler[list[Draw]]):
 
     def __len__(self) -> int:
         """Number of batches of an epoch."""
-        if not self.covers_images:
-            return len(self.rows_of_identity) // self.identities_per_batch
-        groups = self._groups_per_identity()
-        return int(max(-(-groups.sum() // self.identities_per_batch), groups.max()))
+        return max(map(len, self._drawers))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch = self.epoch
@@ -115,7 +132,42 @@ class IdentityBatchSampler(Sampler[list[Draw]]):
     def batches(self, epoch: int) -> np.ndarray:
         """The rows of all ranks' batches of an epoch, int64 (batches, P, K)."""
         generator = np.random.default_rng((self.seed, epoch))
+        if len(self._drawers) == 1:
+            return self._drawers[0].draw(generator)
+        shares = [drawer.draw_at_least(len(self), generator) for drawer in self._drawers]
+        whole = np.concatenate(shares, axis=1)
+        order = generator.permuted(np.tile(np.arange(whole.shape[1]), (len(whole), 1)), axis=1)
+        return np.take_along_axis(whole, order[:, :, None], axis=1)
+
+
+class _Drawer:
+    """Draws P identities x K images of one set of rows for each batch; see `IdentityBatchSampler`."""
+
+    def __init__(
+        self, labels: np.ndarray, rows: np.ndarray, identities: int, images: int, *, covers_images: bool
+    ) -> None:
+        order = np.argsort(labels, kind="stable")
+        first = np.unique(labels[order], return_index=True)[1]
+        self.rows_of_identity = np.split(rows[order], first[1:])
+        self.identities_per_batch = identities
+        self.images_per_identity = images
+        self.covers_images = covers_images
+
+    def __len__(self) -> int:
+        """Number of batches that the set needs."""
+        if not self.covers_images:
+            return len(self.rows_of_identity) // self.identities_per_batch
+        groups = self._groups_per_identity()
+        return int(max(-(-groups.sum() // self.identities_per_batch), groups.max()))
+
+    def draw(self, generator: np.random.Generator) -> np.ndarray:
+        """The rows of all batches, int64 (batches, P, K)."""
         return self._cover_images(generator) if self.covers_images else self._cover_identities(generator)
+
+    def draw_at_least(self, batches: int, generator: np.random.Generator) -> np.ndarray:
+        """The rows of so many batches; the set begins again as often as that takes."""
+        times = -(-batches // len(self))
+        return np.concatenate([self.draw(generator) for _ in range(times)])[:batches]
 
     def _cover_identities(self, generator: np.random.Generator) -> np.ndarray:
         order = generator.permutation(len(self.rows_of_identity))[: len(self) * self.identities_per_batch]
@@ -163,6 +215,26 @@ class IdentityBatchSampler(Sampler[list[Draw]]):
         if len(rows) >= size:
             return generator.choice(rows, size, replace=False)
         return np.concatenate([generator.permutation(rows), generator.choice(rows, size - len(rows))])
+
+
+def _shares(
+    labels: np.ndarray, rows: Sequence[np.ndarray], per_batch: int, images: int, names: Sequence[str]
+) -> list[int]:
+    """Identities of each set in a batch.  Raises SamplerError where a set has too few, or a batch has none for one."""
+    if per_batch < len(rows):
+        raise SamplerError(
+            f"sampler.balance=per_set: a batch has {per_batch} identities (sampler.batch_size / sampler.images_per_identity) for "
+            f"{len(rows)} data sets: set sampler.batch_size to at least {len(rows) * images}"
+        )
+    shares = [per_batch // len(rows) + (number < per_batch % len(rows)) for number in range(len(rows))]
+    for number, (own, share) in enumerate(zip(rows, shares)):
+        if (found := len(np.unique(labels[own]))) < share:
+            name = names[number] if names else f"set {number}"
+            raise SamplerError(
+                f"sampler.balance=per_set: a batch needs {share} identities of {name}, which has {found}: set "
+                f"sampler.batch_size to at most {found * len(rows) * images}, or sampler.balance=none"
+            )
+    return shares
 
 
 def _check_settings(identities: int, per_batch: int, images: int, rank: int, world_size: int) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from bdbnet.datasets import BOX_COLUMNS, Manifest
 from bdbnet.datasets.images import ImageError, read_image
-from bdbnet.loading.packed import PackedImages
+from bdbnet.loading.packed import JoinedImages, PackedImages
 from bdbnet.loading.transforms import TrainTransform
 
 Batch = dict[str, Tensor]
@@ -54,7 +54,7 @@ class ImageDataset(Dataset[Batch]):
         labels: np.ndarray | None = None,
         seed: int = 0,
         columns: Mapping[str, np.ndarray] | None = None,
-        packed: PackedImages | None = None,
+        packed: PackedImages | JoinedImages | None = None,
         on_device: bool = False,
         replace: bool = False,
         decode_margin: float | None = 2.0,
@@ -113,7 +113,7 @@ class ImageDataset(Dataset[Batch]):
 
     def prepare(self, row: int) -> np.ndarray:
         """The image of a row, decoded and prepared, uint8 (H, W, 3).  Raises ImageError."""
-        box = None if self.boxes is None else tuple(self.boxes[row].tolist())
+        box = None if self.boxes is None or self.boxes[row, 0] < 0 else tuple(self.boxes[row].tolist())
         if self.decode_margin is None:
             return self.transform.prepare(read_image(str(self.paths[row]), box=box))
         excess, margin = self.transform.excess, self.decode_margin

@@ -13,11 +13,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.checked import read_json
+from bdbnet.command_line import one_dataset_each
 from bdbnet.config import ConfigError, check_settings, compose_settings, flatten, quote_paths, shown_path
 from bdbnet.files import LOCK as LOCK
 from bdbnet.files import is_locked
+from bdbnet.loading.entries import dataset_of, without_places
 from bdbnet.renamed import TARGETS, first_key, first_name, rename_keys, todays_key, with_todays_keys
 from bdbnet.results import LAST, RESULT, Result, ResultError, read_result
+from bdbnet.run_names import shortened
 from bdbnet.settings import setting_of
 
 CELL, FAILURE = "cell.json", "failure.json"
@@ -147,14 +150,14 @@ def build_cell(overrides: Sequence[str], root: Path, *, code: str | None = None)
     content = json.dumps({"settings": named, "bdbnet": code}, sort_keys=True, default=str)
     key = hashlib.sha256(content.encode()).hexdigest()[:10]
     return Cell(
-        tuple(overrides), settings, root / str(config.dataset.name) / f"{_label(config)}-{key}", _absent(config), code
+        tuple(overrides), settings, root / _data_label(config) / f"{_label(config)}-{key}", _absent(config), code
     )
 
 
 @lru_cache(maxsize=1024)
 def compose_training(overrides: tuple[str, ...]) -> DictConfig:
     """The configuration of ``python -m bdbnet.train <overrides>``; not to be changed."""
-    arguments = quote_paths(with_todays_keys(overrides)[0])
+    arguments = one_dataset_each(quote_paths(with_todays_keys(overrides)[0]), "union")
     config = compose_settings("train", arguments)
     rename_keys(config)
     check_settings(config, "train")
@@ -185,7 +188,7 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
             continue
         if setting.cell == "file":
             value = [Path(path).name for path in value] if isinstance(value, list) else Path(value).name
-        flat[key] = value
+        flat[key] = [without_places(entry) for entry in value] if key == "union" else value
     return dict(sorted(flat.items()))
 
 
@@ -221,6 +224,11 @@ def _label(config: DictConfig) -> str:
     return "-".join(parts)
 
 
+def _data_label(config: DictConfig) -> str:
+    """The names of the data sets that are trained on, as a folder."""
+    return shortened("+".join([str(config.dataset.name), *(entry.split()[0] for entry in config.union)]), 100)
+
+
 def absent_data(dataset: DictConfig) -> str:
     """What a dataset's settings name that is not there; "" where all is, or is rendered when it is needed."""
     sources = dataset.get("manifest")
@@ -237,7 +245,8 @@ def _absent(config: DictConfig) -> str:
     weights = config.backbone.get("weights")
     if weights not in (None, "none", "imagenet") and not Path(weights).expanduser().is_file():
         return f"{weights}: no such file"
-    return absent_data(config.dataset)
+    sets = [config.dataset, *(dataset_of(entry, str(config.data_root), "dataset") for entry in config.union)]
+    return next((absent for each in sets if (absent := absent_data(each))), "")
 
 
 def _read_record(path: Path) -> dict[str, Any]:

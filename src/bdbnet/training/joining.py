@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from bdbnet import __version__
 from bdbnet.config import ConfigError, flatten
-from bdbnet.datasets import Manifest
+from bdbnet.datasets.union import TrainingSets
 from bdbnet.models import read_checkpoint
 from bdbnet.settings import setting_of
 from bdbnet.training.callbacks import TrainingError
@@ -38,16 +38,16 @@ _PATIENCE = 3.0
 Facts = Mapping[str, Any]
 
 
-def facts_of_rank(config: Mapping[str, Any], manifest: Manifest, resume: Path | None) -> Facts:
+def facts_of_rank(config: Mapping[str, Any], data: TrainingSets, resume: Path | None) -> Facts:
     """What has to be the same on all ranks.
 
     Args:
         config: plain settings.
-        manifest: data that are trained on.
+        data: that are trained on.
         resume: checkpoint from which the run resumes.
     """
-    rows = np.unique(np.linspace(0, len(manifest.paths) - 1, _SAMPLED).astype(int))
-    sizes = {manifest.paths[row]: _size(manifest.paths[row]) for row in rows.tolist()}
+    rows = np.unique(np.linspace(0, len(data.paths) - 1, _SAMPLED).astype(int))
+    sizes = {data.paths[row]: _size(data.paths[row]) for row in rows.tolist()}
     step = None if resume is None else f"{resume.name} of step {read_checkpoint(resume).get('global_step')}"
     return {
         "bdbnet": __version__,
@@ -55,7 +55,7 @@ def facts_of_rank(config: Mapping[str, Any], manifest: Manifest, resume: Path | 
         "PyTorch Lightning": version("pytorch-lightning"),
         "Python": platform.python_version().rpartition(".")[0],
         "checkpoint to resume from": step,
-        "fingerprint of the data": manifest.fingerprint,
+        "fingerprint of the data": data.fingerprint,
         "size in bytes of": sizes,
         "setting": {
             key: value for key, value in flatten(config) if setting_of(key).resume or key == "trainer.precision"

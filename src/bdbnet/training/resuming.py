@@ -9,6 +9,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from bdbnet.config import ConfigError, flatten
 from bdbnet.evaluation.load import trained_with
+from bdbnet.loading.entries import without_places
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
 from bdbnet.results import BEST, HISTORY, LABEL_NAMES, LAST, PER_QUERY, PREVIOUS, REPORT, RESULT, TOP_K
 from bdbnet.settings import is_whole, setting_of
@@ -129,6 +130,7 @@ def check_resumable(
             f"backbone.weights={path}"
         )
     settings, trained_on = trained_with(checkpoint["bdbnet"], str(path)), checkpoint["bdbnet"].get("fingerprint")
+    _refuse_other_sets(settings, module.record.config, path)
     if trained_on is not None and trained_on != module.record.fingerprint:
         raise ConfigError(
             f"{path} was trained on other data: the dataset has changed since (fingerprint {str(trained_on)[:12]}, now "
@@ -173,6 +175,17 @@ class _Completed(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         return setting_of(key).first
+
+
+def _refuse_other_sets(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Raise ConfigError where a training was on another union of data sets, wherever these lie."""
+    before, here = ([without_places(str(entry)) for entry in config.get("union") or []] for config in (then, now))
+    if before != here:
+        first, own = (str(config["dataset"]["name"]) for config in (then, now))
+        raise ConfigError(
+            f"{path} was trained on {' and '.join([first, *before])}, this run is on {' and '.join([own, *here])}. Resume with the "
+            f"same dataset=, or start a new run from its weights with backbone.weights={path}"
+        )
 
 
 def _ranks(record: Mapping[str, Any]) -> int | None:

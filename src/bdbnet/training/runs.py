@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdbnet.command_line import is_first
 from bdbnet.config import ConfigError, check_settings, plain
-from bdbnet.datasets import Manifest
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.evaluate import build_test_set, describe, write_outcome
 from bdbnet.evaluation.load import settings_of
@@ -49,6 +48,8 @@ from bdbnet.training.resuming import check_resumable, clear_folder, prepare_fold
 from bdbnet.training.setup import build_module, extra_callbacks, resolve_compile, resolve_precision
 from bdbnet.training.step import cache_folder
 from bdbnet.training.sync_norm import layer_sync_of
+from bdbnet.training.union import read_members, training_sets
+from bdbnet.wording import trained_on_lines
 
 
 @told_before_meeting()
@@ -89,7 +90,9 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
     resolve_precision(config)
     seed_everything(config.seed)
     manifest = build_manifest(config)
-    data = build_data(config, manifest, channels_last=config.trainer.channels_last)
+    members = read_members(config, manifest)
+    sets = training_sets(manifest, members)
+    data = build_data(config, manifest, sets=sets, channels_last=config.trainer.channels_last)
     compiling = resolve_compile(config, len(data.train_sampler()), resume)
     data.normalizes = not config.trainer.compile  # a compiled step does it
     network, loaded = build_network(config, data.num_classes)
@@ -101,19 +104,17 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
     embedder = Embedder(
         network, preprocessing, settings_of(config.evaluation), channels_last=bool(config.trainer.channels_last)
     )
-    further = further_tests(config, data.test_transform.image_size)
+    further = further_tests(config, data.test_transform.image_size, members)
     data.further_tests = tuple((each.manifest, each.transform) for each in further)
     tests = [build_test_set(config, manifest), *(each.test for each in further)]
-    module = build_module(config, embedder, tests, data.num_classes, manifest.fingerprint)
+    module = build_module(config, embedder, tests, data.num_classes, sets.fingerprint)
     here = resume is None or resume.parent.resolve() == folder.resolve()
     history, signals = History(folder, resumed_here=here), Signals()
     log = EpochLog(history)
     callbacks = _callbacks(config, folder, module, log, signals, resumed_here=here)
     trainer = build_trainer(config, folder, callbacks, layer_sync_of(config, network))
     data.train_sampler(world_size=trainer.world_size)  # refused here, before other ranks are started
-    rendezvous = Rendezvous(
-        trainer, lambda: facts_of_rank(plain(config), manifest, resume), config.trainer.join_seconds
-    )
+    rendezvous = Rendezvous(trainer, lambda: facts_of_rank(plain(config), sets, resume), config.trainer.join_seconds)
     trainer.strategy.checkpoint_io = CheckpointFiles()
     if resume is not None:
         synced = bool(config.trainer.sync_batchnorm)
@@ -130,8 +131,8 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
             _announce_ranks(config, network, trainer.world_size)
     module.configure_optimizers()  # tried before anything is deleted
     facts = facts_of(
-        "train", config, folder, data=describe(manifest), protocol=build_protocol(config, data).record(), place=place,
-        anew=bool(config.overwrite) and resume is None,
+        "train", config, folder, data=_described(data), protocol=build_protocol(config, data).record(),
+        place=place, anew=bool(config.overwrite) and resume is None,
     )  # fmt: skip
     with logged(trainer.loggers, facts) as log.run_log:
         # A job that SLURM has queued again resumes its own work. The first rank alone holds the folder's lock.
@@ -209,7 +210,7 @@ def _fit_and_record(
             trainer.validate(module, data, verbose=False)
             history.evaluate_last(trainer, module.metrics)
             log.send()
-        result = _record_training(config, folder, trainer, module, data.manifest, history)
+        result = _record_training(config, folder, trainer, module, history)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer, callbacks or logger: {error}") from error
     except torch.OutOfMemoryError as error:
@@ -247,7 +248,6 @@ def _record_training(
     folder: Path,
     trainer: pl.Trainer,
     module: TrainingModule,
-    manifest: Manifest,
     history: History,
 ) -> Result:
     data: ReIDDataModule = cast(Any, trainer).datamodule
@@ -266,7 +266,7 @@ def _record_training(
         plain=module.plain_metrics,
         protocol=build_protocol(config, data),
         checkpoint="last",
-        data=describe(manifest) | ({} if (count := history.replaced_images) is None else {"replaced_images": count}),
+        data=_described(data) | ({} if (count := history.replaced_images) is None else {"replaced_images": count}),
         config=module.record.config,
         seed=config.seed,
         before=history.before,
@@ -290,6 +290,12 @@ def _record_training(
     return result
 
 
+def _described(data: ReIDDataModule) -> dict[str, Any]:
+    """The data set whose test part is the run's own, and, of a union, all that is trained on."""
+    trained_on = data.training_sets.record()
+    return describe(data.manifest) | ({} if trained_on is None else {"trained_on": trained_on})
+
+
 def _announce(
     config: DictConfig,
     folder: Path,
@@ -301,6 +307,8 @@ def _announce(
     counts = data.manifest.counts()
     print(f"{data.manifest.name}: " + "; ".join(f"{role} {int(r['images'])} images of {int(r['identities'])} identities"
                                                  for role, r in counts.iterrows()))  # fmt: skip
+    for line in trained_on_lines(_described(data)):
+        print(line)
     train, test = data.train_transform, data.test_transform
     part = "" if train.prepared_size == train.image_size else f", a random part of {_size(train.image_size)}"
     print(f"images: train {_size(train.prepared_size)}{part}; test {_size(test.image_size)}")
