@@ -172,10 +172,10 @@ def _check_apart(names: Sequence[str], members: Sequence[Manifest]) -> None:
                     "ones: leave one of the two out"
                 )
     files = [_files(member) for member in members]
-    for (name, own), (other, theirs) in combinations(zip(names, files), 2):
-        _check_images(name, own, other, theirs)
-        _check_images(other, theirs, name, own)
-        _check_folders(name, own, other, theirs)
+    for (name, own), (name_of_other, theirs) in combinations(zip(names, files), 2):
+        _check_images(name, own, name_of_other, theirs)
+        _check_images(name_of_other, theirs, name, own)
+        _check_folders(name, own, name_of_other, theirs)
 
 
 def _files(manifest: Manifest) -> pd.DataFrame:
