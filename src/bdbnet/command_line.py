@@ -294,7 +294,7 @@ def one_logger_each(arguments: Sequence[str]) -> list[str]:
 
 
 #: Commands that take a list of data sets -> the key that has all but the first of it.
-SEVERAL_DATASETS = {"train": "union", "prepare": "union"}
+SEVERAL_DATASETS = {"train": "union", "prepare": "union", "evaluate": "evaluations"}
 
 #: Settings of the group `dataset` that, typed beside a list of data sets, hold for each of them.
 _FOR_EACH_DATASET = frozenset(

@@ -248,6 +248,8 @@ TABLES: dict[str, Table] = {
         "checkpoint": PATH | NULL,
         "features": PATH | NULL,
         "queries": PATH | NULL,
+        "evaluations": listed("data sets, such as [cuhk03_detect,msmt17_v2]",
+                              Kind("", lambda value: isinstance(value, str) and bool(value.strip()))),
         "image_size": SIZE | whole(1) | NULL,
         "analysis": BOOLEAN,
         "calibrate": BOOLEAN,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from bdbnet.reporting.table import Grid, as_text
 from bdbnet.results import Result, metric_heads, metric_names, metric_of
 from bdbnet.wording import BEST_CHECKPOINT, extras, further_lines
 
@@ -50,6 +51,14 @@ def metrics_table(result: Result) -> str:
         *extras(protocol),
     ]
     return "\n".join(["", *rows, *further_lines(result), *note, ", ".join(facts)])
+
+
+def several_table(results: Mapping[str, Result]) -> str:
+    """One network on several data sets: a line each, by what the set is called; a metric that a protocol lacks is a dash."""
+    names = list(dict.fromkeys(name for result in results.values() for name in metric_names(result.metrics)))
+    heads = ["", *metric_heads(names), metric_of("valid_queries").title]
+    rows = [[called, *_row(result.metrics, names)] for called, result in results.items()]
+    return "\n" + as_text(Grid("", heads, rows, [])).strip("\n")
 
 
 def _row(metrics: Mapping[str, float], names: list[str]) -> list[str]:
