@@ -150,6 +150,16 @@ def test_a_box_outside_of_the_frame(tmp_path: Path) -> None:
         (["1,1,5,5,nan,40", "1,1,5,5,0,40"], "line 1: '1,1,5,5,nan,40' is not"),
         (["1,1,5,5,0,40"], "line 1: the box is empty (0 x 40 pixels)"),
         (["99,1,5,5,20,40"], "line 1: frame 99 is not in"),
+        (
+            [
+                "1,1,5,5,20,40",
+                "4,1,5,5,20,40",
+                "1,2,5,5,20,40",
+                "2,3,5,5,20,40",
+                "2,4,5,5,20,40",
+            ],  # frame 2 is not used
+            "line 3: id 2 has the box of id 1 in frame 1, see line 1. Correct or remove one of the two lines",
+        ),
         (["1,1,5,5,20,40", "", "1,1,6,5,20,40"], "line 3: id 1 is in frame 1 a second time, first in line 1"),
     ],
 )

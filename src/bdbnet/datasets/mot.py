@@ -187,8 +187,10 @@ def _read_sequence(name: str, folder: Path, choice: _Choice) -> _Sequence:
         except _BadLineError as error:
             raise DatasetError(f"{file}, line {number}: {error}") from None
         if box is not None:
-            boxes.append((frame, person, *box))
-    table = pd.DataFrame(boxes, columns=["frame", "id", *BOX_COLUMNS]).sort_values(["frame", "id"], kind="stable")
+            boxes.append((frame, person, *box, number))
+    table = pd.DataFrame(boxes, columns=["frame", "id", *BOX_COLUMNS, "line"]).sort_values(
+        ["frame", "id"], kind="stable"
+    )
     return _Sequence(name, folder, table, files)
 
 
@@ -245,6 +247,20 @@ def _frame_size(folder: Path, files: dict[int, str]) -> tuple[int, int]:
         raise DatasetError(f"{first} can't be read ({error}). Extract the archive again.") from None
 
 
+def _refuse_equal_boxes(used: pd.DataFrame, file: Path) -> None:
+    """Raise DatasetError where two people of a frame have one box: they would be one image."""
+    by_line = used.sort_values("line")
+    place = ["frame", *BOX_COLUMNS]
+    again = by_line[by_line.duplicated(place)]
+    if len(again):
+        second = again.iloc[0]
+        first = by_line[(by_line[place] == second[place]).all(axis=1)].iloc[0]
+        raise DatasetError(
+            f"{file}, line {second['line']}: id {second['id']} has the box of id {first['id']} in frame {second['frame']}, see "
+            f"line {first['line']}. Correct or remove one of the two lines."
+        )
+
+
 def _rows(
     root: Path, sequences: Sequence[_Sequence], after: int, train: Collection[str]
 ) -> tuple[pd.DataFrame, dict[int, str]]:
@@ -256,6 +272,7 @@ def _rows(
     for sequence in sequences:
         start = min(sequence.files)
         used = sequence.boxes[(sequence.boxes["frame"] - start) % after == 0]
+        _refuse_equal_boxes(used, sequence.folder / _GROUND_TRUTH)
         ids, label = np.unique(used["id"], return_inverse=True)
         folder = sequence.folder.relative_to(root).as_posix()
         inside = _FRAMES if folder == "." else f"{folder}/{_FRAMES}"

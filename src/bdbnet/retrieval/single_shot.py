@@ -40,7 +40,8 @@ def single_shot_cmc(
         repeats: number of random galleries.
         seed: of the draws; the order of queries and the size of blocks do not change them.
         leave_out_drawn: for a set that is searched in itself (VehicleID, Liu et al. 2016): the images that are drawn are the
-            gallery of their repeat and all others are its queries; the mean is over repeats.
+            gallery of their repeat and all others are its queries; the mean is over repeats. Cameras do not count then, as in that
+            protocol: images of one camera may be each other's match.
 
     Returns:
         `rank{k}` for each of `ranks`, and `valid_queries`, those of one repeat.
