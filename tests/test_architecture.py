@@ -21,12 +21,12 @@ def imported_modules(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_two_files_talk_to_other_ranks(path):
+def test_three_files_talk_to_other_ranks(path):
     uses = {
         name for name in imported_modules(path) if name == "torch.distributed" or name.startswith("torch.distributed.")
     }
-    # What ranks say while they train, and how they meet before.
-    assert not uses or path in (SOURCE / "training" / "distributed.py", SOURCE / "training" / "joining.py")
+    # What ranks say while they train, how they meet before, and whether they are still there.
+    assert not uses or path in [SOURCE / "training" / name for name in ("distributed.py", "joining.py", "watching.py")]
 
 
 def test_the_scan_finds_what_it_looks_for():
