@@ -427,7 +427,8 @@ def test_the_command_writes_the_claims_and_leaves_the_summary_of_the_tables_alon
     assert all(read_result(folder / "result.json").seed == 1 for folder in folders)
     (tmp_path / "RESULTS.md").write_text("of another command")
     config = OmegaConf.create({
-        "table": None, "figure": None, "claims": str(mine.path), "budget": "toy", "seeds": [1], "overrides": [], "list": True, "version": None,
+        "table": None, "figure": None, "claims": str(mine.path), "budget": "toy", "seeds": [1],
+        "overrides": [], "list": True, "version": None,
         "overwrite": False, "summary": str(tmp_path / "RESULTS.md"), "runs_root": str(tmp_path / "runs"),
         "output_root": str(tmp_path / "outputs"), "weights_root": "weights",
     })  # fmt: skip
