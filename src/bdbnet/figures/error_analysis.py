@@ -118,7 +118,7 @@ def camera_matrix(
         values: (A, B) fractions, a row per query camera; None where there is no query.
         query_cameras, gallery_cameras: (A,) and (B,).
     """
-    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+    from matplotlib.colors import LinearSegmentedColormap
 
     numbers = 100 * np.array([[np.nan if value is None else value for value in row] for row in values])
     rows, columns = numbers.shape
@@ -129,25 +129,32 @@ def camera_matrix(
     figure.texts[0].set_y(1 - 0.24 / height)
     shades = LinearSegmentedColormap.from_list("cameras", [theme.lines[1], theme.background])
     axes.imshow(numbers, cmap=shades, vmin=0, vmax=100, aspect="auto")
+    write_numbers(axes, numbers, shades(numbers / 100), theme)
+    axes.set_xticks(range(columns), [str(camera) for camera in gallery_cameras])
+    axes.set_yticks(range(rows), [str(camera) for camera in query_cameras])
+    axes.set_xlabel("gallery camera", color=theme.text, fontsize=10.5)
+    axes.set_ylabel("query camera", color=theme.text, fontsize=10.5)
+    return figure
+
+
+def write_numbers(axes: "Axes", numbers: np.ndarray, colours: np.ndarray, theme: Theme) -> None:
+    """Write the numbers (R, C) into the cells of a matrix that are drawn in these colours (R, C, 4); NaN is a dash."""
+    from matplotlib.colors import to_rgb
+
     dark, light = sorted((theme.text, theme.background), key=lambda colour: _light(to_rgb(colour)))
-    for row, column in np.ndindex(rows, columns):
-        value = numbers[row, column]
-        cell = to_rgb(theme.background) if np.isnan(value) else shades(value / 100)
+    for row, column in np.ndindex(*numbers.shape):
+        missing = bool(np.isnan(numbers[row, column]))
+        cell = to_rgb(theme.background) if missing else colours[row, column]
         axes.text(
             column,
             row,
-            "-" if np.isnan(value) else f"{value:.1f}",
+            "-" if missing else f"{numbers[row, column]:.1f}",
             color=dark if _light(cell) > 0.22 else light,  # where both contrast alike
             fontsize=9.5,
             horizontalalignment="center",
             verticalalignment="center",
         )
     axes.grid(visible=False)
-    axes.set_xticks(range(columns), [str(camera) for camera in gallery_cameras])
-    axes.set_yticks(range(rows), [str(camera) for camera in query_cameras])
-    axes.set_xlabel("gallery camera", color=theme.text, fontsize=10.5)
-    axes.set_ylabel("query camera", color=theme.text, fontsize=10.5)
-    return figure
 
 
 def precision_histogram(counts: Sequence[int], *, theme: Theme = LIGHT) -> "Figure":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bdbnet.figures.curves import LIGHT, Theme, _axes, fit_left
-from bdbnet.figures.error_analysis import _light
+from bdbnet.figures.error_analysis import write_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def parameter_map(
     Raises:
         ValueError: values of another shape.
     """
-    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
 
     if [len(row) for row in values] != [len(x)] * len(y):
@@ -47,19 +47,11 @@ def parameter_map(
     low, high = (measured.min(), measured.max()) if measured.size else (0.0, 1.0)
     span = max(high - low, 1e-9)
     axes.imshow(numbers, cmap=shades, vmin=low, vmax=low + span, aspect="auto", origin="lower")
-    dark, light = sorted((theme.text, theme.background), key=lambda colour: _light(to_rgb(colour)))
-    for row, column in np.ndindex(*numbers.shape):
-        value = numbers[row, column]
-        cell = to_rgb(theme.background) if np.isnan(value) else shades((value - low) / span)
-        axes.text(
-            column, row, "-" if np.isnan(value) else f"{value:.1f}", color=dark if _light(cell) > 0.22 else light, fontsize=9.5,
-            horizontalalignment="center", verticalalignment="center",
-        )  # fmt: skip
+    write_numbers(axes, numbers, shades((numbers - low) / span), theme)
     if measured.size:
         row, column = np.unravel_index(int(np.nanargmax(numbers)), numbers.shape)
         frame = (float(column) - 0.46, float(row) - 0.46)
         axes.add_patch(Rectangle(frame, 0.92, 0.92, fill=False, edgecolor=theme.lines[1], linewidth=2.2))
-    axes.grid(visible=False)
     axes.set_xticks(range(len(x)), [f"{value:g}" for value in x])
     axes.set_yticks(range(len(y)), [f"{value:g}" for value in y])
     axes.set_xlabel(x_label, color=theme.text, fontsize=10.5)

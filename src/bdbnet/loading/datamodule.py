@@ -164,9 +164,8 @@ class ReIDDataModule(pl.LightningDataModule):
             device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
             tests = [self._test_set(number) for number in range(1 + len(self.further_tests))]
             sets = [(len(test_rows(manifest)), transform.prepared_size) for manifest, transform in tests]
-            if (
-                self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
-            ):  # an evaluation reads no training image
+            # An evaluation reads no training image.
+            if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
                 sets.append((len(self.train_manifest.table), self.train_transform.prepared_size))
             size = sum(count * height * width * 3 for count, (height, width) in sets)
             self._choose(*choose_cache(sum(count for count, _ in sets), size, device))
