@@ -26,7 +26,8 @@ def usage() -> str:
     """The list of the commands."""
     listed = "\n".join(f"  {name:<10} {does}" for name, does in COMMANDS.items())
     return (
-        f"usage: bdbnet COMMAND [KEY=VALUE ...]\n\n{listed}\n\nbdbnet COMMAND --help shows examples and all settings."
+        f"usage: bdbnet COMMAND [KEY=VALUE ...]\n\n{listed}\n\nbdbnet COMMAND --help shows examples and all settings.\n"
+        "bdbnet completion bash (or zsh, fish) prints what makes the Tab key complete commands, keys and choices."
     )
 
 
@@ -43,6 +44,8 @@ def main() -> None:
         from bdbnet import __version__
 
         print(f"bdbnet {__version__}")
+    elif name == "completion":
+        _complete(arguments)
     elif name in COMMANDS:
         sys.argv[1:] = arguments
         runpy.run_module(f"bdbnet.{name}", run_name="__main__", alter_sys=True)
@@ -50,6 +53,21 @@ def main() -> None:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         advice = f"did you mean bdbnet {near[0]}? " if near else ""
         print(f"error: bdbnet {name}: there is no such command; {advice}bdbnet --help lists them", file=sys.stderr)
+        sys.exit(1)
+
+
+def _complete(arguments: list[str]) -> None:
+    """``completion SHELL`` prints the shell's script, ``completion words LINE`` the words that fit a line's last one."""
+    from bdbnet.completion import SCRIPTS, START, fitting_words
+
+    if arguments[:1] == ["words"] and len(arguments) == 2:
+        print("\n".join(fitting_words(arguments[1], list(COMMANDS))))
+    elif len(arguments) == 1 and arguments[0] in SCRIPTS:
+        print(SCRIPTS[arguments[0]])
+    else:
+        typed = " ".join(["bdbnet completion", *arguments])
+        lines = "\n".join(f"  {line}" for line in START.values())
+        print(f"error: {typed}: name a shell, bash, zsh or fish. To have it in every shell:\n{lines}", file=sys.stderr)
         sys.exit(1)
 
 

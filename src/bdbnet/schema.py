@@ -19,15 +19,22 @@ class Kind(NamedTuple):
         advice: what to type instead of another one.
         fits: whether it is of this kind.
         builds: objects are built from it: every mapping in it that has a ``_target_`` is a class and its arguments.
+        words: all that may be typed, or, of a kind that takes other values too, the words among them.
     """
 
     advice: str
     fits: Callable[[Any], bool]
     builds: bool = False
+    words: tuple[str, ...] = ()
 
     def __or__(self, other: "Kind") -> "Kind":
         advice = f"{self.advice}, or {other.advice.removeprefix('give ')}"
-        return Kind(advice, lambda value: self.fits(value) or other.fits(value), self.builds or other.builds)
+        return Kind(
+            advice,
+            lambda value: self.fits(value) or other.fits(value),
+            self.builds or other.builds,
+            self.words + other.words,
+        )
 
 
 def whole(least: int | None = None, most: int | None = None) -> Kind:
@@ -61,7 +68,9 @@ def number(least: float | None = None, most: float | None = None, *, above: floa
 
 def choice(*names: str) -> Kind:
     """One of some words."""
-    return Kind(f"choose one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+    return Kind(
+        f"choose one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names, words=names
+    )
 
 
 def listed(advice: str, item: Kind, *, length: int | None = None, least: int = 0) -> Kind:
@@ -84,8 +93,8 @@ def _range(least: float | None, most: float | None) -> str:
     return "" if least is None else f" of at least {least}"
 
 
-NULL = Kind("null", lambda value: value is None)
-BOOLEAN = Kind("give true or false", lambda value: isinstance(value, bool))
+NULL = Kind("null", lambda value: value is None, words=("null",))
+BOOLEAN = Kind("give true or false", lambda value: isinstance(value, bool), words=("true", "false"))
 TEXT = Kind("give a name", lambda value: isinstance(value, str | int | float) and not isinstance(value, bool))
 PATH = Kind("give a file or folder", lambda value: isinstance(value, str) and bool(value.strip()))
 PATHS = PATH | listed("them", PATH, least=1)
