@@ -8,7 +8,7 @@ DEMO := outputs/demo
 FAST := datasets figures losses reporting retrieval test_architecture.py test_results.py test_settings.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast notebooks lint format bench clean
+.PHONY: help setup demo test test-fast notebooks lint format hooks bench clean
 
 help:  ## this list
 	@echo "bdbnet: everything is set up in $(VENV) at the first call (needs Python 3.11 or later: make PYTHON=python3.12 ...)"
@@ -52,6 +52,9 @@ lint: $(READY_DEV)  ## style, types, import contracts
 format: $(READY_DEV)  ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+hooks: $(READY_DEV)  ## have git run the checks of `make lint` before each commit
+	$(BIN)/pre-commit install
 
 bench: $(READY_DEV)  ## benchmarks; each prints a ratio against a peer or a floor measured in the same run
 	for script in experiments/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

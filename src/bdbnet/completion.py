@@ -120,7 +120,7 @@ def _files(begun: str) -> Iterator[str]:
 
 def _groups(command: str, conf: Path) -> dict[str, str]:
     """The groups of a command, and which choice each has unless one is typed."""
-    groups = {}
+    groups: dict[str, str] = {}
     for entry in _read(conf / f"{command}.yaml").get("defaults", ()):
         if isinstance(entry, Mapping):
             groups |= {str(group): str(choice) for group, choice in entry.items() if " " not in str(group)}
