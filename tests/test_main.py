@@ -1,5 +1,6 @@
 """The command `bdbnet`: it lists the commands and runs them."""
 
+import argparse
 import ast
 import re
 import subprocess
@@ -7,11 +8,13 @@ import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from bdbnet import __version__, train
 from bdbnet.__main__ import COMMANDS, main
+from bdbnet.command_line import LenientParser
 from bdbnet.schema import TABLES
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -88,3 +91,21 @@ def test_help_of_a_command_loads_no_torch():
         "sys.exit(bool({'torch', 'pandas', 'numpy', 'pyarrow'} & {*sys.modules}) or not gc.isenabled())"
     )
     assert "python -m bdbnet.train" in new_process(code)
+
+
+def test_a_help_text_that_is_no_string_is_taken(monkeypatch):
+    """As argparse of Python 3.14 checks it, which Hydra's own option does not pass."""
+
+    def check(self, action):
+        if action.help is not None and "%" not in action.help:
+            return
+
+    class NoText:
+        pass
+
+    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check, raising=False)
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", lambda self, help: self._check_help(Mock(help=help)))
+    with pytest.raises(TypeError):
+        argparse.ArgumentParser(add_help=False).add_argument(help=NoText())
+    LenientParser(add_help=False).add_argument(help=NoText())
+    LenientParser(add_help=False).add_argument(help="a text")

@@ -1,13 +1,16 @@
 """A command line before Hydra reads it: its form, paths in quotes, plugins, lists of loggers."""
 
+import argparse
 import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
+from hydra._internal import utils as hydra_utils
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -15,6 +18,19 @@ from hydra.errors import HydraException
 from bdbnet.plugins import PluginError
 from bdbnet.schema import TABLES, nearest
 from bdbnet.settings import ConfigError
+
+
+class LenientParser(argparse.ArgumentParser):
+    """A parser that takes a help text which is no string: Hydra 1.3 has one, and argparse of Python 3.14 refuses it."""
+
+    def _check_help(self, action: argparse.Action) -> None:
+        if action.help is None or isinstance(action.help, str):
+            super()._check_help(action)  # type: ignore[misc]
+
+
+if hasattr(argparse.ArgumentParser, "_check_help"):
+    # Hydra alone sees it.
+    hydra_utils.argparse = SimpleNamespace(**{**vars(argparse), "ArgumentParser": LenientParser})  # type: ignore[assignment]
 
 #: Key whose value is a regular expression.
 _PATTERN = "dataset.options.pattern"
