@@ -8,6 +8,7 @@ import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 from unittest.mock import Mock
 
 import pytest
@@ -109,3 +110,31 @@ def test_a_help_text_that_is_no_string_is_taken(monkeypatch):
         argparse.ArgumentParser(add_help=False).add_argument(help=NoText())
     LenientParser(add_help=False).add_argument(help=NoText())
     LenientParser(add_help=False).add_argument(help="a text")
+
+
+def test_embedding_and_metrics_need_no_package_of_training():
+    """docs/install.md promises it for an installation without them."""
+    code = """
+        import sys
+        from importlib.abc import MetaPathFinder
+
+        class Absent(MetaPathFinder):
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {"pytorch_lightning", "wandb", "torchmetrics", "matplotlib"}:
+                    raise ModuleNotFoundError(name)
+
+        sys.meta_path.insert(0, Absent())
+        import numpy as np
+        import bdbnet
+
+        embeddings = bdbnet.load("bdb_osnet_x0_25_synthetic").embed([np.zeros((64, 32, 3), np.uint8)] * 2)
+        print(bdbnet.reid_metrics(embeddings, embeddings.copy(), [1, 2], [1, 2], [1, 1], [2, 2])["valid_queries"])
+    """
+    assert new_process(dedent(code)) == "2\n"
+
+
+def test_the_page_explains_every_extra():
+    page = (CHECKOUT / "docs" / "install.md").read_text()
+    extras = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    listed = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)))
+    assert sorted(listed) == sorted(extras)
