@@ -138,3 +138,14 @@ def test_the_page_explains_every_extra():
     extras = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     listed = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)))
     assert sorted(listed) == sorted(extras)
+
+
+def test_a_reader_of_help_may_leave_early():
+    line = f"{sys.executable} -m bdbnet train --help | head -1; echo ${{PIPESTATUS[0]}}"
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "Trains a network and evaluates it. Without arguments: the Batch DropBlock Network on rendered toy data.",
+        "0",
+    ]
+    assert not done.stderr

@@ -395,7 +395,8 @@ def command(
                 if not config and asks_for_help(sys.argv[1:]):
                     typed = [argument for argument in sys.argv[1:] if argument not in FLAGS]
                     with _explained(config_name):
-                        print(help_text(config_name, typed, config_dir()))
+                        text = help_text(config_name, typed, config_dir())
+                    _print_for_reader(text)
                     return None
                 checks = f"++hydra.callbacks.check_settings._target_={__name__}.{CheckSettings.__name__}"
                 sys.argv[1:] = with_override(sys.argv[1:], checks)
@@ -412,6 +413,15 @@ def command(
         return entry
 
     return decorate
+
+
+def _print_for_reader(text: str) -> None:
+    """Print a text whose reader may leave early, as `head` and a pager do."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would write what is left when it ends, and say that it could not.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _collect_again() -> None:
