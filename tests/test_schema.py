@@ -190,6 +190,7 @@ VALUES = {
     "train": {
         "seed": ([0, 2**32 - 1], [-1, 2**32, 1.5, True, "a", None]),
         "backbone_rate": ([None, 0.1], [0, -1, "half"]),
+        "averaging.decay": ([None, 0.999], [0, 1, -0.1, 1.5, True, "slow"]),
         "overwrite": ([True], ["yes", 1, None]),
         "evaluations": ([[], ["cuhk03_detect"]], ["cuhk03_detect", [""], [3]]),
         "union": ([[], ["msmt17_v2"]], ["msmt17_v2", [""], [3]]),

@@ -162,7 +162,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 #: Entries of a checkpoint that have a digest of their own: who leaves one out, or changes another, still has a checkpoint.
-_DIGESTED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
+_DIGESTED = ("state_dict", "averaging", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
 _DIGESTS = "digests"
 _checked: set[tuple[object, ...]] = set()  # files of this process whose digests were found right
 
