@@ -323,6 +323,10 @@ def _announce(
         else {"none": "random weights"}.get(weights, f"{weights} weights")
     )
     print(f"network: {count_parameters(network) / 1e6:.2f} M parameters, {start}; {config.trainer.precision}")
+    if new := getattr(network.backbone, "new_layers", ()):
+        print(
+            f"new in the backbone, of random weights: {', '.join(new)} (non-local blocks, which add nothing at the start)"
+        )
     if config.averaging.decay is not None:
         print(f"weights: their moving average is evaluated and kept, of decay {config.averaging.decay}")
     print(f"run folder: {folder}" + (f", resuming from {resume}" if resume else ""))
