@@ -149,7 +149,7 @@ def test_the_average_is_evaluated_and_kept_and_the_training_is_as_without_it(
 
     assert result.config["averaging"] == {"decay": 0.5}
     assert result.before == read_result(finished_run / "result.json").before
-    config = tiny_config(f"checkpoint={tmp_path / 'run' / 'last.ckpt'}", "dataset=synthetic_reid", command="evaluate")
+    config = tiny_config(f"checkpoint={tmp_path / 'run' / 'last.ckpt'}", command="evaluate")
     assert evaluate(config, tmp_path / "evaluated").metrics == pytest.approx(result.metrics)
     embedder = bdbnet.load(tmp_path / "run" / "last.ckpt")
     assert equal(
