@@ -282,6 +282,10 @@ def test_a_metric_that_can_t_be_used_is_named(body, said, plugin):
             r"returned shape \(2, 3, 64, 32\); expected a feature map.*\(2, 8, H, W\)",
         ),
         ("self.out_channels = 8; self.output = lambda x: [x]", r"returned a list"),
+        (
+            "from bdbnet.models import FeatureMap; self.out_channels = 3; self.output = lambda x: FeatureMap(x, x[:, :, 0, :2])",
+            r"returned a token of shape \(2, 3, 2\); expected \(2, 3\)",
+        ),
         ("self.out_channels = 8; self.output = lambda x: x[9]", r"Odd fails on images \(2, 3, 64, 32\): IndexError"),
     ],
 )

@@ -263,9 +263,20 @@ def check_settings(config: DictConfig, command_name: str, typed: Collection[str]
                 raise ConfigError(f"{full} is filled in: leave it out")
             if takes_others or name in known or name.startswith("_") or full in BESIDE_CLASS:
                 continue
+            if choices := _choices_with(key, name):
+                raise ConfigError(
+                    f"{full}: {target} has no argument {name}; it is one of {key}={', '.join(choices)}. Leave it out (type ~{full} "
+                    f"where experiment= sets it), or choose one of these"
+                )
             near = nearest(full, [f"{key}.{each}" for each in known])
             advice = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known) or 'none'}"
             raise ConfigError(f"{full}: {target} has no argument {name}; {advice}")
+
+
+def _choices_with(group: str, name: str) -> list[str]:
+    """The choices of a group whose files have a key."""
+    paths = sorted((config_dir() / group).glob("*.yaml"))
+    return [path.stem for path in paths if name in (yaml.safe_load(path.read_text(encoding="utf-8")) or {})]
 
 
 def compose_settings(config_name: str, overrides: Sequence[str]) -> DictConfig:

@@ -128,6 +128,9 @@ _DEVICES = Kind(
 )
 _CUTOFFS = listed("whole numbers of at least 1, such as [1,5,10]", whole(1), least=1)
 _SCALES = listed("factors above 0, such as [1,1.5]", number(above=0)) | NULL
+_DECAY = Kind(
+    "give a number above 0 and below 1, such as 0.999", lambda value: number(above=0).fits(value) and value < 1
+)
 _OVERRIDES = listed("settings, such as [backbone.weights=none]", TEXT)
 
 Table = Mapping[str, Kind]
@@ -201,6 +204,7 @@ TABLES: dict[str, Table] = {
     "train": _PLACES | _DATASET | _NETWORK | {
         "seed": SEED,
         "backbone_rate": number(above=0) | NULL,
+        "averaging.decay": _DECAY | NULL,
         "ckpt_path": PATH | NULL,
         "other_ranks": BOOLEAN,
         "overwrite": BOOLEAN,

@@ -55,6 +55,7 @@ SETTINGS = {
     "verify":                          Setting(False, "yes",  "yes",  False),
     # What is trained.
     "augmentation":                    Setting(True,  "yes",  "yes",  True),
+    "averaging":                       Setting(True,  "yes",  "yes",  True),
     "backbone":                        Setting(True,  "yes",  "yes",  True),
     "backbone.weights":                Setting(False, "file", "yes",  True),
     "backbone_rate":                   Setting(True,  "yes",  "yes",  True),

@@ -7,6 +7,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from bdbnet.models import as_feature_map
+
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -21,7 +23,9 @@ def test_backbones(name: str) -> None:
     with torch.device("meta"):
         backbone = instantiate(config)
         rows, columns = {"torchvision": (3, 1), "timm": (2, 1)}.get(name, (4, 2))
-        assert backbone(torch.empty(1, 3, 64, 32)).shape == (1, backbone.out_channels, rows, columns)
+        found = as_feature_map(backbone(torch.empty(1, 3, 64, 32)))
+        assert found.map.shape == (1, backbone.out_channels, rows, columns)
+        assert (found.token is not None) == (name == "vit")
 
 
 @pytest.mark.parametrize("name", files("dropping"))

@@ -16,10 +16,15 @@ from torch import Tensor, nn
 from torchvision.models import ConvNeXt, SqueezeNet, SwinTransformer
 
 from bdbnet.config import ConfigError, config_dir, instantiate
+from bdbnet.evaluation.embedder import Embedder
+from bdbnet.evaluation.maps import MapError, energy_maps
+from bdbnet.loading import Preprocessing
 from bdbnet.models import (
+    BatchDropBlock,
     BDBNetwork,
     CheckpointError,
     ImageSizeError,
+    PCBNetwork,
     TimmBackbone,
     TorchvisionBackbone,
     initialize_from,
@@ -432,6 +437,73 @@ class TestNetworks:
         network = network.to(memory_format=torch.channels_last)
         last = network.embed(images().to(memory_format=torch.channels_last))
         assert (last - embeddings).abs().max() < 1e-4 * scale
+
+
+class TestClassToken:
+    @torch.no_grad()
+    def test_the_token_is_what_timm_pools_and_the_map_that_without_it(self) -> None:
+        torch.manual_seed(0)
+        model = lively(timm.create_model("vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True)).eval()
+        backbone, plain = (
+            TimmBackbone("vit_tiny_patch16_224", "none", token=token).eval() for token in ("class", None)
+        )
+        for each in (backbone, plain):
+            each.model.load_state_dict(model.state_dict())
+        found = backbone(images())
+        assert torch.equal(found.token, model(images()))
+        assert torch.equal(found.map, plain(images()))
+        assert found.map.shape == (2, 192, 4, 2)
+
+    def test_the_global_branch_takes_the_token_and_the_dropping_branch_the_map(self) -> None:
+        torch.manual_seed(0)
+        network = BDBNetwork(3, TimmBackbone("test_vit", "none", token="class"), head="bnneck").eval()
+        found, outputs = network.backbone(images(96, 64)), network(images(96, 64))
+        assert torch.equal(outputs["global"].embedding, found.token)
+        assert torch.equal(outputs["dropping"].embedding, network.branches.dropping(found.map).embedding)
+        parts = network.embed(images(96, 64)).split(network.branch_dims, dim=1)
+        assert torch.equal(parts[0], network.branches.global_.neck.norm(found.token))
+        outputs["global"].embedding.sum().backward()
+        unused = [name for name, parameter in network.backbone.named_parameters() if parameter.grad is None]
+        assert not unused  # one would stop training on several GPUs
+
+    def test_the_drop_layer_leaves_the_token_alone(self) -> None:
+        torch.manual_seed(0)
+        network = BDBNetwork(3, TimmBackbone("test_vit", "none", token="class"), dropping=BatchDropBlock(1.0, 1.0))
+        outputs = network.train()(images(96, 64, count=4))
+        assert network.branches.dropping.map(network.backbone(images(96, 64)).map).count_nonzero() == 0
+        assert outputs["global"].embedding.count_nonzero() > 0
+
+    def test_stripes_are_of_the_map(self) -> None:
+        torch.manual_seed(0)
+        backbone = TimmBackbone("test_vit", "none", token="class").eval()
+        network = PCBNetwork(3, backbone, parts=2).eval()
+        halves = backbone(images(96, 64)).map.unflatten(2, (2, 3)).mean((3, 4))
+        torch.testing.assert_close(network.embed(images(96, 64)), halves.transpose(1, 2).flatten(1))
+
+    def test_a_token_has_no_map_but_the_last_blocks_tokens_have(self) -> None:
+        network = BDBNetwork(3, TimmBackbone("test_vit", "none", token="class"), ["global"]).eval()
+        embedder = Embedder(network, Preprocessing((96, 64)))
+        pixels = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
+        with pytest.raises(MapError, match=r"no feature map \(its output is \(1, 64\)\): tokens=true"):
+            energy_maps(embedder, pixels)
+        assert energy_maps(embedder, pixels, tokens=True)["global"].shape == (2, 6, 4)
+
+    @pytest.mark.parametrize(
+        ("name", "settings", "message"),
+        [
+            ("swin_tiny_patch4_window7_224", {"token": "class"}, r"has no class token: leave out backbone\.token"),
+            ("test_vit", {"token": "mean"}, "token=mean of a backbone of timm: choose class, or null"),
+            ("test_vit", {"token": "class", "map": "last_stage"}, "beside map=head alone"),
+        ],
+    )
+    def test_a_token_that_there_is_not(self, name: str, settings: dict[str, str], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            TimmBackbone(name, "none", **settings)
+
+    def test_a_token_is_not_pooled(self) -> None:
+        backbone = TimmBackbone("test_vit", "none", token="class")
+        with pytest.raises(ValueError, match=r"leave model\.global_pooling out, or set backbone\.token=null"):
+            BDBNetwork(3, backbone, ["global"], global_pooling="gem")
 
 
 def test_channels_that_the_dropping_branch_cannot_divide() -> None:

@@ -13,6 +13,7 @@ from bdbnet.training.callbacks import History
 from bdbnet.training.objective import build_schedule
 from bdbnet.training.runs import train
 from bdbnet.training.schedules import by_step
+from modules import training_module
 
 
 def test_the_paper_s_rates_by_epoch():
@@ -204,3 +205,29 @@ def test_a_warm_up_of_another_length_is_scaled():
     assert CosineSchedule(20, warmup_epochs=6).warmup == 6
     with pytest.raises(ValueError, match="epochs=0"):
         CosineSchedule(20, epochs=0)
+
+
+def test_adamw_with_a_cosine_takes_the_steps_of_its_formula(tiny_config):
+    """Rates of torch's own cosine, and decoupled weight decay (Loshchilov and Hutter, 2019), in double precision."""
+    config = tiny_config(
+        "model=baseline", "optimizer=adamw", "optimizer.weight_decay=0.5", "schedule=cosine", "trainer.max_epochs=4"
+    )
+    module = training_module(config).double()
+    made = module.configure_optimizers()
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    weight = next(module.network.parameters())
+    expected, first, second = weight.detach().clone(), torch.zeros_like(weight), torch.zeros_like(weight)
+    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(other, T_max=1000)  # steps of a run that has no trainer yet
+    for step in range(1, 6):
+        weight.grad = torch.randn_like(weight)
+        rate = cosine.get_last_lr()[0]
+        assert scheduler.get_last_lr() == pytest.approx([rate])
+        first = 0.9 * first + 0.1 * weight.grad
+        second = 0.999 * second + 0.001 * weight.grad**2
+        expected = expected - rate * 0.5 * expected
+        expected = expected - rate * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected)
+        for each in (other, scheduler, cosine):
+            each.step()

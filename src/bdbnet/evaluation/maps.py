@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdbnet.models import EmbeddingNetwork, MapLayer
+from bdbnet.models import EmbeddingNetwork, FeatureMap, MapLayer
 
 if TYPE_CHECKING:
     from bdbnet.evaluation.embedder import Embedder
@@ -279,10 +279,14 @@ def _layers(network: EmbeddingNetwork, tokens: bool, inputs: Tensor) -> dict[str
 
 
 def _output_shapes(network: EmbeddingNetwork, inputs: Tensor) -> dict[str, tuple[int, ...]]:
+    """Shapes of what the branches see; of a backbone with a class token the backbone's is the token's."""
     places = {name: _Layer(place, _as_it_is) for name, place in network.map_layers().items()}
     with torch.no_grad(), _recorded(places, as_leaves=False) as found:
         network.embed(inputs[:1])
-    return {name: tuple(output.shape) for name, output in found.items()}
+    seen: dict[str, Any] = {
+        name: output.token if isinstance(output, FeatureMap) else output for name, output in found.items()
+    }
+    return {name: tuple(output.shape) for name, output in seen.items()}
 
 
 def _as_it_is(output: Tensor) -> Tensor:

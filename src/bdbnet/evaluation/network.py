@@ -4,7 +4,7 @@ import torch
 from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError, arguments_of, check_class, instantiate, is_set, locate, without
-from bdbnet.models import EmbeddingNetwork, initialize_from
+from bdbnet.models import EmbeddingNetwork, FeatureMap, initialize_from
 from bdbnet.settings import is_whole
 
 #: Groups of a configuration that a network is built from.
@@ -71,6 +71,12 @@ def _check_feature_map(backbone: torch.nn.Module, name: str, size: list[int]) ->
         ) from error
     finally:
         backbone.train(training)
+    if isinstance(found, FeatureMap):
+        if found.token is not None and found.token.shape != (2, backbone.out_channels):
+            raise ConfigError(
+                f"backbone {name} returned a token of shape {tuple(found.token.shape)}; expected (2, {backbone.out_channels})"
+            )
+        found = found.map
     if not isinstance(found, torch.Tensor):
         raise ConfigError(f"backbone {name} returned a {type(found).__name__}; {expected}")
     if found.ndim != 4 or found.shape[:2] != (2, backbone.out_channels):

@@ -5,12 +5,14 @@ from typing import Any
 from bdbnet.models.backbones import (
     Backbone,
     FastReIDBackbone,
+    FeatureMap,
     ImageSizeError,
     OSNetBackbone,
     ResNetBackbone,
     TimmBackbone,
     TimmEncoder,
     TorchvisionBackbone,
+    as_feature_map,
 )
 from bdbnet.models.bdb import BDBNetwork
 from bdbnet.models.drop_layers import BatchDropBlock, BatchDropout, DropBlock, Dropout, SpatialDropout
@@ -39,6 +41,7 @@ __all__ = [
     "EmbeddingNetwork",
     "FastReIDBackbone",
     "FeatureDroppingBranch",
+    "FeatureMap",
     "Format",
     "GlobalBranch",
     "ImageSizeError",
@@ -53,6 +56,7 @@ __all__ = [
     "TimmEncoder",
     "TimmNetwork",
     "TorchvisionBackbone",
+    "as_feature_map",
     "initialize_from",
     "known_format",
     "load_network",

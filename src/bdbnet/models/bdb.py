@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bdbnet.models.backbones.base import as_feature_map
 from bdbnet.models.heads import BranchOutput, FeatureDroppingBranch, GlobalBranch
 from bdbnet.models.network import EmbeddingNetwork, MapLayer, build_backbone
 from bdbnet.renamed import todays_module
@@ -18,6 +19,8 @@ MODULES = {"global": "global_", "dropping": "dropping"}
 
 class BDBNetwork(EmbeddingNetwork):
     """A backbone whose feature map T goes to a global branch and a feature dropping branch.
+
+    Of a backbone with a class token (`FeatureMap`) the global branch takes the token, without pooling.
 
     Args:
         num_classes: identities of the training set; 0 leaves the classifiers out.
@@ -32,7 +35,7 @@ class BDBNetwork(EmbeddingNetwork):
 
     Raises:
         ValueError: unknown backbone, branch, pooling or head; no branch or one named twice; a dropping branch on a backbone
-            whose channels are not a multiple of 4.
+            whose channels are not a multiple of 4; a pooling of the global branch on a backbone with a class token.
     """
 
     def __init__(
@@ -67,6 +70,11 @@ class BDBNetwork(EmbeddingNetwork):
                 "map: choose another backbone (backbone=timm gives a transformer's map), or the global branch alone "
                 "(model=baseline)"
             )
+        if global_pooling is not None and getattr(self.backbone, "token", None) is not None:
+            raise ValueError(
+                f"global_pooling={global_pooling}: the global branch takes the class token of the backbone and pools nothing; "
+                "leave model.global_pooling out, or set backbone.token=null"
+            )
         of_global = global_pooling or ("gem" if pooling == "gem" else "avg")
         self.branches = nn.ModuleDict()
         for name in branches:
@@ -81,13 +89,19 @@ class BDBNetwork(EmbeddingNetwork):
 
     def forward(self, images: Tensor) -> dict[str, BranchOutput]:
         """Images (N, 3, H, W) to each branch's embedding and logits, for the losses."""
-        features = self.backbone(images)
-        return {name: branch(features) for name, branch in zip(self.branch_names, self.branches.values())}
+        seen = self._seen_by_branches(images)
+        return {name: branch(seen[name]) for name, branch in zip(self.branch_names, self.branches.values())}
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to embeddings (N, embedding_dim): those of the branches, concatenated, not normalised."""
-        features = self.backbone(images)
-        return torch.cat([cast(Branch, branch).embed(features) for branch in self.branches.values()], dim=1)
+        seen = self._seen_by_branches(images)
+        branches = zip(self.branch_names, self.branches.values())
+        return torch.cat([cast(Branch, branch).embed(seen[name]) for name, branch in branches], dim=1)
+
+    def _seen_by_branches(self, images: Tensor) -> dict[str, Tensor]:
+        """What each branch sees of images (N, 3, H, W): the map (N, C, h, w), the global one any class token (N, C)."""
+        found = as_feature_map(self.backbone(images))
+        return {"global": found.map if found.token is None else found.token, "dropping": found.map}
 
     def map_layers(self) -> dict[str, MapLayer]:
         """The global branch's map is the backbone's; the dropping branch's that of its bottleneck, before the drop layer."""

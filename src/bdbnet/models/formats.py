@@ -109,6 +109,13 @@ def resnet_name(state: Mapping[str, Tensor]) -> str | None:
     return _RESNETS.get((blocks, "layer1.0.conv3.weight" in state))
 
 
+def non_local_blocks(state: Mapping[str, Tensor]) -> tuple[list[int], int]:
+    """Non-local blocks of a ResNet's four stages, and their inner channels (1 where there are none)."""
+    blocks = [len({key.split(".")[1] for key in state if key.startswith(f"NL_{stage}.")}) for stage in (1, 2, 3, 4)]
+    inner = next((rows(state, key) for key in state if key.startswith("NL_") and key.endswith(".theta.weight")), 1)
+    return blocks, inner
+
+
 def rows(state: Mapping[str, Tensor], key: str) -> int:
     """Rows of a weight; 0 where it is not there, or is a mere number."""
     return state[key].shape[0] if key in state and state[key].ndim else 0
@@ -280,10 +287,9 @@ def _fast_reid(state: Mapping[str, Tensor], name: str) -> Format | None:
             said = "is in the preprocessing" if key in ("pixel_mean", "pixel_std") else _CLASSIFIER
             left_out[key] = said if key.startswith(("pixel", "heads.")) else _COUNTED
     gem = "heads.pool_layer.p" in state
-    blocks = [len({key.split(".")[1] for key in backbone if key.startswith(f"NL_{stage}.")}) for stage in (1, 2, 3, 4)]
+    blocks, inner = non_local_blocks(backbone)
     recipe, preprocessing, assumed, uncertain = _fast_reid_preprocessing(state, name, gem and any(blocks))
     model = {**_POOLED, "pooling": "gem" if gem else "avg", "neck": True}
-    inner = next((tensor.shape[0] for key, tensor in backbone.items() if key.endswith(".theta.weight")), 1)
     return Format(
         program=f"fast-reid ({recipe})",
         keys=keys,

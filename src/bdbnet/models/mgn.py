@@ -34,7 +34,7 @@ class MGNNetwork(EmbeddingNetwork):
         embedding_dim: length that each vector is reduced to.
 
     Raises:
-        ValueError: the backbone is not a ResNet.
+        ValueError: the backbone is not a ResNet, or has non-local blocks.
     """
 
     def __init__(self, num_classes: int, backbone: str | nn.Module = "resnet50", *, embedding_dim: int = 256) -> None:
@@ -46,6 +46,10 @@ class MGNNetwork(EmbeddingNetwork):
                 "backbone=resnet50"
             )
         self.backbone: ResNetBackbone = backbone
+        if any(backbone.non_local):
+            raise ValueError(
+                f"MGN has no non-local blocks, but the backbone has {[*backbone.non_local]}: leave backbone.non_local out"
+            )
         self.copies = nn.ModuleDict()
         self.branches = nn.ModuleDict()
         for name, parts in GRANULARITIES.items():

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from bdbnet.models.backbones.base import as_feature_map
 from bdbnet.models.heads import BranchOutput, PartHead, stripes
 from bdbnet.models.network import EmbeddingNetwork, build_backbone
 
@@ -67,11 +68,11 @@ class PCBNetwork(EmbeddingNetwork):
         self._frozen = False
 
     def forward(self, images: Tensor) -> dict[str, BranchOutput]:
-        pooled = self._pool(self.backbone(images))
+        pooled = self._pool(as_feature_map(self.backbone(images)).map)
         return {name: head(vector) for (name, head), vector in zip(self.branches.items(), pooled, strict=True)}
 
     def embed(self, images: Tensor) -> Tensor:
-        pooled = self._pool(self.backbone(images))
+        pooled = self._pool(as_feature_map(self.backbone(images)).map)
         if self.descriptor == "reduced":
             heads = (cast(PartHead, head) for head in self.branches.values())
             pooled = [head.embed(vector) for head, vector in zip(heads, pooled, strict=True)]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bdbnet.models.backbones.osnet import WIDTHS
 from bdbnet.models.bdb import MODULES
-from bdbnet.models.formats import Format, bdb_model, known_format, resnet_name, rows
+from bdbnet.models.formats import Format, bdb_model, known_format, non_local_blocks, resnet_name, rows
 from bdbnet.models.weights import FAST_REID_HEADS, CheckpointError
 
 _SHOWN = 6
@@ -75,4 +75,6 @@ def _backbone(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     name = resnet_name(state)
     if name is None:
         return None
-    return {"_target_": "bdbnet.models.ResNetBackbone", "name": name, "weights": "none", "last_stride": 1}
+    blocks, inner = non_local_blocks(state)
+    attention = {"non_local": blocks, "non_local_channels": inner} if any(blocks) else {}
+    return {"_target_": "bdbnet.models.ResNetBackbone", "name": name, "weights": "none", "last_stride": 1, **attention}

@@ -74,6 +74,19 @@ class _OfAnotherLibrary(Protocol):
     def own_keys(self, state: dict[str, Tensor], source: str) -> dict[str, Tensor]: ...
 
 
+@runtime_checkable
+class _Extended(Protocol):
+    """A backbone with layers that the network of its name does not have.
+
+    Attributes:
+        added_layers: their names.
+        new_layers: names of those that the starting weights did not have.
+    """
+
+    added_layers: tuple[str, ...]
+    new_layers: tuple[str, ...]
+
+
 class CheckpointError(ValueError):
     """A file of weights that is missing, unreadable, unsafe to read or of another architecture."""
 
@@ -162,7 +175,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 #: Entries of a checkpoint that have a digest of their own: who leaves one out, or changes another, still has a checkpoint.
-_DIGESTED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
+_DIGESTED = ("state_dict", "averaging", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
 _DIGESTS = "digests"
 _checked: set[tuple[object, ...]] = set()  # files of this process whose digests were found right
 
@@ -296,6 +309,7 @@ def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
     branches = {".".join(key.split(".")[:2]): None for key in own if key.startswith(("branches.", "copies."))}
     parts = ["backbone", *(name for name in branches if any(key.startswith(f"{name}.") for key in state))]
     chosen = tuple(f"{name}." for name in parts)
+    state |= _of_new_layers(getattr(network, "backbone", None), state)
     weights = {key: tensor for key, tensor in state.items() if key.startswith(chosen) and is_weight(key)}
     rest = {key: tensor for key, tensor in own.items() if not (key.startswith(chosen) and is_weight(key))}
     load_strictly(network, rest | weights, str(path))
@@ -305,8 +319,9 @@ def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Fill a backbone from the backbone's part of the file, strictly."""
+    """Fill a backbone from the backbone's part of the file, strictly but for layers that the backbone adds to its network."""
     state = _network_keys(read_state_dict(path), backbone, str(path))
+    state |= _of_new_layers(backbone, state)
     load_strictly(backbone, _below("backbone.", state), str(path))
 
 
@@ -327,7 +342,19 @@ def load_imagenet(backbone: nn.Module, name: str) -> None:
             f"the ImageNet weights of {name} could not be downloaded from {weights.url} ({error}); "
             "use backbone.weights=none to start from random weights, or backbone.weights=<file> with a local copy"
         ) from error
-    load_strictly(backbone, _below("backbone.", _network_keys(state)), f"torchvision's ImageNet weights of {name}")
+    named = _network_keys(state)
+    named |= _of_new_layers(backbone, named)
+    load_strictly(backbone, _below("backbone.", named), f"torchvision's ImageNet weights of {name}")
+
+
+def _of_new_layers(backbone: nn.Module | None, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The layers that a backbone adds to its network and `state` lacks, as they are initialised; `new_layers` names them."""
+    if backbone is None or not isinstance(backbone, _Extended):
+        return {}
+    new = [name for name in backbone.added_layers if not any(key.startswith(f"backbone.{name}.") for key in state)]
+    backbone.new_layers = tuple(new)
+    starts = tuple(f"{name}." for name in new)
+    return {f"backbone.{key}": tensor for key, tensor in backbone.state_dict().items() if key.startswith(starts)}
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

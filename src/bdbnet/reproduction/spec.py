@@ -18,6 +18,10 @@ class SpecError(ConfigError):
     """A table that does not exist or cannot be read; the message names the file and the row or key."""
 
 
+#: `Row.backbone` of a row that names a backbone only for budgets that set none.
+ANY_BACKBONE = "any"
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a table, or one point of a curve.
@@ -28,6 +32,8 @@ class Row:
         paper: dataset -> numbers in the order of the table's metrics, as the paper prints them (percentages), None where it has
             a dash.
         x: of a curve's point, or with `y` of a map's cell.
+        backbone: kind of backbone that the method is made for, such as ``vit``, for which a budget's own can't stand; ``any``: a
+            budget's own takes the place of what `run` sets; "": what `run` sets counts over the budget's choice for a dataset.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Row:
     note: str = ""
     x: float | None = None
     y: float | None = None
+    backbone: str = ""
 
     @property
     def label(self) -> str:
@@ -207,13 +214,14 @@ def _rows(path: Path, content: Mapping[str, Any], key: str = "rows") -> Iterable
 
 
 def _row(path: Path, row: Mapping[str, Any], columns: Mapping[str, tuple[str, ...]]) -> Row:
-    if wrong := row.keys() - {"name", "run", "paper", "note"}:
+    if wrong := row.keys() - {"name", "run", "paper", "note", "backbone"}:
         raise SpecError(f"{path}: row {row['name']}: unknown key {', '.join(map(str, wrong))}")
     return Row(
         str(row["name"]),
         _run(path, row),
         _paper(path, row["name"], row.get("paper"), columns),
         str(row.get("note", "")),
+        backbone=str(row.get("backbone", "")),
     )
 
 

@@ -124,6 +124,11 @@ def _notes(measured: Measured, portable: bool) -> list[str]:
     notes += budget_notes([measured])
     if left_out := [dataset for dataset in table.columns if dataset not in measured.datasets]:
         notes.append(f"Not part of this budget: {', '.join(left_out)}.")
+    notes += [
+        f"{row.name} is left out: it needs a backbone of its own kind, which this budget does not name (backbones: {row.backbone})."
+        for row in table.rows
+        if any(budget.lacks_backbone(row, dataset) for dataset in measured.datasets)
+    ]
     if any(len(entry.counted) > 1 for entry in measured):
         notes.append("± is the standard deviation over seeds.")
     if any(entry.intervals for entry in measured):

@@ -1,6 +1,7 @@
 """LightningModule that trains: network, losses and optimizer; evaluation is that of `EvaluationModule`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,10 +11,14 @@ from torch import Tensor
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.module import EvaluationModule
 from bdbnet.evaluation.test_set import TestSet
+from bdbnet.training.averaging import WeightAverage
 from bdbnet.training.criterion import BranchLosses
 from bdbnet.training.objective import ParameterGroups
 from bdbnet.training.schedules import LearningRate
 from bdbnet.training.step import TrainingStep
+
+#: Where the network's keys are in a checkpoint's state.
+_NETWORK = "network."
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Recipe:
         schedule: how the learning rate changes during a run; None: not at all.
         backbone_rate: learning rate of the backbone as a factor of the optimizer's; None: the same.
         compile: the training step goes through `torch.compile`, see `TrainingStep`; a text is its mode.
+        decay: of the average of the weights, see `WeightAverage`, which is evaluated in their place; None: there is none.
     """
 
     criterion: BranchLosses
@@ -33,6 +39,7 @@ class Recipe:
     schedule: LearningRate | None = None
     backbone_rate: float | None = None
     compile: bool | str = False
+    decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class TrainingModule(EvaluationModule):
 
     Attributes:
         has_begun: whatever a checkpoint says is restored, and the first step is next.
+        average: of the weights, which is evaluated and kept in their place; None: there is none.
     """
 
     def __init__(self, embedder: Embedder, tests: Sequence[TestSet], recipe: Recipe, record: Record) -> None:
@@ -70,6 +78,7 @@ class TrainingModule(EvaluationModule):
         self.criterion = recipe.criterion
         self.has_begun = False
         self.step = TrainingStep(self.network, self.criterion, recipe.compile)
+        self.average = None if recipe.decay is None else WeightAverage(self.network, recipe.decay)
 
     def on_fit_start(self) -> None:
         for layer in self.network.modules():
@@ -77,6 +86,8 @@ class TrainingModule(EvaluationModule):
                 cast(Any, layer).rank = self.global_rank  # for masks that each rank draws for itself
 
     def on_train_start(self) -> None:
+        if self.average is not None:
+            self.average.follow()
         if self.trainer.fit_loop.restarted_mid_epoch:
             self.on_train_epoch_start()  # which Lightning leaves out, then
         self.has_begun = True
@@ -91,6 +102,25 @@ class TrainingModule(EvaluationModule):
         values = {"loss": loss.detach()} | {f"loss/{name}": part.detach() for name, part in parts.items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch["label"]), sync_dist=True)
         return {"loss": loss, "parts": {name: part.detach() for name, part in parts.items()}}
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        if self.average is not None:
+            self.average.update()
+
+    def on_validation_epoch_start(self) -> None:
+        if self.average is not None:
+            self.average.swap()
+        super().on_validation_epoch_start()
+
+    def on_validation_epoch_end(self) -> None:
+        if self.average is not None:
+            self.average.swap()
+        super().on_validation_epoch_end()
+
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """In it the network has the weights that are evaluated: their average, where there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def parameter_groups(self) -> ParameterGroups:
         """What the optimizer gets: the network's parameters, in groups where their settings differ.
@@ -126,8 +156,20 @@ class TrainingModule(EvaluationModule):
             "config": self.record.config, "num_classes": self.record.num_classes,
             "fingerprint": self.record.fingerprint, "ranks": self.trainer.world_size,
         }  # fmt: skip
+        if self.average is None:
+            return
+        trained = checkpoint["state_dict"]
+        with self.average.applied():
+            checkpoint["state_dict"] = trained | self.network.state_dict(prefix=_NETWORK)
+        if "optimizer_states" in checkpoint:  # a training can resume from it
+            own = {key: trained[_NETWORK + key] for key in self.average.names()}
+            checkpoint["averaging"] = {"updates": self.average.updates, "weights": own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.average is not None:
+            kept, state = checkpoint["averaging"], checkpoint["state_dict"]
+            self.average.restore({key: state[_NETWORK + key] for key in kept["weights"]}, kept["updates"])
+            checkpoint["state_dict"] = state | {_NETWORK + key: tensor for key, tensor in kept["weights"].items()}
         # Evaluated metrics belong to the epoch that was evaluated, not to the one that a run resumes at.
         self.metrics, self.plain_metrics, self.metrics_epoch = {}, None, None
         # How the optimizer does its arithmetic is this run's choice; it has to be known before its state is read.

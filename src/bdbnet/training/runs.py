@@ -219,7 +219,8 @@ def _fit_and_record(
         trainer.strategy.checkpoint_io.teardown()
     if log.run_log is not None:
         size = module.embedder.preprocessing.image_size
-        log.run_log.outcome(Outcome(result, folder, module.tests[0], data.manifest.root, module.network, size))
+        with module.evaluated_weights():
+            log.run_log.outcome(Outcome(result, folder, module.tests[0], data.manifest.root, module.network, size))
     return result
 
 
@@ -322,6 +323,12 @@ def _announce(
         else {"none": "random weights"}.get(weights, f"{weights} weights")
     )
     print(f"network: {count_parameters(network) / 1e6:.2f} M parameters, {start}; {config.trainer.precision}")
+    if new := getattr(network.backbone, "new_layers", ()):
+        print(
+            f"new in the backbone, of random weights: {', '.join(new)} (non-local blocks, which add nothing at the start)"
+        )
+    if config.averaging.decay is not None:
+        print(f"weights: their moving average is evaluated and kept, of decay {config.averaging.decay}")
     print(f"run folder: {folder}" + (f", resuming from {resume}" if resume else ""))
 
 

@@ -116,7 +116,8 @@ def build_recipe(config: DictConfig, network: EmbeddingNetwork, num_classes: int
         center=build_center_loss(config, network, num_classes), center_weight=loss.get("center_weight") or 0.0,
     )  # fmt: skip
     compiled = config.trainer.compile if config.trainer.compile != "auto" else False  # undecided: see `resolve_compile`
-    return Recipe(criterion, optimizer_factory(config.optimizer), build_schedule(config), rate, compiled)
+    schedule, decay = build_schedule(config), config.averaging.decay
+    return Recipe(criterion, optimizer_factory(config.optimizer), schedule, rate, compiled, decay)
 
 
 def build_module(

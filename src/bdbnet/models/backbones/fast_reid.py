@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,30 +26,6 @@ class IBN(nn.Module):
         return torch.cat([self.IN(features[:, : self.first]), self.BN(features[:, self.first :])], dim=1)
 
 
-class NonLocal(nn.Module):
-    """Adds to each position a mixture of all positions, by dot products divided by their number.
-
-    Wang et al., "Non-Local Neural Networks", CVPR 2018.
-    """
-
-    def __init__(self, channels: int, inner: int) -> None:
-        super().__init__()
-        self.g = nn.Conv2d(channels, inner, 1)
-        self.theta = nn.Conv2d(channels, inner, 1)
-        self.phi = nn.Conv2d(channels, inner, 1)
-        self.W = nn.Sequential(nn.Conv2d(inner, channels, 1), nn.BatchNorm2d(channels))
-        nn.init.zeros_(cast(Tensor, self.W[1].weight))  # at the start nothing is added
-
-    def forward(self, features: Tensor) -> Tensor:
-        g, theta, phi = (
-            layer(features).flatten(2) for layer in (self.g, self.theta, self.phi)
-        )  # (N, inner, positions)
-        weights = theta.transpose(1, 2) @ phi / phi.shape[2]
-        mixed = (weights @ g.transpose(1, 2)).transpose(1, 2)
-        added: Tensor = self.W(mixed.unflatten(2, features.shape[2:]))
-        return features + added
-
-
 class FastReIDBackbone(ResNetBackbone):
     """ResNet as fast-reid builds it: images (N, 3, H, W) to features (N, C, h, w), about H / 16 and W / 16.
 
@@ -61,8 +36,7 @@ class FastReIDBackbone(ResNetBackbone):
         weights: "none", or a file of fast-reid, of which the backbone takes its own part.
         last_stride: stride of stage 4; fast-reid's configurations for persons set 1.
         ibn: IBN-a in stages 1 to 3.
-        non_local: non-local blocks behind the last blocks of stages 1 to 4.
-        non_local_channels: their inner channels.
+        non_local, non_local_channels: see `ResNetBackbone`.
 
     Raises:
         ValueError: unknown name or stride, or not four numbers of blocks.
@@ -78,29 +52,11 @@ class FastReIDBackbone(ResNetBackbone):
         non_local: Sequence[int] = (0, 0, 0, 0),
         non_local_channels: int = 1,
     ) -> None:
-        if len(non_local) != 4:
-            raise ValueError(f"non_local={[*non_local]}: give a number of blocks for each of the four stages")
-        super().__init__(name, "none", last_stride)
+        super().__init__(name, "none", last_stride, non_local, non_local_channels)
         self.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.non_local = tuple(non_local)
-        for stage, blocks in enumerate(self.non_local, start=1):
-            layer: Any = self.get_submodule(f"layer{stage}")
-            if ibn and stage < 4:
-                for block in layer:
+        if ibn:
+            for stage in (self.layer1, self.layer2, self.layer3):
+                for block in stage:
                     block.bn1 = IBN(block.bn1.num_features)
-            if blocks:
-                channels = self.out_channels // 2 ** (4 - stage)
-                others = (NonLocal(channels, non_local_channels) for _ in range(blocks))
-                self.add_module(f"NL_{stage}", nn.ModuleList(others))
         if weights not in (None, "none"):
             load_backbone(self, str(weights))
-
-    def forward(self, images: Tensor) -> Tensor:
-        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        for stage, count in enumerate(self.non_local, start=1):
-            blocks: Any = self.get_submodule(f"layer{stage}")
-            for number, block in enumerate(blocks):
-                x = block(x)
-                if (behind := number - len(blocks) + count) >= 0:
-                    x = self.get_submodule(f"NL_{stage}.{behind}")(x)
-        return x

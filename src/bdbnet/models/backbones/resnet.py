@@ -1,5 +1,6 @@
 """The ResNet backbone of the BDB Network: torchvision's without head, stage 4 at stride 1 (paper, section 3)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
+from bdbnet.models.backbones.non_local import NonLocal
 from bdbnet.models.weights import load_backbone, load_imagenet
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -24,13 +26,27 @@ class ResNetBackbone(nn.Module):
             (its `fc` is left out) or a checkpoint of a `BDBNetwork` on this backbone, of which the backbone takes its own
             part.
         last_stride: stride of stage 4; 2 is torchvision's ResNet.
+        non_local: of stages 1 to 4, behind how many of their last blocks a `NonLocal` follows; None: nowhere. Weights of a network
+            without them leave them as initialised.
+        non_local_channels: their inner channels; None: half of the stage's.
+
+    Attributes:
+        added_layers: names of the lists of non-local blocks, "NL_1" to "NL_4", of the stages that have some.
+        new_layers: those of them that the starting weights did not have.
 
     Raises:
-        ValueError: unknown name or stride.
+        ValueError: unknown name or stride; not four numbers of blocks, or more than a stage has.
         CheckpointError: the download failed, or the file can't be read safely or holds another architecture.
     """
 
-    def __init__(self, name: str = "resnet50", weights: str | Path | None = "imagenet", last_stride: int = 1) -> None:
+    def __init__(
+        self,
+        name: str = "resnet50",
+        weights: str | Path | None = "imagenet",
+        last_stride: int = 1,
+        non_local: Sequence[int] | None = None,
+        non_local_channels: int | None = None,
+    ) -> None:
         super().__init__()
         if name not in RESNETS:
             raise ValueError(f"unknown ResNet {name!r}; choose from {', '.join(RESNETS)}")
@@ -41,15 +57,44 @@ class ResNetBackbone(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
         set_stride(self.layer4, last_stride)
         self.out_channels: int = resnet.fc.in_features
+        self.non_local = self._add_non_local(non_local, non_local_channels)
+        self.added_layers = tuple(f"NL_{stage}" for stage, blocks in enumerate(self.non_local, start=1) if blocks)
+        self.new_layers = self.added_layers
         if weights == "imagenet":
             load_imagenet(self, name)
         elif weights not in (None, "none"):
             load_backbone(self, str(weights))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        features: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return features
+        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        if not self.added_layers:
+            features: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+            return features
+        for stage, count in enumerate(self.non_local, start=1):
+            blocks: Any = self.get_submodule(f"layer{stage}")
+            for number, block in enumerate(blocks):
+                x = block(x)
+                if (behind := number - len(blocks) + count) >= 0:
+                    x = self.get_submodule(f"NL_{stage}.{behind}")(x)
+        return x
+
+    def _add_non_local(self, blocks: Sequence[int] | None, inner: int | None) -> tuple[int, ...]:
+        stages: list[Any] = [self.layer1, self.layer2, self.layer3, self.layer4]
+        counts = (0,) * len(stages) if blocks is None else tuple(blocks)
+        most = tuple(len(stage) for stage in stages)
+        if len(counts) != len(stages) or not all(0 <= count <= limit for count, limit in zip(counts, most)):
+            raise ValueError(
+                f"non_local={[*counts]}: give a number of blocks for each of the four stages, at most {[*most]}, "
+                "such as [0,2,2,0]"
+            )
+        if inner is not None and inner < 1:
+            raise ValueError(f"non_local_channels={inner}: give a whole number of at least 1, or null")
+        for stage, count in enumerate(counts, start=1):
+            if count:
+                channels = self.out_channels // 2 ** (len(stages) - stage)
+                layers = (NonLocal(channels, inner or channels // 2) for _ in range(count))
+                self.add_module(f"NL_{stage}", nn.ModuleList(layers))
+        return counts
 
 
 def set_stride(stage: nn.Sequential, stride: int) -> None:

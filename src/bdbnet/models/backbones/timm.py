@@ -11,10 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bdbnet.models.backbones.base import ImageSizeError
+from bdbnet.models.backbones.base import FeatureMap, ImageSizeError
 from bdbnet.models.weights import CheckpointError, load_backbone
 
 MAPS = ("head", "last_stage")
+TOKENS = ("class",)
 _PREFIX_TOKENS = 3  # class and distillation tokens that are looked for where a model does not tell their number
 
 
@@ -36,9 +37,11 @@ class TimmBackbone(nn.Module):
             backbone takes its own part.
         map: "head" or "last_stage", see above.
         output_stride: the stride of the map, such as 16, where timm can set it (most convolutional networks); None: the model's.
+        token: "class": also return the class token, in a `FeatureMap`; None: the map alone.
 
     Raises:
-        ValueError: timm is not installed, does not know the name, offers no such map of it or can't set its stride.
+        ValueError: timm is not installed, does not know the name, offers no such map of it or can't set its stride; a
+            model without a class token.
         CheckpointError: the download failed, or the file can't be read safely or holds another architecture.
         ImageSizeError: in `forward`, images of a size that the model does not accept.
     """
@@ -49,15 +52,20 @@ class TimmBackbone(nn.Module):
         weights: str | Path | None = "imagenet",
         map: str = "head",
         output_stride: int | None = None,
+        token: str | None = None,
     ) -> None:
         super().__init__()
         self.check_name(name)
         if map not in MAPS:
             raise ValueError(f"map={map} of a backbone of timm: choose one of {', '.join(MAPS)}")
+        if token not in (None, *TOKENS):
+            raise ValueError(f"token={token} of a backbone of timm: choose {', '.join(TOKENS)}, or null")
+        if token is not None and map != "head":
+            raise ValueError(f"token={token} with map={map}: timm gives the token beside map=head alone")
         import timm
 
         card: Any = timm.get_pretrained_cfg(name)
-        self.name, self.map, self.output_stride = name, map, output_stride
+        self.name, self.map, self.output_stride, self.token = name, map, output_stride, token
         self._card, self._made_for = card, tuple(card.input_size[1:])
         try:
             self.model, self._adapts = self._create(pretrained=weights == "imagenet")
@@ -80,6 +88,10 @@ class TimmBackbone(nn.Module):
             self._channels_first = getattr(self.model, "output_fmt", "NCHW") == "NCHW"
         else:
             self._keep_what_the_map_needs()
+        if token is not None and getattr(self.model, "cls_token", None) is None:
+            raise ValueError(
+                f"timm's {name} has no class token: leave out backbone.token, or choose another model, such as vit_tiny_patch16_224"
+            )
         if output_stride is not None:
             self._check_stride(output_stride)
         if weights not in (None, "none", "imagenet"):
@@ -97,10 +109,12 @@ class TimmBackbone(nn.Module):
             similar = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or ("resnet18", "vit_tiny_patch16_224")
             raise ValueError(f"timm {timm.__version__} has no model {name!r}; choose, e.g., {', '.join(similar)}")
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | FeatureMap:
         try:
             if self.map == "head":
-                return self._as_map(self.model.forward_features(images), *images.shape[2:])
+                found: Tensor = self.model.forward_features(images)
+                as_map = self._as_map(found, *images.shape[2:])
+                return as_map if self.token is None else FeatureMap(as_map, found[:, 0])
             features: Tensor = self.model(images)[-1]
         except (AssertionError, RuntimeError) as error:
             # timm asserts most sizes; a model of a fixed size may also fail with mismatched shapes.
