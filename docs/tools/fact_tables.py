@@ -1,0 +1,97 @@
+"""Tables of the site that the code itself knows: fields of result.json, metrics, data sets."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+
+from markdown_text import cell, code, table
+
+from bdbnet.datasets import FACTS
+from bdbnet.datasets.catalogue import UNTRIED
+from bdbnet.results import METRICS, Protocol, Result
+
+
+def attributes_of(cls: type) -> dict[str, str]:
+    """The attributes that a class's docstring describes."""
+    _, _, listed = (inspect.getdoc(cls) or "").partition("Attributes:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in listed.splitlines():
+        match = re.fullmatch(r" {4}(\w+): (.*)", line)
+        if match:
+            name = match[1]
+            found[name] = match[2]
+        elif line.strip() and name:
+            found[name] += f" {line.strip()}"
+    return {name: text.replace("``", "`") for name, text in found.items()}
+
+
+def fields(cls: type) -> str:
+    """The fields of a record: name, type, default and meaning."""
+    said = attributes_of(cls)
+    rows = []
+    for field in dataclasses.fields(cls):
+        kind = inspect.formatannotation(inspect.get_annotations(cls, eval_str=False)[field.name])
+        default = "" if field.default is dataclasses.MISSING else code(repr(field.default))
+        rows.append((code(field.name), code(_plain(kind)), default, cell(said[field.name])))
+    return table(("field", "type", "default", "meaning"), rows)
+
+
+def _plain(kind: str) -> str:
+    """A type as a reader of JSON sees it."""
+    for pattern, shown in (
+        (r"(typing|collections\.abc|bdbnet\.\w+)\.", ""),
+        (r"Annotated\[(.+), (?:Holds|Range)\(.*\)\]", r"\1"),
+        (r"\bMapping\b", "object"),
+    ):
+        kind = re.sub(pattern, shown, kind)
+    return kind.replace("'", "")
+
+
+def metrics() -> str:
+    """Every metric: key, title, unit, direction, column of per_query.parquet."""
+    rows = [
+        (
+            code(row.name),
+            row.title,
+            row.unit or "count",
+            row.better,
+            code(row.column) if row.better != "neither" else "",
+        )
+        for row in METRICS.values()
+    ]
+    return table(("key", "title", "unit", "better", "column of per_query.parquet"), rows)
+
+
+def catalogue() -> str:
+    """Every data set that bdbnet reads: what to get, where, under which terms, and its published size."""
+    parts = []
+    for name, facts in FACTS.items():
+        parts.append(f"### {name}\n\n{cell(facts.title, in_table=False)}. {cell(facts.paper, in_table=False)}.\n")
+        if not facts.tried:
+            parts.append(f"*{UNTRIED}*\n")
+        lines = [("archive", code(facts.archives)), ("where, terms", cell(facts.obtain))]
+        parts.append(table(("", ""), [line for line in lines if line[1]]))
+        if facts.counts:
+            rows = [
+                (
+                    role,
+                    f"{size.identities:,}",
+                    f"{size.images:,}",
+                    "" if size.cameras is None else str(size.cameras or "none"),
+                )
+                for role, size in facts.counts.items()
+            ]
+            parts.append(table(("published", "identities", "images", "cameras"), rows))
+        parts.append(f"```text\n{facts.layout}\n```\n")
+    return "\n".join(parts)
+
+
+#: What ``<!-- generated: NAME -->`` in a page becomes.
+GENERATED: dict[str, Callable[[], str]] = {
+    "metrics": metrics,
+    "catalogue": catalogue,
+    "result fields": lambda: fields(Result),
+    "protocol fields": lambda: fields(Protocol),
+}
