@@ -2,7 +2,7 @@
 
 python docs/tools/blocks.py       prints how many of each kind there are
 
-A block of Python runs, after those before it on its page. The commands of a block of bash are composed and checked, and under the mark
+A block of Python runs, after those before it on its page. Commands of a block of bash are composed and checked; under the mark
 ``<!-- run -->`` they run too. ``<!-- file: NAME -->`` writes a block into a file. A block that can't run stands under
 ``<!-- not run: REASON -->``. Blocks of data are parsed or only shown.
 """

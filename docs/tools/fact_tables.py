@@ -1,8 +1,11 @@
 """Tables of the site that the code itself knows: fields of result.json, metrics, data sets."""
 
+import ast
 import dataclasses
 import inspect
+import json
 import re
+import textwrap
 from collections.abc import Callable
 
 from markdown_text import cell, code, table
@@ -30,23 +33,44 @@ def attributes_of(cls: type) -> dict[str, str]:
 def fields(cls: type) -> str:
     """The fields of a record: name, type, default and meaning."""
     said = attributes_of(cls)
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    written = {
+        ast.unparse(node.target): node.annotation for node in ast.walk(definition) if isinstance(node, ast.AnnAssign)
+    }
     rows = []
     for field in dataclasses.fields(cls):
-        kind = inspect.formatannotation(inspect.get_annotations(cls, eval_str=False)[field.name])
-        default = "" if field.default is dataclasses.MISSING else code(repr(field.default))
-        rows.append((code(field.name), code(_plain(kind)), default, cell(said[field.name])))
+        default = "" if field.default is dataclasses.MISSING else code(_shown(field.default))
+        rows.append((code(field.name), cell(_as_json(written[field.name])), default, cell(said[field.name])))
     return table(("field", "type", "default", "meaning"), rows)
 
 
-def _plain(kind: str) -> str:
+def _as_json(kind: ast.expr) -> str:
     """A type as a reader of JSON sees it."""
-    for pattern, shown in (
-        (r"(typing|collections\.abc|bdbnet\.\w+)\.", ""),
-        (r"Annotated\[(.+), (?:Holds|Range)\(.*\)\]", r"\1"),
-        (r"\bMapping\b", "object"),
-    ):
-        kind = re.sub(pattern, shown, kind)
-    return kind.replace("'", "")
+    match kind:
+        case ast.BinOp(left=left, right=right):
+            return f"{_as_json(left)} | {_as_json(right)}"
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[what, *_])):
+            return _as_json(what)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Constant(value=value)):
+            return json.dumps(value)
+        case ast.Subscript(value=ast.Name(id=name)):
+            return JSON_TYPES[name]
+        case ast.Name(id=name):
+            return JSON_TYPES[name]
+        case ast.Constant(value=None):
+            return "null"
+    raise ValueError(f"{ast.unparse(kind)}: give its name in JSON")
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, default=str)
+
+
+#: Types of a record and what a reader of JSON calls them.
+JSON_TYPES = {
+    "str": "text", "int": "whole number", "Positive": "whole number", "float": "number", "bool": "true or false",
+    "Size": "[height, width]", "Mapping": "object", "Protocol": "object, see below", "tuple": "list", "list": "list",
+}  # fmt: skip
 
 
 def metrics() -> str:

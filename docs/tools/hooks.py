@@ -7,6 +7,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from elsewhere import loaded_from_elsewhere
 from fact_tables import GENERATED
 from repository import PICTURES, ROOT, linked_pages, source_of, text_of, with_site_links
 from settings_pages import command_page, group_page, groups
@@ -32,6 +33,20 @@ def on_files(files: Any, config: Any) -> Any:
     for page, file in pictures.items():
         files.append(File.generated(config, page, abs_src_path=str(file)))
     return files
+
+
+def on_post_build(config: Any) -> None:
+    """Refuse a site that loads anything from another one."""
+    site = Path(config.site_dir)
+    found = {
+        f"{page.relative_to(site)}: {each}"
+        for page in site.rglob("*.html")
+        for each in loaded_from_elsewhere(page.read_text())
+    }
+    if found:
+        from mkdocs.exceptions import PluginError
+
+        raise PluginError("pages load from elsewhere:\n" + "\n".join(sorted(found)))
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:

@@ -96,9 +96,10 @@ def notebook(content: dict) -> str:
         parts.append(f"````python\n{source}\n````")
         for output in each["outputs"]:
             shown = output.get("data", {})
-            if "image/png" in shown:
-                pixels = "".join(shown["image/png"]).strip()
-                parts.append(f'<img alt="What the cell above draws" src="data:image/png;base64,{pixels}">')
+            kind = next((kind for kind in shown if kind.startswith("image/")), None)
+            if kind is not None:
+                pixels = "".join(shown[kind]).strip()
+                parts.append(f'<img alt="What the cell above draws" src="data:{kind};base64,{pixels}">')
             elif text := "".join(output.get("text") or shown.get("text/plain", [])).rstrip():
                 parts.append(f"````text\n{text}\n````")
     return "\n\n".join(parts) + "\n"

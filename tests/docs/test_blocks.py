@@ -33,7 +33,7 @@ def test_commands_are_ones_that_would_start(page, mypkg, monkeypatch):
     blocks = [block for block in blocks_of(page) if block.reason is None]
     written = {block.file for block in blocks if block.file}
     for block in blocks:
-        if block.language != "bash" or page.parent.name == "extend" and page.stem != "README":  # those run
+        if block.language != "bash" or (page.parent.name == "extend" and page.stem != "README"):  # those run
             continue
         for line in commands(block):
             with explained(f"{block.place}: {line}"):
