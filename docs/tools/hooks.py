@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from elsewhere import loaded_from_elsewhere
 from fact_tables import GENERATED
-from repository import PICTURES, ROOT, linked_pages, source_of, text_of, with_site_links
+from repository import PICTURES, PLACE, ROOT, linked_pages, source_of, text_of, with_site_links
 from settings_pages import command_page, group_page, groups
 
 from bdbnet.__main__ import COMMANDS
@@ -36,8 +36,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_post_build(config: Any) -> None:
-    """Refuse a site that loads anything from another one."""
+    """Let the search work in pages that are opened as files, and refuse a site that loads anything from another one."""
     site = Path(config.site_dir)
+    index = site / "search" / "search_index.json"
+    (index.with_suffix(".js")).write_text(f"var __index = {index.read_text()}")
     found = {
         f"{page.relative_to(site)}: {each}"
         for page in site.rglob("*.html")
@@ -52,6 +54,8 @@ def on_post_build(config: Any) -> None:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Fill in the tables that the code knows, and let links to files of the repository lead to their pages."""
     uri = page.file.src_uri
+    if uri.startswith(f"{PLACE}/"):
+        page.meta.setdefault("search", {}).setdefault("boost", 0.5)  # records come after pages that explain
     if not uri.startswith(("reference/commands/", "reference/groups/")):
         markdown = with_site_links(markdown, source_of(uri), uri)
     return MARKER.sub(lambda match: GENERATED[match[1]](), markdown)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from elsewhere import loaded_from_elsewhere
 
+from browser import Browser, chromium
 from documented import ROOT
 
 
@@ -43,6 +44,22 @@ def test_search_finds_keys_functions_and_text(site):
     ):
         assert any(word in of and where.startswith(place) for where, of in text.items()), word
     assert not any(where.startswith("tools/") for where in text)
+
+
+def test_pages_that_are_opened_as_files_can_be_searched(site, tmp_path):
+    executable = chromium()
+    if executable is None:
+        pytest.skip("no Chromium")
+    with Browser(executable, tmp_path) as browser:
+        browser.size(1400, 1000)
+        browser.open((site / "reference" / "commands" / "train.html").as_uri())
+        browser.evaluate("document.querySelector('label[for=__search]').click()")
+        browser.evaluate("document.querySelector('.md-search__input').focus()")
+        browser.call("Input.insertText", text="distractors")
+        browser.wait("document.querySelector('.md-search-result__item a')")
+        found = browser.evaluate("[...document.querySelectorAll('.md-search-result__item a')].map(a => a.pathname)")
+        assert any(path.endswith("/explanation/numbers.html") for path in found)
+        assert browser.messages == []
 
 
 @pytest.mark.parametrize(
