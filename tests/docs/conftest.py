@@ -32,8 +32,8 @@ def prepared(tmp_path_factory) -> Path:
     network = bdbnet.Embedder(found.network, found.preprocessing, found.settings, threshold=20.0, origin=found.origin)
     network.save(folder / "last.ckpt")
     protocol = Protocol("reid", "synthetic_reid", (64, 32))
-    result = Result("evaluate", {"rank1": 0.5, "mAP": 0.4}, protocol, "last.ckpt", {}, {}, seed=1)
-    result.write(folder / "outputs" / "evaluate" / "mine" / "result.json")
+    result = Result("train", {"rank1": 0.5, "mAP": 0.4}, protocol, "last", {}, {}, seed=1)
+    result.write(folder / "outputs" / "train" / "bdb" / "result.json")
     return folder
 
 
