@@ -95,7 +95,7 @@ def catalogue() -> str:
         parts.append(f"### {name}\n\n{cell(facts.title, in_table=False)}. {cell(facts.paper, in_table=False)}.\n")
         if not facts.tried:
             parts.append(f"*{UNTRIED}*\n")
-        lines = [("Archive", code(facts.archives)), ("From", cell(facts.obtain, in_table=False))]
+        lines = [("Archive", code(facts.archives)), ("Where", cell(facts.obtain, in_table=False))]
         parts.append("".join(f"- {name}: {said}\n" for name, said in lines if said))
         if facts.counts:
             rows = [

@@ -77,18 +77,21 @@ def heading_of(file: Path) -> list[str]:
     return lines
 
 
-def _prose(lines: list[str]) -> str:
+def prose(lines: list[str]) -> str:
     """Comment lines as Markdown: indented ones are examples."""
     parts: list[str] = []
     for line in lines:
-        if line.startswith("  "):
+        if line.startswith("  ") and re.search(r"\S=\S|python ", line):
             if not parts or not parts[-1].startswith("    "):
                 parts.append("")
             parts.append(f"    {line.strip()}")
         else:
             if parts and parts[-1].startswith("    "):
                 parts.append("")
-            parts.append(cell(line, in_table=False))
+            shown = re.sub(r"^[a-z_]+(?=: )", r"`\g<0>`", line)
+            if shown != line:  # what a key means, in a paragraph of its own
+                parts.append("")
+            parts.append(cell(shown.strip(), in_table=False))
     return "\n".join(parts)
 
 
@@ -160,7 +163,7 @@ def group_page(group: str) -> str:
     parts = [f"# {group}", f"Choose with `{group}=CHOICE`. Used by {links}.\n"]
     for file in sorted((CONF / group).glob("*.yaml")):
         parts.append(f"\n## {group}={file.stem}\n")
-        parts.append(_prose(heading_of(file)) + "\n")
+        parts.append(prose(heading_of(file)) + "\n")
         prefix = "" if group == "experiment" else f"{group}."
         keys = keys_of(file)
         overrides = [

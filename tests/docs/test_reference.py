@@ -9,7 +9,7 @@ from fact_tables import attributes_of, catalogue, fields, metrics
 from hydra import compose, initialize_config_dir
 from markdown_text import cell, code
 from omegaconf import DictConfig, OmegaConf, open_dict
-from settings_pages import CONF, Key, command_page, defaults_of, group_page, groups, keys_of
+from settings_pages import CONF, Key, command_page, defaults_of, group_page, groups, keys_of, prose
 
 from bdbnet.__main__ import COMMANDS
 from bdbnet.config import flatten
@@ -68,6 +68,11 @@ def test_values_and_comments_are_those_of_the_file(tmp_path):
     ]
 
 
+def test_the_comment_at_the_top_of_a_file_is_text_with_examples():
+    lines = ["A loss.", "rate: of its centres,", "  or none", "  python -m bdbnet.train loss=x", "More."]
+    assert prose(lines) == "A loss.\n\n`rate`: of its centres,\nor none\n\n    python -m bdbnet.train loss=x\n\nMore."
+
+
 def test_text_means_itself_in_a_table():
     assert cell("a_b | <c> `d_e`") == r"a\_b \| \<c\> `d_e`"
     assert (code("a|b"), code(""), code("a`b")) == (r"`a\|b`", "", "``a`b``")
@@ -98,3 +103,13 @@ def test_the_navigation_has_every_page_once():
     assert written | made == {page for page in nav if not page.startswith("repository/")}
     for page in nav:
         assert not page.startswith("repository/") or (ROOT / page.removeprefix("repository/")).is_file()
+
+
+def test_arguments_that_are_described_together_have_a_row_each():
+    pytest.importorskip("griffe")
+    from joint_arguments import with_separate_entries
+
+    text = "Text, with a, b: here.\n\nArgs:\n    a, b, c: all\n        of them.\n    d: one.\n"
+    assert with_separate_entries(text) == (
+        "Text, with a, b: here.\n\nArgs:\n    a: all\n        of them.\n    b: see `a`.\n    c: see `a`.\n    d: one.\n"
+    )
