@@ -3,12 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+READY_DOCS := $(VENV)/.ready-docs
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := outputs/demo
 FAST := datasets figures losses reporting retrieval test_architecture.py test_results.py test_settings.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast notebooks lint format hooks bench clean
+.PHONY: help setup demo test test-fast notebooks docs docs-serve lint format hooks bench clean
 
 help:  ## this list
 	@echo "bdbnet: everything is set up in $(VENV) at the first call (needs Python 3.11 or later: make PYTHON=python3.12 ...)"
@@ -29,6 +30,11 @@ $(READY_DEV): $(READY)
 	$(PIP) -e '.[dev]'
 	@touch $@
 
+$(READY_DOCS): $(READY)
+	@echo "Adding to $(VENV), once: packages of the site, 0.1 GB on disk"
+	$(PIP) -e '.[docs]'
+	@touch $@
+
 demo: $(READY)  ## train and evaluate on rendered figures, about 3 minutes on two cores (12 without bfloat16), and leave a page to look at
 	$(BIN)/python -m bdbnet.train experiment=demo run_name=demo output_root=$(DEMO) overwrite=true
 	$(BIN)/python -m bdbnet.report run=$(DEMO)/train/demo
@@ -42,6 +48,13 @@ test-fast: $(READY_DEV)  ## unit tests of five packages, which train nothing: ab
 notebooks: $(READY_DEV)  ## run the notebooks in kernels of their own, and see that they print what is stored in them
 	$(BIN)/python -m pytest -n auto --nbmake --nbmake-kernel=python3 --nbmake-timeout=600 -m '' notebooks
 	$(BIN)/python -m pytest -n auto -m notebooks tests/test_notebooks.py
+
+docs: $(READY_DOCS)  ## the site, into outputs/site; fails for a link or a name that leads nowhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "outputs/site/index.html"
+
+docs-serve: $(READY_DOCS)  ## show the site, and build it anew when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 lint: $(READY_DEV)  ## style, types, import contracts
 	$(BIN)/ruff check .

@@ -1,6 +1,5 @@
 """The adapter for trackers, by the calls that they make, without these packages; and its page."""
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +11,6 @@ import bdbnet
 from bdbnet.evaluation.inputs import InputError
 from bdbnet.models import BDBNetwork, OSNetBackbone
 from bdbnet.trackers import TrackerEmbedder
-
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "trackers.md"
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +91,3 @@ def test_what_is_no_frame_or_box_is_named(boxes, change, message, embedder, fram
         TrackerEmbedder(embedder).get_features(boxes, change(frame))
     with pytest.raises(ValueError, match="choose bgr"):
         TrackerEmbedder(embedder, color="yuv")
-
-
-def test_the_code_of_the_page_runs(weights):
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    names: dict[str, object] = {"CHECKPOINT": weights}
-    for block in blocks:
-        exec(compile(block, "docs/trackers.md", "exec"), names)
-    assert len(blocks) == 4
-    assert names["similarity"].shape == (2, 2)

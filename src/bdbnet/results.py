@@ -344,13 +344,24 @@ class Result:
         kind: ``train`` or ``evaluate``.
         metrics: values by their names in `METRICS`, fractions in 0..1 where the unit is ``%``; of the checkpoint that
             ``checkpoint`` names.
+        protocol: how the metrics were measured.
         checkpoint: ``last``, or the path of the file that was evaluated.
         data: name, fingerprint and counts of the dataset evaluated on; ``train`` adds those of the training rows.
+        config: the resolved settings of the command.
+        seed: of the run.
         plain: the same metrics without re-ranking and query expansion, where there was either.
         further: metrics on further data sets, by their names, where there are any.
         before: the same metrics of the network before training, where they were asked for.
         best: metrics and epoch of the best checkpoint. It was selected on the test set, which its ``note`` says.
-        seconds: wall-clock seconds per phase; ``images_per_second`` likewise.
+        epochs: that were trained.
+        parameters: number of the network's parameters.
+        embedding_dim: length of an embedding.
+        seconds: wall-clock seconds per phase.
+        images_per_second: of each phase.
+        versions: of Python and of the packages that decide a number.
+        hardware: processor, usable cores and GPUs.
+        created: date and time of the record, UTC.
+        schema: version of this record's form; others are refused.
     """
 
     kind: str

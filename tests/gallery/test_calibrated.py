@@ -1,23 +1,18 @@
 """The command bdbnet.calibrate: a threshold in a saved folder and in the stamps of galleries, and where it may be used."""
 
 import json
-import re
-import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
 import bdbnet
 from bdbnet.calibrate import main
 from bdbnet.checked import UnfitError
-from bdbnet.config import check_settings, config_dir
 from bdbnet.evaluation.calibration import Calibration
 from bdbnet.evaluation.embedder import EmbeddingError
 from bdbnet.evaluation.load import Wanted, open_embedder
@@ -175,15 +170,6 @@ def test_the_end_of_unsure_is_where_the_marks_change():
     assert (never.unsure_until, never.marks([99.0]).tolist()) == (float("inf"), ["unsure"])
     with pytest.raises(UnfitError, match="reached"):
         Calibration.from_json(made.record() | {"reached": 3})
-
-
-def test_the_commands_of_the_documentation_are_ones():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "calibration.md").read_text()
-    commands = re.findall(r"^python -m bdbnet\.(\w+) (.+)$", page, re.MULTILINE)
-    assert {name for name, _ in commands} == {"calibrate", "evaluate"}
-    for name, arguments in commands:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            check_settings(compose(name, [*shlex.split(arguments), "run_name=x"]), name)
 
 
 def test_an_output_with_other_files_is_refused_before_anything_is_embedded(command, tmp_path, monkeypatch):

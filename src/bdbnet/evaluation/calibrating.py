@@ -51,6 +51,7 @@ class Comparison:
 
     @property
     def one_set(self) -> bool:
+        """Whether queries and gallery are one list of images."""
         return self.query is self.gallery
 
     @property
@@ -59,6 +60,7 @@ class Comparison:
         return len(np.unique(self.query_labels))
 
     def matches(self) -> Matches:
+        """Which pairs show one identity, and which do not count."""
         return Matches(
             self.query_labels, self.gallery_labels, self.query_cameras, self.gallery_cameras, same_set=self.one_set
         )

@@ -566,6 +566,7 @@ def scale_embeddings(embeddings: Tensor, dims: Iterable[int], normalize: str) ->
 
 
 def views_of(images: Tensor, scale: float, flip: bool) -> list[Tensor]:
+    """The images (N, 3, H, W) at a scale, and with `flip` their mirror images too."""
     if scale != 1:
         size = [max(1, round(scale * side)) for side in images.shape[2:]]
         images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)

@@ -174,6 +174,7 @@ class BNNeck(nn.Module):
             nn.init.normal_(self.classifier.weight, std=0.001)
 
     def embed(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors (N, in_channels) to embeddings (N, length), normalised over the batch."""
         embedding: Tensor = self.norm(self.reduction(pooled))
         return embedding
 
@@ -212,6 +213,7 @@ class PartHead(nn.Module):
         self.classifier = build_classifier(embedding_dim, num_classes, bias=bias)
 
     def embed(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors (N, in_channels) to reduced ones (N, embedding_dim)."""
         embedding: Tensor = self.reduction(pooled)
         return embedding
 

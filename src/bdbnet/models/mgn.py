@@ -119,6 +119,7 @@ class GlobalHead(nn.Module):
         self.classifier = build_classifier(in_channels, num_classes, bias=False)
 
     def embed(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors (N, in_channels) to reduced ones (N, embedding_dim)."""
         embedding: Tensor = self.reduction(pooled)
         return embedding
 

@@ -43,6 +43,7 @@ class EmbeddingNetwork(nn.Module, ABC):
 
     @property
     def embedding_dim(self) -> int:
+        """Length of an embedding."""
         return sum(self.branch_dims)
 
     @property

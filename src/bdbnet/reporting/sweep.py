@@ -63,6 +63,7 @@ class SweepTable:
 
     @property
     def runs(self) -> list[Run]:
+        """All runs of the table."""
         return [run for configuration in self.configurations for run in configuration.runs]
 
     @property

@@ -72,6 +72,7 @@ class Cell:
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
+        """How the cell is evaluated."""
         return _evaluation(self.settings)
 
     def inspect(self, seed: int) -> Run:

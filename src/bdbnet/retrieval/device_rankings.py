@@ -35,6 +35,7 @@ class DeviceWatcher:
         self._there: DeviceMatches | None = None
 
     def on(self, device: torch.device) -> DeviceMatches:
+        """The matches as tensors on a device."""
         self._there = self._there or self._matches.on(device)
         return self._there
 
@@ -47,6 +48,7 @@ class DeviceNearest(DeviceWatcher):
         self._k, self._found = k, list[Tensor]()
 
     def see(self, begin: int, block: Tensor) -> None:
+        """Note the nearest images of the queries from `begin` on; `block` (queries, G) holds their distances."""
         table = self.on(block.device).of_queries(begin, begin + len(block))
         block.scatter_(1, table.columns, block.gather(1, table.columns).masked_fill(table.left_out, torch.inf))
         near = smallest_columns(block, min(self._k, len(self._matches.gallery_labels)))
@@ -69,6 +71,7 @@ class DeviceExtremes(DeviceWatcher):
         self._indices, self._values = list[Tensor](), list[Tensor]()
 
     def see(self, begin: int, block: Tensor) -> None:
+        """Note the distances of the queries' matches and others; `block` as in `DeviceNearest`."""
         table = self.on(block.device).of_queries(begin, begin + len(block))
         values = block.gather(1, table.columns).masked_fill(table.left_out, torch.inf)
         matching = values.masked_fill(~table.positive, torch.inf)
@@ -102,6 +105,7 @@ class DeviceCameras:
         self._ranks = [DeviceRanks(some) for some in matches]
 
     def see(self, begin: int, block: Tensor) -> None:
+        """Count ranks within each camera; `block` as in `DeviceNearest`."""
         if self._columns is None:
             self._columns = [torch.from_numpy(images).to(block.device) for images in self._images]
         for columns, ranks in zip(self._columns, self._ranks, strict=True):

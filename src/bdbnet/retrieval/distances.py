@@ -100,6 +100,7 @@ def native_blocks(
 
 
 def rows_in_block(query: Array, gallery: Array, chunk_memory_mb: float | None) -> int:
+    """Number of queries whose distances to the gallery fit into one block.  Raises ValueError where not one does."""
     row_mb = (gallery.shape[0] + gallery.shape[1]) * query.dtype.itemsize / _MB
     if chunk_memory_mb is None:
         least, largest = _DEVICE_DEFAULT_MB if isinstance(query, Tensor) else _DEFAULT_MB

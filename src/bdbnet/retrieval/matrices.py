@@ -184,6 +184,7 @@ def lengths(embeddings: Prepared) -> Any:
 
 
 def on_cpu(values: Array) -> np.ndarray:
+    """As a NumPy array."""
     return values.cpu().numpy() if isinstance(values, Tensor) else values
 
 

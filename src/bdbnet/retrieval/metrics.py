@@ -220,5 +220,6 @@ def checked_cutoffs(values: Sequence[int], name: str) -> list[int]:
 
 
 def check_ap_at(ap_at: int | None) -> None:
+    """Raise ValueError for a rank below 1."""
     if ap_at is not None and ap_at < 1:
         raise ValueError(f"ap_at must be at least 1 or None, got {ap_at}")

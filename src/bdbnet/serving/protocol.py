@@ -34,6 +34,7 @@ class TimedProtocol(H11Protocol):
             self._timer = self.loop.call_later(HEAD_SECONDS, self._close)
 
     def on_response_complete(self) -> None:
+        """Leave the timer alone while the next request waits."""
         super().on_response_complete()
         if self.cycle is not None and not self.cycle.response_complete:  # the next request was waiting
             self._stop_timer()

@@ -27,6 +27,7 @@ class Waits:
             self.add(reason, time.perf_counter() - began)
 
     def add(self, reason: str, seconds: float) -> None:
+        """Add a time for a reason."""
         self._seconds[reason] += seconds
 
     @property

@@ -57,16 +57,20 @@ class Sheet:
         self.unit = unit
 
     def place(self, points: Sequence[Point] | np.ndarray) -> list[Point]:
+        """Points of the drawing in pixels."""
         moved = np.asarray(points, float) @ self.matrix + self.origin
         return [(float(x), float(y)) for x, y in moved]
 
     def polygon(self, points: Sequence[Point] | np.ndarray, color: Color) -> None:
+        """Fill an outline."""
         self.draw.polygon(self.place(points), fill=(*color, 255))
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, color: Color, turn: float = 0.0) -> None:
+        """Fill an ellipse of half axes `rx` and `ry`, turned by `turn`."""
         self.polygon(_ellipse(x, y, rx, ry, turn), color)
 
     def line(self, points: Sequence[Point] | np.ndarray, color: Color, width: float) -> None:
+        """Draw a line through the points, of a width in the drawing's own unit."""
         placed = self.place(points)
         self.draw.line(placed, fill=(*color, 255), width=max(1, round(width * self.unit)), joint="curve")
 

@@ -65,6 +65,7 @@ class Painter:
         )
 
     def paint(self) -> None:
+        """Draw what was queued, the farthest first."""
         for _, draw in sorted(self.parts, key=lambda part: part[0]):
             draw()
         self.parts.clear()

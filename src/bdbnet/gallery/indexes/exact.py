@@ -118,6 +118,7 @@ class GalleryIndex(ABC):
 
     @property
     def dimensions(self) -> int:
+        """Length D of an embedding."""
         return int(self.embeddings.shape[1])
 
     @cached_property
