@@ -68,10 +68,15 @@ class Block(NamedTuple):
         if self.language == "python":
             return "python, run"
         if self.language == "bash":
-            return "bash, checked and run" if self.run or self.page.parent.name == "extend" else "bash, checked"
+            return "bash, checked and run" if self.run or is_typed_out(self.page) else "bash, checked"
         if self.language in PARSERS:
             return "data, parsed"
         return "shown" if self.language in SHOWN else "unknown"
+
+
+def is_typed_out(page: Path) -> bool:
+    """Whether all commands of a page run, at toy size: those for people who extend bdbnet."""
+    return page.parent.name == "extend" and page.stem != "README"
 
 
 def pages() -> list[Path]:

@@ -1,13 +1,16 @@
 """Every fenced block of the README and of the site's pages runs, is checked, or says why not."""
 
+import re
 import runpy
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from blocks import PARSERS, blocks_of, commands, inline_commands, main, pages
+from blocks import PARSERS, blocks_of, commands, inline_commands, is_typed_out, main, pages
 
 from documented import ROOT, UnknownLineError, check_line, check_sweep
 
@@ -22,6 +25,8 @@ SMALL = {
 
 @each_page
 def test_each_block_is_of_a_known_kind(page):
+    fences = re.findall(r"^\s*(?:```|~~~)", page.read_text(), re.MULTILINE)
+    assert len(fences) == 2 * len(blocks_of(page)), f"{page.name}: begin fences of ``` at the beginning of a line"
     for block in blocks_of(page):
         assert block.kind != "unknown", f"{block.place}: ```{block.language}: mark it <!-- not run: reason -->"
         if block.language in PARSERS and block.reason is None:
@@ -33,7 +38,7 @@ def test_commands_are_ones_that_would_start(page, mypkg, monkeypatch):
     blocks = [block for block in blocks_of(page) if block.reason is None]
     written = {block.file for block in blocks if block.file}
     for block in blocks:
-        if block.language != "bash" or (page.parent.name == "extend" and page.stem != "README"):  # those run
+        if block.language != "bash" or is_typed_out(page):
             continue
         for line in commands(block):
             with explained(f"{block.place}: {line}"):
@@ -43,26 +48,21 @@ def test_commands_are_ones_that_would_start(page, mypkg, monkeypatch):
             check_line(line)
 
 
-class explained:
+@contextmanager
+def explained(place: str) -> Iterator[None]:
     """Says which line of which page fails."""
-
-    def __init__(self, place: str) -> None:
-        self.place = place
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, UnknownLineError):
-            pytest.fail(f"{self.place}\nnot checked by anything: mark its block <!-- not run: reason -->")
-        if isinstance(error, Exception):
-            pytest.fail(f"{self.place}\n{type(error).__name__}: {error}")
+    try:
+        yield
+    except UnknownLineError:
+        pytest.fail(f"{place}\nnot checked by anything: mark its block <!-- not run: reason -->")
+    except Exception as error:
+        pytest.fail(f"{place}\n{type(error).__name__}: {error}")
 
 
 def has_code(page: Path) -> bool:
     kinds = {block.kind for block in blocks_of(page)}
-    extends = page.parent.name == "extend"  # test_extend_pages.py runs those at toy size
-    return not extends and bool(kinds & {"python, run", "bash, checked and run"})
+    # test_extend_pages.py runs those that are typed out.
+    return not is_typed_out(page) and bool(kinds & {"python, run", "bash, checked and run"})
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,10 @@ def test_pages_that_are_opened_as_files_can_be_searched(site, tmp_path):
     with Browser(executable, tmp_path) as browser:
         browser.size(1400, 1000)
         browser.open((site / "reference" / "commands" / "train.html").as_uri())
+        browser.wait("document.documentElement.classList.contains('js')")
         browser.evaluate("document.querySelector('label[for=__search]').click()")
         browser.evaluate("document.querySelector('.md-search__input').focus()")
+        browser.wait("document.querySelector('.md-search-result__meta').textContent.includes('Type')")  # it is ready
         browser.call("Input.insertText", text="distractors")
         browser.wait("document.querySelector('.md-search-result__item a')")
         found = browser.evaluate("[...document.querySelectorAll('.md-search-result__item a')].map(a => a.pathname)")

@@ -1,14 +1,18 @@
 """Checks of the commands that documentation shows: composed and checked as if they were typed, nothing of them runs."""
 
+import functools
 import re
 import shlex
 import tomllib
+from copy import deepcopy
 from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from bdbnet import plugins
 from bdbnet.__main__ import COMMANDS
@@ -127,11 +131,30 @@ def check_command(name: str, arguments: list[str]) -> None:
     swept = [override for override in parsed if override.is_sweep_override()]
     assert bool(swept) <= bool(several), f"{name} {' '.join(arguments)}: a sweep needs -m"
     jobs = BasicSweeper.split_arguments(parsed, None)[0] if swept else [spelled]
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        for job in {tuple(jobs[0]), tuple(jobs[-1])}:
-            named = [] if name not in NAMED or any(each.startswith("run_name=") for each in job) else ["run_name=x"]
-            check_settings(compose(name, [*job, *named]), name, keys_of(job))
+    for job in {tuple(jobs[0]), tuple(jobs[-1])}:
+        named = [] if name not in NAMED or any(each.startswith("run_name=") for each in job) else ["run_name=x"]
+        check_settings(composed(name, [*job, *named]), name, keys_of(job))
     _checked.add((name, *arguments))
+
+
+def composed(name: str, overrides: list[str]) -> DictConfig:
+    """What Hydra's `compose` gives; commands that choose the same groups share the most of its work."""
+    groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    chosen = [
+        each
+        for each in parsed
+        if each.key_or_group.partition("/")[0] in groups or each.key_or_group.startswith("hydra.")
+    ]
+    config = deepcopy(_with_choices(name, tuple(str(each.input_line) for each in chosen)))
+    ConfigLoaderImpl._apply_overrides_to_config([each for each in parsed if each not in chosen], config)
+    return config
+
+
+@functools.cache
+def _with_choices(name: str, choices: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose(name, [*choices])
 
 
 def check_sweep(file: Path) -> None:
