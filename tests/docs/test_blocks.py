@@ -106,6 +106,8 @@ def test_the_sweeps_that_pages_name_start(file):
         ("bdbnet train dataset=market150", "market150"),
         ('pip install "bdbnet[fais]"', "fais"),
         ("make demos", "demos"),
+        ("pip install -c constraint.txt .", "constraint.txt"),
+        ("source <(bdbnet complete bash)", "complete"),
         ("python experiments/benchmarks/retrieval_metrics.py --nois", "--nois"),
         ("curl http://127.0.0.1", "curl"),
     ],

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from bdbnet import plugins
-from bdbnet.__main__ import COMMANDS
+from bdbnet.__main__ import COMMANDS, usage
 from bdbnet.command_line import (
     SEVERAL_DATASETS,
     check_form,
@@ -52,6 +52,7 @@ def check_line(line: str, written: set[str] = frozenset()) -> str | None:
         UnknownLineError: it is of no known form; mark its block ``<!-- not run: REASON -->``.
         Exception: what the command itself says of its settings.
     """
+    line = re.sub(r"^source <\((.*)\)$", r"\1", line)
     words = [word for word in shlex.split(line) if word != "..."]  # of a command that leaves out what was said before
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[1:]
@@ -66,10 +67,13 @@ def check_line(line: str, written: set[str] = frozenset()) -> str | None:
             name = module.removeprefix("bdbnet.")
             check_command(name, arguments)
             return name
-        case ["bdbnet", "--help" | "--version"] | ["bdbnet"]:
+        case ["bdbnet", word, *_] if word in usage().split():  # --help, and what is no command of settings
             return None
         case ["python", script, *options] if script.endswith(".py"):
             _check_script(script, options, written)
+        case [".venv/bin/pip" | "pip", "install", "-c", constraints, *packages]:
+            assert (ROOT / constraints).is_file(), f"{line}: no such file"
+            _check_packages(packages)
         case [".venv/bin/pip" | "pip", "install", *packages]:
             _check_packages(packages)
         case ["make", *targets]:
