@@ -351,6 +351,8 @@ class Result:
         before: the same metrics of the network before training, where they were asked for.
         best: metrics and epoch of the best checkpoint. It was selected on the test set, which its ``note`` says.
         seconds: wall-clock seconds per phase; ``images_per_second`` likewise.
+        processor_seconds: user and system seconds of all processes of the run, from reading its data to its last evaluation: of
+            every rank and of the workers that load images, over all parts of a run that was resumed. None in older records.
     """
 
     kind: str
@@ -369,6 +371,7 @@ class Result:
     embedding_dim: Positive | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     images_per_second: Mapping[str, float] = field(default_factory=dict)
+    processor_seconds: Annotated[float, Range(0)] | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
     hardware: Mapping[str, Any] = field(default_factory=lambda: hardware())
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -379,6 +382,8 @@ class Result:
         record = asdict(self) | {"protocol": self.protocol.record()}
         if self.further is None:  # most runs evaluate on one data set
             del record["further"]
+        if self.processor_seconds is None:
+            del record["processor_seconds"]
         text = json.dumps(record, indent=2, allow_nan=False, default=str) + "\n"
         return write_atomically(Path(path), text.encode())
 

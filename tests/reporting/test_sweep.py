@@ -335,3 +335,15 @@ def test_texts_are_escaped(tmp_path):
     assert "<script" not in page.source
     assert evil in page.text
     assert all(link.startswith("./javascript%3Aalert") for link in page.links)
+
+
+def test_processor_time_has_a_column_where_runs_have_recorded_it(tmp_path):
+    add(tmp_path, "a", config_of(1, 0.1), processor_seconds=100.0)
+    add(tmp_path, "b", config_of(2, 0.1), processor_seconds=300.0)
+    add(tmp_path, "c", config_of(1, 0.3))
+    text, _ = write_sweep_report(tmp_path)
+    assert re.search(r"seeds +train time +processor time\n", text)
+    assert re.search(r" 2 +1 min 30 s +3 min 20 s\n", text)
+    assert re.search(r" 1 +1 min 30 s +-\n", text)
+    lines = [*csv.DictReader((tmp_path / "sweep.csv").open())]
+    assert [line["processor_seconds"] for line in lines] == ["200.0000", ""]

@@ -44,6 +44,12 @@ class Configuration:
         measured = [t for run in self.runs if (t := run.result.seconds.get(run.result.kind)) is not None]
         return spread(measured).mean if measured else None
 
+    @property
+    def processor_seconds(self) -> float | None:
+        """Mean processor time of a run, of those that have recorded it."""
+        measured = [t for run in self.runs if (t := run.result.processor_seconds) is not None]
+        return spread(measured).mean if measured else None
+
 
 @dataclass(frozen=True)
 class SweepTable:

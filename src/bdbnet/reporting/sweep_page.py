@@ -64,18 +64,20 @@ def sweep_grid(sweep: Sweep, table: SweepTable) -> Grid:
     heads = heads_of(table.settings) or ["settings"]
     kind = table.runs[0].result.kind
     metrics = table.metrics
+    has_processor_time = any(run.result.processor_seconds is not None for run in table.runs)
     rows = []
     for configuration in table.configurations:
-        seconds = configuration.seconds
+        times = [configuration.seconds, *[configuration.processor_seconds] * has_processor_time]
         rows.append(
             [
                 *([shown(value) for value in configuration.values] or ["equal in all runs"]),
                 *(spread_text(metric_of(name), configuration.metric(name)) for name in metrics),
                 str(len(set(seeds_of(configuration)))),
-                "-" if seconds is None else duration(seconds),
+                *("-" if seconds is None else duration(seconds) for seconds in times),
             ]
         )
     heads += [*metric_heads(metrics), "seeds", "train time" if kind == "train" else "time"]
+    heads += ["processor time"] * has_processor_time
     protocol = table.runs[0].result.protocol
     notes = [f"{protocol_line(protocol)}.", _about_numbers(table), *table.remarks]
     name = sweep.path.resolve().name
@@ -118,13 +120,15 @@ def numbers_of(sweep: Sweep) -> Grid:
             for name in metrics:
                 spread = scaled(metric_of(name), configuration.metric(name))
                 cells += ["", ""] if spread is None else [_number(spread.mean), _number(spread.std)]
-            rows.append([*cells, str(len(set(seeds_of(configuration)))), _number(configuration.seconds)])
+            times = [_number(configuration.seconds), _number(configuration.processor_seconds)]
+            rows.append([*cells, str(len(set(seeds_of(configuration)))), *times])
     heads = [
         "table",
         *heads_of(keys),
         *(f"{name}{part}" for name in metrics for part in ("", "_std")),
         "seeds",
         "seconds",
+        "processor_seconds",
     ]
     return Grid("", heads, rows, [])
 

@@ -1,5 +1,6 @@
 """A table's state: for every row and dataset the trainings, their numbers, and the paper's."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,6 +57,12 @@ class Entry:
         """Mean and standard deviation over the seeds, as fractions; None where nothing was measured."""
         values = [run.result.metrics[metric] for run in self.counted if run.result and metric in run.result.metrics]
         return spread(values) if values else None
+
+    @property
+    def processor_seconds(self) -> float | None:
+        """Of all trainings that are counted; None where one of them has not recorded it."""
+        found = [run.result.processor_seconds for run in self.counted if run.result is not None]
+        return None if not found or None in found else math.fsum(filter(None, found))
 
     @cached_property
     def intervals(self) -> Mapping[str, Interval]:

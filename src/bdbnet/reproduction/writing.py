@@ -32,7 +32,7 @@ from bdbnet.wording import duration
 _HEADS = [
     "table", "budget", "row", "x", "dataset", "measured_on", "metric", "paper", "ours", "std", "seeds", "low", "high",
     "difference",
-    "state", "folder",
+    "state", "folder", "processor_seconds",
 ]  # fmt: skip
 
 
@@ -176,7 +176,16 @@ def effort(results: Sequence[Result]) -> str:
     )
     seconds = sum(sum(result.seconds.values()) for result in results)
     plural = "s" if len(results) > 1 else ""
-    return f"{len(results)} training{plural}, {duration(seconds)} in all, on {'; '.join(machines)}."
+    return f"{len(results)} training{plural}, {duration(seconds)} in all{_processor_time(results)}, on {'; '.join(machines)}."
+
+
+def _processor_time(results: Sequence[Result]) -> str:
+    """That of all processes together, as far as it was recorded."""
+    recorded = [result.processor_seconds for result in results if result.processor_seconds is not None]
+    if not recorded:
+        return ""
+    of = f" of {len(recorded)} of them" * (len(recorded) < len(results))
+    return f" (processor time{of}: {duration(sum(recorded))})"
 
 
 def rows_of(measured: Measured) -> list[list[str]]:
@@ -192,6 +201,7 @@ def rows_of(measured: Measured) -> list[list[str]]:
                 "" if paper is None else f"{paper:g}", *_spread_fields(ours), *_interval_fields(entry, metric),
                 "" if difference is None else f"{difference:.4f}",
                 entry.state.value if entry.cell is not None else "", "" if entry.cell is None else entry.cell.folder.name,
+                "" if entry.processor_seconds is None else f"{entry.processor_seconds:.2f}",
             ])  # fmt: skip
     return lines
 
