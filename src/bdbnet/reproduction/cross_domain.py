@@ -116,23 +116,30 @@ def _trained(
     runs: list[Run] = []
     jobs: list[tuple[Cell, int]] = [(cell, seed) for seed in seeds]
     for seed in sorted({*seeds, *cell.seeds()}):
-        run = cell.inspect(seed)
-        if run.state is State.DONE and run.result is not None:
-            if (metrics := column_metrics(run.result, keys[column])) is not None:
-                run = replace(run, result=replace(run.result, metrics=metrics, further=None))
-            elif absent := _absent(table.cross[column], budget):
-                run = Run(run.folder, seed, State.ABSENT, remark=absent)
-            elif (checkpoint := run.folder / LAST).is_file():
-                own_settings = [f"++{key}={_typed(value)}" for key, value in cell.evaluation.items()]
-                later = _evaluation(str(checkpoint), table.cross[column], table, own_settings, budget, root, code)
-                jobs.append((later, 1))
-                run = replace(later.inspect(1), seed=seed)
-            else:
-                run = Run(run.folder, seed, State.OPEN, remark=_not_kept(run.folder, column))
-        elif run.state is State.OPEN and (absent := _absent(table.cross[column], budget)):
-            run = Run(run.folder, seed, State.ABSENT, remark=absent)
+        run, later = _on_column(cell.inspect(seed), cell, table, column, budget, root)
         runs.append(run)
+        jobs += [] if later is None else [(later, 1)]
     return Found(cell, tuple(runs), tuple(jobs), keys[column] in trained_on)
+
+
+def _on_column(
+    run: Run, cell: Cell, table: Table, column: str, budget: Budget, root: Path
+) -> tuple[Run, EvaluationCell | None]:
+    """What a training gives for a column, and the evaluation that its record lacks, where there is one to be made."""
+    entry = table.cross[column]
+    absent = _absent(entry, budget)
+    if run.state is State.DONE and run.result is not None:
+        if (metrics := column_metrics(run.result, _key(entry, budget))) is not None:
+            return replace(run, result=replace(run.result, metrics=metrics, further=None)), None
+        if not absent and not (run.folder / LAST).is_file():
+            return Run(run.folder, run.seed, State.OPEN, remark=_not_kept(run.folder, column)), None
+        if not absent:
+            settings = [f"++{key}={_typed(value)}" for key, value in cell.evaluation.items()]
+            later = _evaluation(str(run.folder / LAST), entry, table, settings, budget, root, cell.code)
+            return replace(later.inspect(1), seed=run.seed), later
+    elif run.state is not State.OPEN:
+        return run, None
+    return (Run(run.folder, run.seed, State.ABSENT, remark=absent) if absent else run), None
 
 
 def _not_kept(folder: Path, column: str) -> str:
