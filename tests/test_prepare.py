@@ -457,3 +457,51 @@ def test_a_video_needs_no_training_sequences(
     (folder / "clip" / "gt" / "gt.txt").unlink()
     assert run(monkeypatch, *arguments) == 1
     assert "has no ground truth: there is no gt/gt.txt" in capsys.readouterr().err
+
+
+SMALL = (
+    "dataset.options.train_identities=4 dataset.options.test_identities=4 dataset.options.images_per_camera=2 "
+    "dataset.options.cameras=2 dataset.options.distractors=2 dataset.options.image_size=[32,16] dataset.options.workers=1"
+)
+
+
+def test_each_data_set_of_a_list_is_set_up_and_checked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = f'dataset=["synthetic_reid {SMALL}","synthetic_reid {SMALL} dataset.options.seed=1"]'
+    assert run(monkeypatch, listed) == 0
+    said = capsys.readouterr().out
+    assert said.count("no faults found") == 2
+    assert len({line for line in said.splitlines() if line.startswith(f"synthetic_reid in {folder}/data/")}) == 2
+    assert len([path for path in (folder / "data" / "synthetic_reid").iterdir() if path.is_dir()]) == 2
+
+
+def test_one_faulty_data_set_of_a_list_does_not_hide_the_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, f'dataset=[market1501,"synthetic_reid {SMALL}",msmt17_v2]') == 1
+    captured = capsys.readouterr()
+    assert "no faults found" in captured.out
+    assert "there is no folder data/market1501" in captured.err
+    assert "there is no folder data/msmt17_v2" in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dataset=[market1501,synthetic_reid]", "archive=a.zip"], "archive= is of one data set"),
+        (["dataset=[market1501,no_such_set]"], "no_such_set"),
+        (["dataset=[market1501,synthetic_reid]", "dataset.root=x"], "'dataset=[\"market1501 dataset.root=x\",...]'"),
+    ],
+)
+def test_a_wrong_list_is_refused_before_anything_is_done(
+    arguments: list[str],
+    message: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, *arguments) == 1
+    assert message in capsys.readouterr().err
+    assert list(folder.iterdir()) == []

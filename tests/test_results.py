@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def result() -> Result:
 
 def test_what_is_written_is_read(result, tmp_path):
     assert read_result(result.write(tmp_path / "sub" / "result.json")) == result
+
+
+def test_processor_time_is_in_records_that_have_it(result, tmp_path):
+    older = result.write(tmp_path / "older.json")
+    assert "processor_seconds" not in json.loads(older.read_text())
+    assert read_result(older).processor_seconds is None
+    counted = replace(result, processor_seconds=12.5)
+    assert read_result(counted.write(tmp_path / "result.json")) == counted
+    older.write_text(json.dumps(json.loads(older.read_text()) | {"processor_seconds": -1}))
+    with pytest.raises(ResultError, match="processor_seconds is -1"):
+        read_result(older)
 
 
 def test_records_versions_and_hardware(result):

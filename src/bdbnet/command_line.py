@@ -345,8 +345,9 @@ def one_dataset_each(arguments: Sequence[str], key: str) -> list[str]:
     shared = {argument: name for argument, name in beside.items() if name.startswith("dataset.")}
     for argument, name in shared.items() if len(entries) > 1 else ():
         if name.removeprefix("dataset.") not in _FOR_EACH_DATASET:
+            bare = re.sub(r'="(.*)"$', r"=\1", argument)  # paths have been quoted for Hydra
             raise ConfigError(
-                f"{argument}: of which data set? Write it into its entry of the list: 'dataset=[\"{words[0][0]} {argument}\",...]'"
+                f"{bare}: of which data set? Write it into its entry of the list: 'dataset=[\"{words[0][0]} {bare}\",...]'"
             )
     full = []
     for name, *own in words:

@@ -357,6 +357,8 @@ class Result:
         parameters: number of the network's parameters.
         embedding_dim: length of an embedding.
         seconds: wall-clock seconds per phase.
+        processor_seconds: user and system seconds of all processes of the run, from reading its data to its last evaluation: of
+            every rank and of the workers that load images, over all parts of a run that was resumed. None in older records.
         images_per_second: of each phase.
         versions: of Python and of the packages that decide a number.
         hardware: processor, usable cores and GPUs.
@@ -380,6 +382,7 @@ class Result:
     embedding_dim: Positive | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     images_per_second: Mapping[str, float] = field(default_factory=dict)
+    processor_seconds: Annotated[float, Range(0)] | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
     hardware: Mapping[str, Any] = field(default_factory=lambda: hardware())
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -390,6 +393,8 @@ class Result:
         record = asdict(self) | {"protocol": self.protocol.record()}
         if self.further is None:  # most runs evaluate on one data set
             del record["further"]
+        if self.processor_seconds is None:
+            del record["processor_seconds"]
         text = json.dumps(record, indent=2, allow_nan=False, default=str) + "\n"
         return write_atomically(Path(path), text.encode())
 

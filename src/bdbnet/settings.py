@@ -42,6 +42,7 @@ SETTINGS = {
     "callbacks.progress":              Setting(False, "no",   "no",   False),
     "ckpt_path":                       Setting(False, "no",   "no",   False),
     "data_root":                       Setting(False, "no",   "no",   False),
+    "evaluations":                     Setting(False, "no",   "yes",  True),   # beside the run's own
     "logger":                          Setting(False, "no",   "no",   False),
     "loggers":                         Setting(False, "no",   "no",   False),
     "on_error":                        Setting(False, "yes",  "yes",  False),

@@ -14,11 +14,9 @@ from scipy.io import loadmat, savemat
 
 from bdbnet.datasets import PUBLISHED_COUNTS, CountWarning, DatasetError, cuhk03, load_manifest
 from bdbnet.datasets.cuhk03 import mistaken_kind, read_cuhk03_detect, read_cuhk03_label
+from cuhk03_files import FILES, KINDS, pixels, write_images, write_old
 
-KINDS = {"cuhk03_detect": "detected", "cuhk03_label": "labeled"}
 OTHER = {"cuhk03_detect": "cuhk03_label", "cuhk03_label": "cuhk03_detect"}
-# Two camera pairs: person 2 of pair 1 trains, person 1 of each pair tests.
-FILES = ("1_001_1_01.png", "1_001_2_06.png", "1_002_1_05.png", "1_002_2_10.png", "2_001_1_02.png", "2_001_2_07.png")
 INDEX: dict[str, Any] = {
     "filelist": np.array([[file] for file in FILES], dtype=object),
     "labels": np.array([[1], [1], [2], [2], [3], [3]], np.uint16),
@@ -27,35 +25,6 @@ INDEX: dict[str, Any] = {
     "query_idx": np.array([[1], [5]], np.uint16),
     "gallery_idx": np.array([[2], [6]], np.uint16),
 }
-
-
-def pixels(file: str) -> np.ndarray:
-    """A picture (5, 3, 3) that says which image it is, and in which order its rows and columns come."""
-    pair, person, _, number = file.removesuffix(".png").split("_")
-    image = np.zeros((5, 3, 3), np.uint8)
-    image[..., 0] = int(pair) * 16 + int(number)
-    image[..., 1] = int(person) % 256
-    image[..., 2] = np.arange(15).reshape(5, 3)
-    return image
-
-
-def write_images(path: Path, kind: str, files: Sequence[str]) -> None:
-    """`files` as the authors' cuhk-03.mat stores them, as MATLAB 7.3 does: columns first, cells as references."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    people: dict[int, dict[tuple[int, int], str]] = {}
-    for file in files:
-        pair, person, _, number = map(int, file.removesuffix(".png").split("_"))
-        people.setdefault(pair, {})[number - 1, person - 1] = file
-    with h5py.File(path, "w") as content:
-        empty = content.create_dataset("#refs#/a", data=np.zeros(2, np.uint64))
-        empty.attrs["MATLAB_empty"] = 1
-        pairs = np.zeros((1, max(people)), h5py.ref_dtype)
-        for pair, cells in people.items():
-            refs = np.full((10, 1 + max(person for _, person in cells)), empty.ref, h5py.ref_dtype)
-            for place, file in cells.items():
-                refs[place] = content.create_dataset(f"#refs#/{file}", data=pixels(file).transpose(2, 1, 0)).ref
-            pairs[0, pair - 1] = content.create_dataset(f"#refs#/pair{pair}", data=refs).ref
-        content.create_dataset(kind, data=pairs)
 
 
 def write_small(root: Path, name: str = "cuhk03_detect", **fields: object) -> Path:
@@ -394,18 +363,6 @@ def test_the_slower_of_two_processes_uses_the_other_ones_images(
 
 
 # The first protocol
-
-
-def write_old(root: Path, *splits: Sequence[tuple[int, int]], kind: str = "detected") -> Path:
-    """The authors' file with six images and, 20 times over, the (camera pair, person) that a split tests."""
-    write_images(root / "cuhk03_release" / "cuhk-03.mat", kind, FILES)
-    with h5py.File(root / "cuhk03_release" / "cuhk-03.mat", "a") as content:
-        refs = np.zeros((1, 20), h5py.ref_dtype)
-        for number in range(20):
-            tested = np.array(splits[number % len(splits)], np.float64).T
-            refs[0, number] = content.create_dataset(f"#refs#/split{number}", data=tested).ref
-        content.create_dataset("testsets", data=refs)
-    return root
 
 
 @pytest.mark.parametrize("kind", ["detect", "label"])

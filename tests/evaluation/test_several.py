@@ -1,6 +1,7 @@
 """One network on several data sets: ``dataset=[a,b]`` of ``bdbnet.evaluate``."""
 
 import json
+import statistics
 
 import pytest
 from omegaconf import OmegaConf
@@ -10,6 +11,8 @@ from bdbnet.config import ConfigError
 from bdbnet.datasets import DatasetError
 from bdbnet.evaluate import evaluate_one, evaluate_several
 from bdbnet.results import RESULT, read_result
+from cuhk03_files import write_old
+from forked_commands import run
 
 OPTIONS = "dataset.options.test_identities=3 dataset.options.images_per_camera=2 dataset.options.cameras=2 " \
     "dataset.options.distractors=1 dataset.options.image_size=[32,16] dataset.options.workers=1 " \
@@ -72,3 +75,23 @@ def test_embeddings_are_of_one_set_alone(several, tmp_path):
     OmegaConf.update(config, "features", "embeddings.npz")
     with pytest.raises(ConfigError, match="goes with checkpoint="):
         evaluate_several(config, tmp_path)
+
+
+@pytest.mark.end_to_end
+def test_a_sweep_over_the_splits_of_cuhk03_ends_with_their_mean(finished_run, tmp_path):
+    """Two kinds of splits, by turns: two people of one image in each view, and one person."""
+    write_old(tmp_path / "data" / "cuhk03", [(1, 1), (2, 1)], [(1, 2)])
+    done = run(
+        "evaluate", "-m", f"checkpoint={finished_run / 'last.ckpt'}", "dataset=cuhk03_detect_old",
+        "dataset.options.split=range(1,21)", "evaluation.ranks=[1]", "evaluation.single_shot=2", "loading.num_workers=0",
+        "trainer.accelerator=cpu", folder=tmp_path, log=tmp_path / "log", OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = [read_result(path).metrics["rank1"] for path in (tmp_path / "outputs" / "sweeps").rglob(RESULT)]
+    assert len(found) == 20
+    assert found.count(1.0) >= 10  # who is alone is found
+    mean, std = 100 * statistics.fmean(found), 100 * statistics.stdev(found)
+    table = done.stdout[done.stdout.index("cuhk03_detect_old: default") :]
+    assert f"{mean:.1f} ± {std:.1f}" in table
+    assert "20 of 20" in table
+    assert "Mean ± sample standard deviation over the splits." in table

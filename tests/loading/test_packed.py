@@ -18,6 +18,7 @@ from PIL import Image
 from pytorch_lightning.trainer.states import TrainerFn
 
 from bdbnet.datasets import Manifest
+from bdbnet.datasets.union import TrainingSets
 from bdbnet.loading import (
     CacheError,
     Cutout,
@@ -40,15 +41,19 @@ RETRIEVAL: dict[str, Any] = {"protocol": "retrieval", "image_size": (20, 20), "r
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
+    return written(tmp_path, "twenty")
+
+
+def written(folder: Path, name: str, seed: int = 0) -> Manifest:
     """4 identities of 4 JPEGs of different sizes, large and small, and 4 test images."""
-    generator, rows = np.random.default_rng(0), []
+    generator, rows = np.random.default_rng(seed), []
     for number in range(20):
         height, width = generator.integers(10, 90, 2)
         pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg", quality=95)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=95)
         split = "train" if number < 16 else "query" if number % 2 else "gallery"
         rows.append((f"{number}.jpg", number // 4, number % 2, split))
-    return Manifest.from_table(pd.DataFrame(rows, columns=["path", "label", "camera", "split"]), tmp_path, "twenty")
+    return Manifest.from_table(pd.DataFrame(rows, columns=["path", "label", "camera", "split"]), folder, name)
 
 
 def make(manifest: Manifest, protocol: dict[str, Any] = REID, **settings: Any) -> ReIDDataModule:
@@ -78,6 +83,21 @@ def test_same_batches_for_any_cache_and_number_of_workers(manifest: Manifest, pr
             assert batch.keys() == reference.keys()
             for name, values in reference.items():
                 assert batch[name].equal(values), (settings, name)
+
+
+@pytest.mark.parametrize("cache", ["packed", "device"])
+def test_same_batches_of_a_union_for_any_cache(manifest: Manifest, tmp_path: Path, cache: str) -> None:
+    (tmp_path / "second").mkdir()
+    sets = TrainingSets((manifest, written(tmp_path / "second", "others", seed=1)))
+    expected = list(batches(make(manifest, sets=sets)))
+    assert {int(label) for batch in expected[:-2] for label in batch["label"]} == {*range(8)}
+    for workers in (0, 1):
+        for batch, reference in zip(
+            batches(make(manifest, sets=sets, cache=cache, num_workers=workers)), expected, strict=True
+        ):
+            assert all(batch[name].equal(values) for name, values in reference.items())
+    folders = {path.name.partition("-")[0] for path in (manifest.root / "cache").iterdir() if path.is_dir()}
+    assert folders == {"twenty", "others"}  # of each set what it has by itself
 
 
 def test_the_cache_is_read_instead_of_the_files(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,12 @@ def test_data_speed_and_settings_are_told(run_folder):
     assert "trainer.max_epochs=2" in page.text
     assert "2 epochs · seed 3 · 2.21 M parameters · embedding of 512 numbers" in page.text
     assert page.all("details")
+    assert "Processor time" not in page.text
+
+
+def test_processor_time_stands_where_the_wall_time_is(run_folder, change_result):
+    change_result(processor_seconds=18720.0)
+    assert "Processor time 5 h 12 min, user and system, of all processes" in Page(write_report(run_folder)).text
 
 
 def test_right_and_wrong_are_told_without_colour(run_folder):

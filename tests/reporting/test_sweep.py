@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import statistics
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -335,3 +336,81 @@ def test_texts_are_escaped(tmp_path):
     assert "<script" not in page.source
     assert evil in page.text
     assert all(link.startswith("./javascript%3Aalert") for link in page.links)
+
+
+def test_processor_time_has_a_column_where_runs_have_recorded_it(tmp_path):
+    add(tmp_path, "a", config_of(1, 0.1), processor_seconds=100.0)
+    add(tmp_path, "b", config_of(2, 0.1), processor_seconds=300.0)
+    add(tmp_path, "c", config_of(1, 0.3))
+    text, _ = write_sweep_report(tmp_path)
+    assert re.search(r"seeds +train time +processor time\n", text)
+    assert re.search(r" 2 +1 min 30 s +3 min 20 s\n", text)
+    assert re.search(r" 1 +1 min 30 s +-\n", text)
+    lines = [*csv.DictReader((tmp_path / "sweep.csv").open())]
+    assert [line["processor_seconds"] for line in lines] == ["200.0000", ""]
+
+
+def add_split(sweep: Path, name: str, split: int, seed: int, rank1: float, **fields: object) -> None:
+    data = {"name": "cuhk03_label_old", "options": {"split": split}}
+    protocol = replace(PROTOCOL, task="reid_single_shot", dataset="cuhk03_label_old", single_shot=100)
+    made = {"protocol": protocol, "data": {"fingerprint": f"{split:02d}" * 32}} | fields
+    add(sweep, name, config_of(seed, dataset=data), rank1, **made)
+
+
+def test_splits_of_the_first_protocol_of_cuhk03_are_averaged(tmp_path):
+    values = [0.5 + 0.01 * split for split in range(1, 21)]
+    for split, value in enumerate(values, start=1):
+        add_split(tmp_path, f"split={split}", split, 1, value)
+    (table,) = read_sweep(tmp_path).tables
+    (configuration,) = table.configurations
+    measured = configuration.metric("rank1")
+    assert measured.mean == pytest.approx(statistics.fmean(values))
+    assert measured.std == pytest.approx(statistics.stdev(values))
+    assert table.remarks == []
+    text, _ = write_sweep_report(tmp_path)
+    assert re.search(r"splits +seeds", text)
+    assert re.search(r"60\.5 ± 5\.9 .* 20 of 20 +1 ", text)
+    assert "Mean ± sample standard deviation over the splits." in text
+    assert "over the seeds" not in text
+    (line,) = csv.DictReader((tmp_path / "sweep.csv").open())
+    assert (line["rank1"], line["splits"], line["seeds"]) == ("60.5000", "20", "1")
+    assert ">Split</th>" in (tmp_path / "report.html").read_text()
+
+
+def test_missing_repeated_and_changed_splits_are_told(tmp_path):
+    add_split(tmp_path, "a", 1, 1, 0.4)
+    add_split(tmp_path, "b", 1, 2, 0.6)
+    add_split(tmp_path, "c", 2, 1, 0.7)
+    add_split(tmp_path, "d", 2, 1, 0.9, data={"fingerprint": "f" * 64})
+    (table,) = read_sweep(tmp_path).tables
+    (configuration,) = table.configurations
+    assert configuration.metric("rank1").mean == pytest.approx((0.5 + 0.8) / 2)  # of the splits' means
+    first, second, third = table.remarks
+    assert first == "Seed 1 of split 2 was run 2 times with equal settings, all count: c, d."
+    assert second.startswith("Not the published protocol, which is the mean over all 20 splits: without split 3, 4, ")
+    assert third == "Split 2 was measured on different data: c, d."
+
+
+def test_checkpoints_that_are_evaluated_each_on_its_split_are_one_line(tmp_path):
+    for split in (1, 2):
+        data = {"name": "cuhk03_label_old", "options": {"split": split}}
+        config = {"dataset": data, "seed": 1, "trained_with": config_of(1, dataset=data)}
+        add_split(tmp_path, f"{split}", split, 1, split / 10, kind="evaluate", config=config)
+    (table,) = read_sweep(tmp_path).tables
+    (configuration,) = table.configurations
+    assert configuration.splits == [1, 2]
+
+
+def test_the_seeds_of_one_split_are_seeds(tmp_path):
+    add_split(tmp_path, "a", 7, 1, 0.4)
+    add_split(tmp_path, "b", 7, 2, 0.6)
+    (table,) = read_sweep(tmp_path).tables
+    assert table.configurations[0].metric("rank1").std == pytest.approx(statistics.stdev([0.4, 0.6]))
+    assert "over the seeds" in write_sweep_report(tmp_path)[0]
+
+
+def test_another_data_set_with_an_option_split_is_not_averaged(tmp_path):
+    for split in (1, 2):
+        data = {"name": "mine", "options": {"split": split}}
+        add(tmp_path, f"{split}", config_of(1, dataset=data), data={"fingerprint": f"{split}" * 64})
+    assert len(read_sweep(tmp_path).tables) == 2

@@ -29,7 +29,9 @@ from bdbnet.results import Protocol, Result
 EVALUATION = {"evaluation": {"normalize": "none", "precision": "32-true", "query_pooling": "mean"}}
 
 
-def finish(measured: Measured, row: int, seed: int, rank1: float, fingerprint: str = "f") -> Path:
+def finish(
+    measured: Measured, row: int, seed: int, rank1: float, fingerprint: str = "f", processor: float | None = None
+) -> Path:
     """A finished run of a row, as training would leave it."""
     (dataset,) = measured.datasets
     cell = measured.entries[row, dataset].cell
@@ -37,7 +39,7 @@ def finish(measured: Measured, row: int, seed: int, rank1: float, fingerprint: s
     Result(
         kind="train", metrics={"rank1": rank1, "mAP": rank1 / 2}, protocol=Protocol("reid", "synthetic_reid", (32, 16)),
         checkpoint="last", data={"fingerprint": fingerprint}, config=EVALUATION, seed=seed, epochs=2,
-        seconds={"train": 60.0}, hardware={"processor": "abacus", "gpus": []},
+        seconds={"train": 60.0}, hardware={"processor": "abacus", "gpus": []}, processor_seconds=processor,
     ).write(cell.folder / f"seed={seed}" / "result.json")  # fmt: skip
     return cell.folder / f"seed={seed}"
 
@@ -70,6 +72,24 @@ def test_ours_stands_beside_the_papers_with_difference_and_spread(look):
     notes = " ".join(grid.notes)
     assert "0 of 1 pairs of rows are in the paper's order; not: BDB is not above Baseline." in notes
     assert "3 trainings, 3 min 0 s in all, on abacus." in notes
+
+
+def test_processor_time_is_summed_over_the_trainings_that_recorded_it(look, tmp_path):
+    finish(look(), 0, 1, 0.5, processor=100.0)
+    finish(look(), 0, 2, 0.5, processor=50.25)
+    assert any(
+        "2 min 0 s in all (processor time: 2 min 30 s), on abacus." in n for n in reproduction_grid(look()).notes
+    )
+    finish(look(), 1, 1, 0.5)
+    said = "3 trainings, 3 min 0 s in all (processor time of 2 of them: 2 min 30 s), on abacus."
+    assert said in reproduction_grid(look()).notes
+    page, *_ = write_tables([look()], tmp_path / "out")
+    assert said in page.read_text()
+    lines = csv.DictReader(io.StringIO((tmp_path / "out" / "two.csv").read_text()))
+    found = {line["row"]: line["processor_seconds"] for line in lines}
+    assert found == {"Baseline": "150.25", "BDB": "", "Elsewhere": ""}
+    finish(look(), 0, 3, 0.5)  # one seed has none: what the cell took is not known
+    assert look().entries[0, "market1501"].processor_seconds is None
 
 
 def test_an_interval_is_over_identities_of_values_averaged_over_seeds(look, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 import bdbnet
 from bdbnet.config import ConfigError
+from bdbnet.datasets import DatasetError
 from bdbnet.evaluation.evaluate import evaluate
 from bdbnet.reporting import write_report
 from bdbnet.reporting.terminal import metrics_table
@@ -65,13 +66,21 @@ def test_a_further_data_set_is_evaluated_beside_the_own_one(tiny_config, other_s
         ("evaluations=cuhk03_detect", "evaluations=cuhk03_detect: give a list of data sets"),
         ("evaluations=['cuhk03_detect +dataset.rot=a']", "dataset.rot: .*did you mean dataset.root"),
         ("evaluations=[no_such_set]", "evaluations: no_such_set: .*no_such_set"),
-        ("evaluations=[synthetic_reid,synthetic_reid]", "synthetic_reid: results are told apart by the names"),
+        ("evaluations=[synthetic_reid,synthetic_reid]", "synthetic_reid: the same data set is in evaluations twice"),
     ],
 )
 def test_entries_that_are_none_are_named(tiny_config, tmp_path, value, message):
     options = [f"++dataset.options.{key}={value}".replace(" ", "") for key, value in OPTIONS.items()]
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, DatasetError), match=message):
         train(tiny_config(value.replace("[synthetic_reid,synthetic_reid]", _twice(options))), tmp_path / "run")
+
+
+def test_two_sets_of_one_name_are_numbered(tiny_config, tmp_path):
+    settings = [f"++dataset.options.{key}={value}".replace(" ", "") for key, value in OPTIONS.items()]
+    entries = [" ".join(["synthetic_reid", *settings, f"dataset.options.seed={seed}"]) for seed in (1, 2)]
+    found = train(tiny_config("trainer.max_epochs=1", f'evaluations=["{entries[0]}","{entries[1]}"]'), tmp_path).further
+    assert found is not None
+    assert list(found) == ["synthetic_reid", "synthetic_reid_2"]
 
 
 def _twice(options: list[str]) -> str:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from bdbnet import plugins
 from bdbnet.command_line import one_dataset_each
 from bdbnet.config import ConfigError
 from bdbnet.datasets import DatasetError, Manifest, load_manifest
@@ -16,6 +17,7 @@ from bdbnet.reporting.terminal import metrics_table
 from bdbnet.results import read_result
 from bdbnet.training.runs import train
 from bdbnet.training.union import read_members
+from forked_commands import run
 
 OPTIONS = {
     "train_identities": 4, "test_identities": 4, "images_per_camera": 2, "cameras": 2, "distractors": 2,
@@ -211,3 +213,49 @@ def test_re_id_and_retrieval_sets_are_no_union(tiny_config, tmp_path):
 def test_balance_needs_several_sets(tiny_config, tmp_path):
     with pytest.raises(SamplerError, match=r"there is one data set; train on several with dataset=\[a,b\]"):
         train(tiny_config("sampler.balance=per_set"), tmp_path)
+
+
+def test_a_data_set_of_a_plugin_in_a_union(tiny_config, tiny_data, plugin, tmp_path):
+    plugin(
+        "mine",
+        f"""
+        from bdbnet import plugins
+        from bdbnet.datasets import Manifest, load_manifest
+
+        @plugins.dataset("mine_people")
+        def read(root, seed=2):
+            found = load_manifest("synthetic_reid", root, seed=seed, **{OPTIONS})
+            return Manifest(found.table, found.root, "mine", found.label_names)
+        """,
+    )
+    plugins.load(["mine"])
+    root = tiny_data / "synthetic_reid"
+    registered = f"mine_people dataset.root={root} dataset.image_size=[64,32]"
+    by_reader = (
+        f"custom dataset.reader=mine.read dataset.root={root} dataset.image_size=[64,32] +dataset.options.seed=3"
+    )
+    result = train(union_of(tiny_config, registered, by_reader), tmp_path)
+    assert [each["name"] for each in result.data["trained_on"]] == ["synthetic_reid", "mine", "mine_2"]
+    assert list(result.further) == ["mine", "mine_2"]
+    assert all(values["valid_queries"] > 0 for values in result.further.values())
+
+
+@pytest.mark.end_to_end
+def test_a_union_that_is_typed_as_a_list_trains(tiny_data, tmp_path):
+    first, second = other(seed=0), other()
+    done = run(
+        "train", f'dataset=["{first}","{second}"]', f"data_root={tiny_data}", "backbone=osnet_x0_25", "sampler.batch_size=8",
+        "sampler.balance=per_set", "trainer.max_epochs=1", "trainer.accelerator=cpu", "loading.num_workers=0", "run_name=both",
+        folder=tmp_path, log=tmp_path / "log", OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = read_result(tmp_path / "outputs" / "train" / "both" / "result.json")
+    assert [(each["name"], each["images"]) for each in result.data["trained_on"]] == [
+        ("synthetic_reid", 16), ("synthetic_reid_2", 16),
+    ]  # fmt: skip
+    assert list(result.further) == ["synthetic_reid_2"]
+    assert (
+        "Trained on synthetic_reid (4 identities, 16 images) and synthetic_reid_2 (4 identities, 16 images)."
+        in done.stdout
+    )
+    assert "On synthetic_reid_2: Rank-1 " in done.stdout

@@ -14,6 +14,7 @@ class DatasetFacts:
     `layout` is the folder that the reader expects; `archives` names the authors' files for `archive=`; `obtain` says
     where to get them and under which terms. `counts` excludes junk images; identity 0 of a person dataset (distractors)
     counts as one gallery identity. Roles whose size is not published are absent. `test_only`: it need not have training images.
+    `splits`: the option `split` is a number from 1 to this, and results are published as the mean over all of them; 0: no splits.
     Where `tried` is false, layout and counts are from documentation and were not tried on the authors' files.
     """
 
@@ -24,6 +25,7 @@ class DatasetFacts:
     obtain: str = ""
     counts: dict[Role, SplitCounts] = field(default_factory=dict)
     test_only: bool = False
+    splits: int = 0
     tried: bool = True
 
 
@@ -97,6 +99,7 @@ cuhk-03.mat (also in cuhk03_release/): the authors' images and their 20 splits, 
 cut into images_all_{kind}/ on first use""".replace("{kind}", kind),
         archives="cuhk03_release.zip",
         obtain=f"cuhk03_release.zip from CUHK after signing their form; {_PEOPLE}",
+        splits=20,
         tried=False,
     )
 

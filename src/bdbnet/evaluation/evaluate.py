@@ -22,11 +22,18 @@ from bdbnet.evaluation.protocol import build_metric, build_protocol
 from bdbnet.evaluation.ranking_lists import write_ranking_lists
 from bdbnet.evaluation.run_log import Outcome, facts_of, logged
 from bdbnet.evaluation.test_set import EvaluationError, TestSet
-from bdbnet.evaluation.trainer import build_trainer, keep_freed_memory, quiet_libraries, seed_everything
+from bdbnet.evaluation.trainer import (
+    build_trainer,
+    keep_freed_memory,
+    quiet_libraries,
+    seed_everything,
+    sum_of_ranks,
+)
 from bdbnet.files import WriteError
 from bdbnet.loading.datamodule import test_rows
 from bdbnet.loading.from_config import build_data, build_manifest
 from bdbnet.overwriting import refuse_other_settings, settings_that_count
+from bdbnet.processor_time import processor_seconds
 from bdbnet.results import (
     CALIBRATION,
     LABEL_NAMES,
@@ -54,6 +61,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
             is known, or the folder holds results of other settings or data and ``config.overwrite`` is not set.
         CheckpointError, DatasetError, ImageError: see there.
     """
+    began = processor_seconds()
     quiet_libraries()
     keep_freed_memory()
     check_settings(config, "evaluate")
@@ -108,6 +116,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
             embedding_dim=embedder.dimensions,
             seconds={"evaluate": round(module.evaluation_seconds, 2)},
             images_per_second={"evaluate": round(len(data.test_table) / module.evaluation_seconds, 2)},
+            processor_seconds=round(sum_of_ranks(trainer, processor_seconds() - began), 2),
         )
         if trainer.is_global_zero:
             write_evaluation(result, test, folder, config, made_for=embedder.made_for)

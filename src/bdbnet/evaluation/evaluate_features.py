@@ -36,6 +36,7 @@ from bdbnet.evaluation.test_set import TestSet
 from bdbnet.evaluation.trainer import build_loggers
 from bdbnet.loading.datamodule import test_rows
 from bdbnet.loading.from_config import build_manifest, is_reid, require_matches
+from bdbnet.processor_time import processor_seconds
 from bdbnet.results import Protocol, Result
 
 #: Reads a folder that `bdbnet.embed` made; None for another path.
@@ -79,7 +80,7 @@ def evaluate_features(config: DictConfig, folder: Path, *, read_folder: FolderRe
 
 def _evaluate(config: DictConfig, folder: Path, features: Features, protocol: Protocol) -> tuple[Result, TestSet]:
     manifest = features.manifest
-    began = time.perf_counter()
+    began, processor_began = time.perf_counter(), processor_seconds()
     # What is mapped from a file can't be written to, which torch does not know.
     own = features.embeddings if features.embeddings.flags.writeable else features.embeddings.copy()
     embeddings = torch.from_numpy(own)
@@ -110,6 +111,7 @@ def _evaluate(config: DictConfig, folder: Path, features: Features, protocol: Pr
         seed=config.seed,
         embedding_dim=dimensions,
         seconds={"evaluate": round(seconds, 2)},
+        processor_seconds=round(processor_seconds() - processor_began, 2),
     )
     # What else decides the embeddings, nobody knows: such a threshold fits no embedder.
     made_for = {"normalize": config.evaluation.normalize, "preprocessing": "unknown"}

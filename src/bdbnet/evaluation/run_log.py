@@ -326,6 +326,8 @@ def summary(result: Result) -> dict[str, Any]:
     for name in ("epochs", "parameters", "embedding_dim"):
         found |= {name: value} if (value := getattr(result, name)) is not None else {}
     found |= {f"seconds/{phase}": value for phase, value in result.seconds.items()}
+    if result.processor_seconds is not None:
+        found["processor_seconds"] = result.processor_seconds
     return found | {f"images_per_second/{phase}": value for phase, value in result.images_per_second.items()}
 
 

@@ -120,5 +120,11 @@ def build_trainer(
     return trainer
 
 
+def sum_of_ranks(trainer: pl.Trainer, number: float) -> float:
+    """The sum of all ranks' numbers, in float32.  All of them have to ask."""
+    own = torch.tensor(number, dtype=torch.float32, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(own, reduce_op="sum"))
+
+
 def _has_gpu(accelerator: str) -> bool:
     return torch.cuda.is_available() or (accelerator == "gpu" and torch.backends.mps.is_available())

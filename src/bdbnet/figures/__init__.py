@@ -23,6 +23,7 @@ from bdbnet.figures.parameter_curves import (
 )
 from bdbnet.figures.parameter_maps import parameter_map
 from bdbnet.figures.ranking_lists import RankedImage, RankingList, ranking_lists_figure, read_thumbnail
+from bdbnet.figures.score_matrix import score_matrix
 
 __all__ = [
     "DARK",
@@ -52,5 +53,6 @@ __all__ = [
     "read_thumbnail",
     "reliability_plot",
     "roc_curve",
+    "score_matrix",
     "upsampled",
 ]

@@ -21,10 +21,7 @@ def dataset_of(entry: str, data_root: str, key: str) -> DictConfig:
     Raises:
         ConfigError: the entry names no data set, or a setting that it does not have.
     """
-    try:
-        words = shlex.split(entry)
-    except ValueError as error:
-        raise ConfigError(f"{key}: {entry}: {error}") from error
+    words = dataset_words(entry, key)
     overrides = quote_paths([f"dataset={words[0]}", f"data_root={data_root}", *words[1:]])
     try:
         composed = compose_settings("evaluate", overrides)
@@ -34,6 +31,14 @@ def dataset_of(entry: str, data_root: str, key: str) -> DictConfig:
     dataset: DictConfig = composed.dataset
     OmegaConf.resolve(dataset)  # its folder depends on data_root, which it leaves behind
     return dataset
+
+
+def dataset_words(entry: str, key: str) -> list[str]:
+    """The parts of an entry: the choice of the group `dataset`, and settings.  Raises ConfigError that names the key."""
+    try:
+        return shlex.split(entry)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {entry}: {error}") from error
 
 
 def without_places(entry: str) -> str:

@@ -188,6 +188,8 @@ def _machine(result: Result) -> str:
         rows.append(html_row(escape(phase), cells))
     hardware = {k: ", ".join(map(str, v)) or "none" if isinstance(v, list) else v for k, v in result.hardware.items()}
     facts = {str(k).capitalize().replace("Gpus", "GPUs"): escape(str(v)) for k, v in hardware.items()}
+    if result.processor_seconds is not None:
+        facts = {"Processor time": f"{duration(result.processor_seconds)}, user and system, of all processes"} | facts
     facts["Versions"] = escape(", ".join(f"{k} {v}" for k, v in result.versions.items()))
     table = html_table(["Phase", "Time", "Images/s"], rows) if rows else ""
     return f"<section>\n<h2>Speed and machine</h2>\n{table}\n{_facts(facts)}</section>"

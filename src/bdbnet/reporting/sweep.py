@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bdbnet.datasets import FACTS
 from bdbnet.reporting.run_folder import ReportError
 from bdbnet.reporting.settings import key_of, settings_of, shown, sort_key, varying_settings
 from bdbnet.reporting.table import Spread, spread
 from bdbnet.results import HISTORY, LAST, RESULT, Result, ResultError, metric_names, read_result
+from bdbnet.settings import is_whole
 from bdbnet.wording import numbers, preprocessing_text
 
 #: Hydra's file in the folder of a sweep, and its folder in that of each job.
@@ -16,6 +18,9 @@ MULTIRUN, JOB = "multirun.yaml", ".hydra"
 
 #: Any of these makes a folder that of a run.
 _MARKS = (RESULT, LAST, HISTORY, JOB)
+
+#: The split, and that of the training of an evaluated checkpoint.
+_SPLIT = ("dataset.options.split", "trained_with.dataset.options.split")
 
 
 @dataclass(frozen=True)
@@ -28,20 +33,38 @@ class Run:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that are equal in all but their seed; `values` belong to the settings of the table."""
+    """Runs that are equal in all but their seed, and their split where results are published as the mean over splits; `values`
+    belong to the settings of the table.
+    """
 
     values: tuple[Any, ...]
     runs: list[Run]
 
     def metric(self, name: str) -> Spread | None:
-        """A metric over the runs, as fractions; None where no run has it."""
-        measured = [run.result.metrics[name] for run in self.runs if name in run.result.metrics]
-        return spread(measured) if measured else None
+        """A metric over the runs, as fractions; None where no run has it. Of several splits it is over the splits' means."""
+        found: dict[int | None, list[float]] = {}
+        for run in self.runs:
+            if name in run.result.metrics:
+                found.setdefault(split_of(run.result), []).append(run.result.metrics[name])
+        if len(found) > 1:
+            return spread([spread(values).mean for values in found.values()])
+        return spread(*found.values()) if found else None
+
+    @property
+    def splits(self) -> list[int]:
+        """The splits that were run, of a data set whose results are published as the mean over splits; else none."""
+        return sorted({split for run in self.runs if (split := split_of(run.result)) is not None})
 
     @property
     def seconds(self) -> float | None:
         """Mean time of the training, or of the evaluation where nothing was trained."""
         measured = [t for run in self.runs if (t := run.result.seconds.get(run.result.kind)) is not None]
+        return spread(measured).mean if measured else None
+
+    @property
+    def processor_seconds(self) -> float | None:
+        """Mean processor time of a run, of those that have recorded it."""
+        measured = [t for run in self.runs if (t := run.result.processor_seconds) is not None]
         return spread(measured).mean if measured else None
 
 
@@ -179,10 +202,11 @@ def _conditions(result: Result) -> dict[str, Any]:
     size = protocol.pop("image_size")
     protocol["preprocessing"] = preprocessing_text(result.protocol) or "usual"
     steps = {"query expansion": protocol.pop("query_expansion"), "re-ranking": protocol.pop("rerank")}
+    fingerprint = str(result.data.get("fingerprint", "unknown"))[:12]
     return {
         "kind": result.kind,
         "dataset": protocol.pop("dataset"),
-        "data": str(result.data.get("fingerprint", "unknown"))[:12],
+        "data": fingerprint if split_of(result) is None else f"{splits_of(result)} splits",
         "image size": "unknown" if size is None else f"{size[0]} x {size[1]}",
         **{name.replace("_", " "): value for name, value in protocol.items()},
         **{name: numbers(settings) or "none" for name, settings in steps.items()},
@@ -190,8 +214,25 @@ def _conditions(result: Result) -> dict[str, Any]:
     }
 
 
+def split_of(result: Result) -> int | None:
+    """The split of a data set whose results are published as the mean over splits; None of any other."""
+    options = (result.config.get("dataset") or {}).get("options") or {}
+    split = options.get("split")
+    return split if splits_of(result) and is_whole(split) else None
+
+
+def splits_of(result: Result) -> int:
+    """Over how many splits of the data set results are published as the mean; 0 where it has none."""
+    facts = FACTS.get(str((result.config.get("dataset") or {}).get("name")))
+    return 0 if facts is None else facts.splits
+
+
 def _table(differs: str, runs: Sequence[Run]) -> SweepTable:
     settings = [settings_of(run.result.config) for run in runs]
+    for run, own in zip(runs, settings):
+        if split_of(run.result) is not None:
+            for key in _SPLIT:
+                own.pop(key, None)
     varying = varying_settings(settings)
     groups: dict[tuple[str, ...], Configuration] = {}
     for run, row in sorted(zip(runs, varying.rows), key=lambda pair: _seed(pair[0].result)):
@@ -218,15 +259,32 @@ def seeds_of(configuration: Configuration) -> list[int]:
 
 def _remarks(configuration: Configuration) -> list[str]:
     remarks = []
-    seeds = seeds_of(configuration)
-    for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-        names = [run.name for run, own in zip(configuration.runs, seeds) if own == seed]
-        remarks.append(f"Seed {seed} was run {len(names)} times with equal settings, all count: {', '.join(names)}.")
+    groups: dict[tuple[int, int | None], list[Run]] = {}
+    for run, seed in zip(configuration.runs, seeds_of(configuration)):
+        groups.setdefault((seed, split_of(run.result)), []).append(run)
+    for (seed, split), runs in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1] or 0)):
+        if len(runs) > 1:
+            of = "" if split is None else f" of split {split}"
+            names = ", ".join(run.name for run in runs)
+            remarks.append(f"Seed {seed}{of} was run {len(runs)} times with equal settings, all count: {names}.")
+    if configuration.splits:
+        remarks += _remarks_on_splits(configuration)
     for run in configuration.runs:
         epochs, planned = run.result.epochs, (run.result.config.get("trainer") or {}).get("max_epochs")
         if epochs is not None and planned is not None and epochs < planned:
             remarks.append(f"{run.name} stopped after epoch {epochs} of {planned}.")
     return remarks
+
+
+def _remarks_on_splits(configuration: Configuration) -> Iterator[str]:
+    whole = splits_of(configuration.runs[0].result)
+    if missing := sorted({*range(1, whole + 1)} - {*configuration.splits}):
+        shown = ", ".join(map(str, missing))
+        yield f"Not the published protocol, which is the mean over all {whole} splits: without split {shown}."
+    for split in configuration.splits:
+        runs = [run for run in configuration.runs if split_of(run.result) == split]
+        if len({str(run.result.data.get("fingerprint")) for run in runs}) > 1:
+            yield f"Split {split} was measured on different data: {', '.join(run.name for run in runs)}."
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:

@@ -11,7 +11,15 @@ from bdbnet.reporting.index_page import links_of, navigation, update_index
 from bdbnet.reporting.page import html_row, html_table, note_paragraphs, page
 from bdbnet.reporting.pictures import themed_picture
 from bdbnet.reporting.settings import ABSENT, heads_of, is_numeric, shown, sort_key
-from bdbnet.reporting.sweep import Configuration, Sweep, SweepTable, read_sweep, seeds_of
+from bdbnet.reporting.sweep import (
+    Configuration,
+    Sweep,
+    SweepTable,
+    read_sweep,
+    seeds_of,
+    split_of,
+    splits_of,
+)
 from bdbnet.reporting.table import Grid, as_csv, as_html, as_latex, as_markdown, as_text, scaled, spread_text
 from bdbnet.results import REPORT, Metric, headline_metrics, in_percent, metric_heads, metric_of, write_atomically
 from bdbnet.wording import duration, protocol_line
@@ -64,18 +72,22 @@ def sweep_grid(sweep: Sweep, table: SweepTable) -> Grid:
     heads = heads_of(table.settings) or ["settings"]
     kind = table.runs[0].result.kind
     metrics = table.metrics
+    whole = 0 if split_of(table.runs[0].result) is None else splits_of(table.runs[0].result)
+    has_processor_time = any(run.result.processor_seconds is not None for run in table.runs)
     rows = []
     for configuration in table.configurations:
-        seconds = configuration.seconds
+        times = [configuration.seconds, *[configuration.processor_seconds] * has_processor_time]
         rows.append(
             [
                 *([shown(value) for value in configuration.values] or ["equal in all runs"]),
                 *(spread_text(metric_of(name), configuration.metric(name)) for name in metrics),
+                *[f"{len(configuration.splits)} of {whole}"] * bool(whole),
                 str(len(set(seeds_of(configuration)))),
-                "-" if seconds is None else duration(seconds),
+                *("-" if seconds is None else duration(seconds) for seconds in times),
             ]
         )
-    heads += [*metric_heads(metrics), "seeds", "train time" if kind == "train" else "time"]
+    heads += [*metric_heads(metrics), *["splits"] * bool(whole), "seeds", "train time" if kind == "train" else "time"]
+    heads += ["processor time"] * has_processor_time
     protocol = table.runs[0].result.protocol
     notes = [f"{protocol_line(protocol)}.", _about_numbers(table), *table.remarks]
     name = sweep.path.resolve().name
@@ -84,11 +96,13 @@ def sweep_grid(sweep: Sweep, table: SweepTable) -> Grid:
 
 
 def _about_numbers(table: SweepTable) -> str:
-    several = any(len(configuration.runs) > 1 for configuration in table.configurations)
+    over_splits = any(len(configuration.splits) > 1 for configuration in table.configurations)
+    several = any(len(configuration.runs) > 1 for configuration in table.configurations) and not over_splits
     last = any(run.result.checkpoint == "last" for run in table.runs)
     notes = {
         "In percent.": in_percent(table.metrics),
         "Mean ± sample standard deviation over the seeds.": several,
+        "Mean ± sample standard deviation over the splits.": over_splits,
         "Weights evaluated: the last epoch.": last,
     }
     return " ".join(note for note, applies in notes.items() if applies)
@@ -110,6 +124,7 @@ def numbers_of(sweep: Sweep) -> Grid:
     """All tables as one for other programs: a line per configuration, metrics and seconds with four decimals."""
     keys = list(dict.fromkeys(key for table in sweep.tables for key in table.settings))
     metrics = list(dict.fromkeys(name for table in sweep.tables for name in table.metrics))
+    has_splits = any(configuration.splits for table in sweep.tables for configuration in table.configurations)
     rows = []
     for table in sweep.tables:
         for configuration in table.configurations:
@@ -118,13 +133,17 @@ def numbers_of(sweep: Sweep) -> Grid:
             for name in metrics:
                 spread = scaled(metric_of(name), configuration.metric(name))
                 cells += ["", ""] if spread is None else [_number(spread.mean), _number(spread.std)]
-            rows.append([*cells, str(len(set(seeds_of(configuration)))), _number(configuration.seconds)])
+            splits = [str(len(configuration.splits) or "")] * has_splits
+            times = [_number(configuration.seconds), _number(configuration.processor_seconds)]
+            rows.append([*cells, *splits, str(len(set(seeds_of(configuration)))), *times])
     heads = [
         "table",
         *heads_of(keys),
         *(f"{name}{part}" for name in metrics for part in ("", "_std")),
+        *["splits"] * has_splits,
         "seeds",
         "seconds",
+        "processor_seconds",
     ]
     return Grid("", heads, rows, [])
 
@@ -253,14 +272,16 @@ def _runs(sweep: Sweep) -> str:
     parts = []
     for table in sweep.tables:
         metrics = headline_metrics(table.metrics)
+        has_splits = any(configuration.splits for configuration in table.configurations)
         rows = []
         for configuration in table.configurations:
             for run, seed in zip(configuration.runs, seeds_of(configuration)):
                 values = [escape(shown(value)) for value in configuration.values]
                 numbers = [metric_of(name).number(run.result.metrics.get(name)) for name in metrics]
-                cells = [*values, *numbers]
+                split = split_of(run.result)
+                cells = [*["" if split is None else str(split)] * has_splits, *values, *numbers]
                 rows.append(html_row(escape(str(seed)), [*cells, _link(sweep, run.name)]))
-        heads = ["Seed", *heads_of(table.settings), *metric_heads(metrics), "Folder"]
+        heads = ["Seed", *["Split"] * has_splits, *heads_of(table.settings), *metric_heads(metrics), "Folder"]
         parts += [f"<h3>{escape(table.differs)}</h3>" * bool(table.differs), html_table(heads, rows, "runs")]
     hint = "A page of one run: <code>python -m bdbnet.report run=&lt;its folder&gt;</code>"
     listed = "\n".join(parts)

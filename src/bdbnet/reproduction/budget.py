@@ -27,6 +27,7 @@ class Budget:
         overrides: of every training, after those of the row.
         keep_checkpoints: false: a finished training keeps its numbers, not its weights.
         backbones: kind of backbone that a row needs (`Row.backbone`) -> overrides that give it one, in place of the budget's own.
+        places: the folders ``data_root`` and ``weights_root``, which files of tables may refer to.
     """
 
     name: str
@@ -36,6 +37,12 @@ class Budget:
     overrides: tuple[str, ...]
     keep_checkpoints: bool
     backbones: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> list[str]:
+        """The overrides, without that of the place of the data."""
+        return [override for override in self.overrides if not override.startswith("data_root=")]
 
     def cell(self, table: Table, row: Row, dataset: str, root: Path, *, code: str | None = None) -> Cell | None:
         """The training that fills the columns of ``dataset`` in a row; None where the budget leaves it out or `lacks_backbone`.
@@ -46,14 +53,12 @@ class Budget:
         stand_in = self.datasets.get(dataset, (f"dataset={dataset}",))
         if row.run is None or stand_in is None or self.lacks_backbone(row, dataset):
             return None
-        ranks, recall = _listed([*all_tables(), table])
-        listed = (f"evaluation.ranks={ranks}", f"evaluation.recall_at={recall}")
         run, more = row.run, self.overrides
         if row.backbone and _sets_backbone((*stand_in, *more)):
             run = _without_backbone(run)
             if row.backbone != ANY_BACKBONE:
                 stand_in, more = _without_backbone(stand_in), (*_without_backbone(more), *self.backbones[row.backbone])
-        overrides = (*stand_in, *run, *more, *listed)
+        overrides = (*stand_in, *run, *more, *listed_metrics(table))
         try:
             return build_cell(overrides, root, code=code)
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
@@ -112,15 +117,17 @@ def read_budget(name: str, settings: DictConfig) -> Budget:
         overrides=(where, *plain["overrides"], *more),
         keep_checkpoints=plain["keep_checkpoints"],
         backbones=backbones,
+        places={key: str(value) for key, value in shared.items()},
     )
 
 
-def _listed(tables: Iterable[Table]) -> tuple[str, str]:
-    """Every k of Rank-k and every K of Recall@K that any table shows: one evaluation serves them all."""
+def listed_metrics(table: Table) -> tuple[str, str]:
+    """Overrides for every k of Rank-k and K of Recall@K that this or another table shows: one evaluation serves them all."""
     found = {"rank{k}": {1, 5, 10}, "recall@{k}": {1, 2, 4, 8}}
+    tables = [*all_tables(), table]
     for metric in (metric for table in tables for metrics in table.columns.values() for metric in metrics):
         for family, numbers in found.items():
             if (k := cutoff(family, metric)) is not None:
                 numbers.add(k)
     ranks, recall = (f"[{','.join(map(str, sorted(numbers)))}]" for numbers in found.values())
-    return ranks, recall
+    return f"evaluation.ranks={ranks}", f"evaluation.recall_at={recall}"

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from bdbnet.checked import read_json
 from bdbnet.command_line import one_dataset_each
 from bdbnet.config import ConfigError, check_settings, compose_settings, flatten, quote_paths, shown_path
+from bdbnet.evaluation.load import require_source
 from bdbnet.files import LOCK as LOCK
 from bdbnet.files import is_locked
 from bdbnet.loading.entries import dataset_of, without_places
@@ -100,7 +101,7 @@ class Cell:
         except ResultError as error:
             return Run(folder, seed, State.STARTED, remark=str(error))
         code, epochs = result.versions.get("bdbnet"), self.settings.get("trainer.max_epochs", 0)
-        measured = _evaluation(dict(flatten(result.config)))
+        measured = self.measured_under(result)
         if code != self.code:
             return Run(folder, seed, State.OTHER, remark=f"measured with bdbnet {code}, not {self.code}")
         if measured != self.evaluation:
@@ -111,6 +112,15 @@ class Cell:
         if (result.epochs or 0) < epochs:
             return Run(folder, seed, State.STARTED, remark=f"stopped after epoch {result.epochs} of {epochs}")
         return Run(folder, seed, State.DONE, result)
+
+    def measured_under(self, result: Result) -> dict[str, Any]:
+        """The settings of a record's evaluation, to be compared with the cell's."""
+        return _evaluation(dict(flatten(result.config)))
+
+    def seeds(self) -> list[int]:
+        """Seeds that have a folder, finished or not."""
+        numbers = (folder.name.removeprefix("seed=") for folder in self.folder.glob("seed=*"))
+        return [int(number) for number in numbers if number.isdecimal()]
 
     def elsewhere(self) -> list[str]:
         """Results of the same training under another protocol or version: listed, never counted."""
@@ -133,6 +143,47 @@ class Cell:
         return (json.dumps(content, indent=2, sort_keys=True, default=str) + "\n").encode()
 
 
+class EvaluationCell(Cell):
+    """One network on one data set, which is evaluated and not trained; `overrides` are of ``bdbnet.evaluate``."""
+
+    def measured_under(self, result: Result) -> dict[str, Any]:
+        measured = super().measured_under(result)
+        if "evaluation.distance" not in self.evaluation:  # it is the network's own
+            measured.pop("evaluation.distance", None)
+        return measured
+
+
+def build_evaluation(overrides: Sequence[str], root: Path, *, code: str | None = None) -> EvaluationCell:
+    """The cell of an evaluation with ``overrides``, which name a checkpoint and a data set, in a folder below ``root``.
+
+    Raises:
+        ConfigError: a key is wrong.
+        CheckpointError: the checkpoint is no file, and no name of a network.
+    """
+    config = compose_evaluation(tuple(overrides))
+    source = str(config.checkpoint)
+    require_source(source)
+    settings = settings_of(config) | {"checkpoint": f"{Path(source).name} {digest_of_files(Path(source).expanduser())}"}
+    code = code or version("bdbnet")
+    folder = root / _data_label(config) / f"{Path(source).stem}-{_key(settings, code)}"
+    return EvaluationCell(tuple(overrides), dict(sorted(settings.items())), folder, absent_data(config.dataset), code)
+
+
+def digest_of_files(path: Path) -> str:
+    """SHA-256 of a file, or of the files in a folder; "" where there is neither."""
+    if not path.is_dir():
+        return _digest(path, *path.stat()[6:9]) if path.is_file() else ""
+    found = {each.name: digest_of_files(each) for each in sorted(path.iterdir()) if each.is_file()}
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _digest(file: Path, *_: float) -> str:
+    """Of a file of this size and these times."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def build_cell(overrides: Sequence[str], root: Path, *, code: str | None = None) -> Cell:
     """The cell of a training with ``overrides``, in a folder below ``root`` that its settings name.
 
@@ -144,15 +195,18 @@ def build_cell(overrides: Sequence[str], root: Path, *, code: str | None = None)
     config = compose_training(tuple(overrides))
     settings = settings_of(config)
     code = code or version("bdbnet")
+    folder = root / _data_label(config) / f"{_label(config)}-{_key(settings, code)}"
+    return Cell(tuple(overrides), settings, folder, _absent(config), code)
+
+
+def _key(settings: Mapping[str, Any], code: str) -> str:
+    """Tells a folder apart from those of other settings."""
     # Under their first names, so that a renaming trains nothing again.
     named = {
         first_key(key): first_name(value) if key.endswith("_target_") else value for key, value in settings.items()
     }
     content = json.dumps({"settings": named, "bdbnet": code}, sort_keys=True, default=str)
-    key = hashlib.sha256(content.encode()).hexdigest()[:10]
-    return Cell(
-        tuple(overrides), settings, root / _data_label(config) / f"{_label(config)}-{key}", _absent(config), code
-    )
+    return hashlib.sha256(content.encode()).hexdigest()[:10]
 
 
 @lru_cache(maxsize=1024)
@@ -165,14 +219,24 @@ def compose_training(overrides: tuple[str, ...]) -> DictConfig:
     return config
 
 
+@lru_cache(maxsize=1024)
+def compose_evaluation(overrides: tuple[str, ...]) -> DictConfig:
+    """The configuration of ``python -m bdbnet.evaluate <overrides>``; not to be changed."""
+    config = compose_settings("evaluate", quote_paths(with_todays_keys(overrides)[0]))
+    rename_keys(config)
+    check_settings(config, "evaluate")
+    return config
+
+
 def settings_of(config: DictConfig) -> dict[str, Any]:
-    """What decides a training's numbers, as sorted flat keys.
+    """What decides the numbers of a training, or of an evaluation, as sorted flat keys.
 
     A setting that is off (null, false, empty) counts as absent, so that a new switch does not give old results another
     identity. Of files the name counts, not the folder.
     """
-    unused: tuple[str, ...] = () if _drops(config) else _OF_THE_DROPPING_BRANCH
-    if config.model.get("pooling") == "gem":  # of both branches
+    model = config.get("model")  # an evaluation may leave it to the weights
+    unused: tuple[str, ...] = () if model is None or _drops(config) else _OF_THE_DROPPING_BRANCH
+    if model is not None and model.get("pooling") == "gem":  # of both branches
         unused = tuple(key for key in unused if key != "model.pooling")
     # What makes no cell is left unresolved: the logger's folder and the run's name are only known to a running command.
     groups = {str(key): config[key] for key in config if setting_of(str(key)).cell != "no"}
@@ -227,7 +291,8 @@ def _label(config: DictConfig) -> str:
 
 def _data_label(config: DictConfig) -> str:
     """The names of the data sets that are trained on, as a folder."""
-    return shortened("+".join([str(config.dataset.name), *(entry.split()[0] for entry in config.union)]), 100)
+    further = config.get("union") or ()
+    return shortened("+".join([str(config.dataset.name), *(entry.split()[0] for entry in further)]), 100)
 
 
 def absent_data(dataset: DictConfig) -> str:

@@ -134,6 +134,10 @@ def _table(where: str, folder: Path, name: str, tables: dict[Path, Table]) -> Ta
     key = path.resolve()
     if key not in tables:
         tables[key] = read_table(path)
+    if tables[key].cross:
+        raise SpecError(
+            f"{where}: table: {path}: a cross-domain table: claims are tested query by query, on a row's own data set"
+        )
     return tables[key]
 
 

@@ -12,6 +12,7 @@ from bdbnet.loading.from_config import read_manifest, settle_protocol
 from bdbnet.reporting.image_choice import drawn_queries
 from bdbnet.reporting.visualizing import Section, activation_section, ranking_section
 from bdbnet.reproduction.cells import compose_training
+from bdbnet.reproduction.cross_matrix import matrix_section
 from bdbnet.reproduction.masks import masks_of
 from bdbnet.reproduction.measured import Entry, Measured
 from bdbnet.results import LAST
@@ -30,7 +31,9 @@ class Drawn(NamedTuple):
 
 
 def pictures_of(measured: Measured) -> Iterator[Drawn]:
-    """The pictures of a figure, one for each data set; none of another figure or table."""
+    """The pictures of a figure, one for each data set, or of a cross-domain table; none of another figure or table."""
+    if measured.table.cross and (section := matrix_section(measured)) is not None:
+        yield Drawn(measured.table.name, section)
     picture = measured.table.picture
     if picture is None:
         return

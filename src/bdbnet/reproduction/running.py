@@ -17,11 +17,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from bdbnet.command_line import one_logger_each
 from bdbnet.config import ConfigError, is_ours
+from bdbnet.evaluation.evaluate import evaluate
 from bdbnet.evaluation.run_log import Place
 from bdbnet.evaluation.test_set import EvaluationError
 from bdbnet.files import LockedError, is_about_writing, locked, write_atomically
 from bdbnet.models import CheckpointError, read_checkpoint
-from bdbnet.reproduction.cells import CELL, FAILURE, Cell, Run, State, compose_training
+from bdbnet.reproduction.cells import (
+    CELL,
+    FAILURE,
+    Cell,
+    EvaluationCell,
+    Run,
+    State,
+    compose_evaluation,
+    compose_training,
+)
 from bdbnet.results import BEST, LAST, PREVIOUS, RESULT
 from bdbnet.training.callbacks import TrainingError
 from bdbnet.training.resuming import latest_checkpoint, set_aside
@@ -35,7 +45,7 @@ class IncompleteError(RuntimeError):
 
 
 class Job(NamedTuple):
-    """A training that tables ask for, the places where they show it, and whether a picture needs its network."""
+    """A training or an evaluation that tables ask for, the places where they show it, and whether a picture needs its network."""
 
     cell: Cell
     seed: int
@@ -155,16 +165,20 @@ def _run_locked(job: Job, heading: str, keep_checkpoints: bool, way: _Way) -> Ru
 
 
 def _train(job: Job, folder: Path, way: _Way) -> str:
-    """Train in ``folder``; errors are printed, and recorded where the training itself is to blame.
+    """Train or evaluate in ``folder``; errors are printed, and recorded where the training itself is to blame.
 
     Returns:
         Why it was not trained, where that is to blame on something else; "" where it was.
     """
     say = way.say
-    config = _configuration(job, folder, way)
+    trains = not isinstance(job.cell, EvaluationCell)
+    config = _configuration(job, folder, way) if trains else _evaluation(job, way)
     try:
-        _refuse_several_devices(config)
-        train(config, folder, *_place(job, config))
+        if not trains:
+            evaluate(config, folder)
+        else:
+            _refuse_several_devices(config)
+            train(config, folder, *_place(job, config))
     except (TrainingError, EvaluationError) as error:
         _record_failure(folder, str(error))
         say(f"failed: {error}")
@@ -207,6 +221,15 @@ def _configuration(job: Job, folder: Path, way: _Way) -> DictConfig:
     for group in (config.logger, *(config.get("loggers") or {}).values()):
         if group.logger is not None and "save_dir" in group.logger:
             group.logger.save_dir = str(folder)  # otherwise the folder of the command
+    return config
+
+
+def _evaluation(job: Job, way: _Way) -> DictConfig:
+    config = deepcopy(compose_evaluation(job.cell.overrides))
+    config.run_name = f"{job.cell.folder.name}/seed={job.seed}"
+    config.overwrite = True  # what is there does not count
+    if way.device is not None:
+        config.trainer.devices = [way.device]
     return config
 
 

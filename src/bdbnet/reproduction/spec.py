@@ -34,6 +34,8 @@ class Row:
         x: of a curve's point, or with `y` of a map's cell.
         backbone: kind of backbone that the method is made for, such as ``vit``, for which a budget's own can't stand; ``any``: a
             budget's own takes the place of what `run` sets; "": what `run` sets counts over the budget's choice for a dataset.
+        checkpoint: of a cross-domain table: file of weights that is evaluated; `run` are then overrides of ``bdbnet.evaluate``.
+        trained_on: columns or data sets on which `checkpoint` was trained.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Row:
     x: float | None = None
     y: float | None = None
     backbone: str = ""
+    checkpoint: str | None = None
+    trained_on: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -92,6 +96,8 @@ class Table:
         y: of a figure of maps, in which each line has a cell for every pair of x and y.
         statistics: rows count images and classes (Table 6); no training.
         picture: of a figure of pictures; the columns are then what is measured of its networks.
+        cross: of a cross-domain table: column -> entry of its data set, as in ``dataset=[...]``. A row is then one training, or
+            one checkpoint, that is evaluated on all columns.
     """
 
     name: str
@@ -103,6 +109,7 @@ class Table:
     y: Axis | None = None
     statistics: tuple[str, ...] = ()
     picture: Picture | None = None
+    cross: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def heading(self) -> str:
@@ -176,8 +183,14 @@ def read_table(path: Path) -> Table:
         if not content.get(key):
             raise SpecError(f"{path}: {key} is missing")
     columns = content["columns"]
-    if content.get("kind") == "statistics":
+    if (kind := content.get("kind")) == "statistics":
         return _statistics(path, content)
+    if kind == "cross_domain":
+        from bdbnet.reproduction.cross_spec import read_cross_table  # which builds on this module
+
+        return read_cross_table(path, content)
+    if kind is not None:
+        raise SpecError(f"{path}: kind: {kind}: choose statistics or cross_domain, or leave it out")
     if not isinstance(columns, Mapping) or not all(isinstance(metrics, list) for metrics in columns.values()):
         raise SpecError(f"{path}: columns: give dataset: [metric, ...]")
     shape = {str(dataset): tuple(map(str, metrics)) for dataset, metrics in columns.items()}
@@ -218,14 +231,15 @@ def _row(path: Path, row: Mapping[str, Any], columns: Mapping[str, tuple[str, ..
         raise SpecError(f"{path}: row {row['name']}: unknown key {', '.join(map(str, wrong))}")
     return Row(
         str(row["name"]),
-        _run(path, row),
-        _paper(path, row["name"], row.get("paper"), columns),
+        run_of(path, row),
+        paper_numbers(path, row["name"], row.get("paper"), columns),
         str(row.get("note", "")),
         backbone=str(row.get("backbone", "")),
     )
 
 
-def _run(path: Path, row: Mapping[str, Any]) -> tuple[str, ...] | None:
+def run_of(path: Path, row: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The overrides of a row, None where it has none.  Raises SpecError."""
     run = row.get("run")
     if run is not None and (
         not isinstance(run, list) or not all(isinstance(part, str) and "=" in part for part in run)
@@ -234,9 +248,10 @@ def _run(path: Path, row: Mapping[str, Any]) -> tuple[str, ...] | None:
     return None if run is None else tuple(run)
 
 
-def _paper(
+def paper_numbers(
     path: Path, name: str, paper: Any, columns: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[float | None, ...]]:
+    """The stated numbers of a row by column.  Raises SpecError."""
     stated = {}
     for dataset, values in (paper or {}).items():
         if dataset not in columns or not isinstance(values, list) or len(values) != len(columns[dataset]):
@@ -265,14 +280,14 @@ def _points(
 ) -> tuple[Row, ...]:
     rows = []
     for line in _rows(path, content, "lines"):
-        run, stated = _run(path, line), line.get("paper") or {}
+        run, stated = run_of(path, line), line.get("paper") or {}
         if other is not None and stated:
             raise SpecError(f"{path}: row {line['name']}: paper: a map has no numbers of the paper")
         for y in (None,) if other is None else other.values:
             for x in axis.values:
                 values = ((axis, x), (other, y))
                 settings = [f"{side.key}={value:g}" for side, value in values if side is not None]
-                paper = _paper(path, line["name"], stated.get(x), columns)
+                paper = paper_numbers(path, line["name"], stated.get(x), columns)
                 point = None if run is None else (*run, *settings)
                 rows.append(Row(str(line["name"]), point, paper, str(line.get("note", "")), x, y))
     return tuple(rows)

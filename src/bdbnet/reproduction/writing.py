@@ -17,10 +17,11 @@ from bdbnet.reporting.heading import date_of
 from bdbnet.reporting.index_page import links_of, navigation, relative, update_index
 from bdbnet.reporting.page import note_paragraphs, page
 from bdbnet.reporting.pictures import themed_picture
-from bdbnet.reporting.table import Grid, Spread, as_csv, as_html, as_latex, as_markdown, scaled, spread_text
+from bdbnet.reporting.table import Grid, Spread, as_csv, as_html, as_latex, as_markdown, scaled
 from bdbnet.reporting.visualizing import section_html, write_figure
 from bdbnet.reproduction.budget import Budget
 from bdbnet.reproduction.cells import State
+from bdbnet.reproduction.cross_matrix import OWN, matrix_heads, matrix_rows
 from bdbnet.reproduction.masks import drop_masks, masks_of
 from bdbnet.reproduction.measured import Entry, Measured
 from bdbnet.reproduction.pictures import DPI, FORMATS, Drawn, pictures_of
@@ -32,8 +33,10 @@ from bdbnet.wording import duration
 _HEADS = [
     "table", "budget", "row", "x", "dataset", "measured_on", "metric", "paper", "ours", "std", "seeds", "low", "high",
     "difference",
-    "state", "folder",
+    "state", "folder", "processor_seconds", "own_domain",
 ]  # fmt: skip
+
+_RUNS = {"train": "training", "evaluate": "evaluation"}
 
 
 def reproduction_grid(measured: Measured, *, portable: bool = False) -> Grid:
@@ -49,6 +52,9 @@ def reproduction_grid(measured: Measured, *, portable: bool = False) -> Grid:
         return Grid(f"{table.heading}: {table.title}", ["Drop layer", "dropped"], shares, [f"Paper: {table.source}."])
     if table.y is not None:
         return _map_grid(measured, portable)
+    if table.cross:
+        heads, rows = ["Network", *matrix_heads(measured)], matrix_rows(measured, portable=portable)
+        return Grid(f"{table.heading}: {table.title}", heads, rows, _notes(measured, portable))
     columns = [(dataset, metric) for dataset in measured.datasets for metric in table.columns[dataset]]
     heads = [table.x.title if table.x else "Method", ""]
     titles = metric_heads([metric for _, metric in columns])
@@ -62,7 +68,9 @@ def reproduction_grid(measured: Measured, *, portable: bool = False) -> Grid:
         if any(entry.cell is not None for entry in entries.values()):
             seeds = sorted({len(entry.counted) for entry in entries.values() if entry.counted}) or [1]
             count = f", {seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f", {seeds[0]} seeds"
-            lines.append(["ours" + count * (seeds[-1] > 1), *(_ours(entries[d], m, portable) for d, m in columns)])
+            lines.append(
+                ["ours" + count * (seeds[-1] > 1), *(entries[d].text(m, portable=portable) for d, m in columns)]
+            )
             intervals = [_interval(entries[d], m) for d, m in columns]
             if any(intervals):
                 lines.append(["95 % interval", *intervals])
@@ -91,21 +99,10 @@ def _map_grid(measured: Measured, portable: bool) -> Grid:
         for line in dict.fromkeys(row.name for row in table.rows):
             title = f"{line}: {dataset} {metric_of(metric).title}" if several else f"{line}: {metric_of(metric).title}"
             for y in table.y.values:
-                numbers = [_ours(cells[dataset, line, x, y], metric, portable) for x in table.x.values]
+                numbers = [cells[dataset, line, x, y].text(metric, portable=portable) for x in table.x.values]
                 rows.append([title if y == table.y.values[0] else "", f"{y:g}", *numbers])
     heads = [f"across: {table.x.title}", table.y.title, *(f"{x:g}" for x in table.x.values)]
     return Grid(f"{table.heading}: {table.title}", heads, rows, _notes(measured, portable))
-
-
-def _ours(entry: Entry, metric: str, portable: bool) -> str:
-    if entry.cell is None:
-        return "-"
-    ours = entry.ours(metric)
-    if ours is not None:
-        return spread_text(metric_of(metric), ours)
-    if portable and entry.state is State.ABSENT:
-        return State.OPEN.value
-    return entry.state.value if entry.state is not State.DONE else "not listed"
 
 
 def _interval(entry: Entry, metric: str) -> str:
@@ -121,7 +118,11 @@ def _difference(measured: Measured, entry: Entry, metric: str) -> float | None:
 def _notes(measured: Measured, portable: bool) -> list[str]:
     budget, table = measured.budget, measured.table
     notes = [f"Paper: {table.source}."] if table.source else []
-    notes += budget_notes([measured])
+    if table.cross:
+        notes += [OWN] * any(entry.own and entry.counted for entry in measured)
+        notes += [f"Budget {budget.name}: {budget.title}."] * bool(budget.settings)
+    else:
+        notes += budget_notes([measured])
     if left_out := [dataset for dataset in table.columns if dataset not in measured.datasets]:
         notes.append(f"Not part of this budget: {', '.join(left_out)}.")
     notes += [
@@ -175,13 +176,23 @@ def _results(measured: Measured) -> list[Result]:
 
 
 def effort(results: Sequence[Result]) -> str:
-    """How many trainings there are, how long they took, and on what."""
+    """How many trainings and evaluations of checkpoints there are, how long they took, and on what."""
     machines = dict.fromkeys(
         ", ".join(result.hardware.get("gpus") or [f"{result.hardware.get('processor')}"]) for result in results
     )
     seconds = sum(sum(result.seconds.values()) for result in results)
-    plural = "s" if len(results) > 1 else ""
-    return f"{len(results)} training{plural}, {duration(seconds)} in all, on {'; '.join(machines)}."
+    counts = ((kind, sum(result.kind == kind for result in results)) for kind in ("train", "evaluate"))
+    runs = " and ".join(f"{count} {_RUNS[kind]}{'s' * (count != 1)}" for kind, count in counts if count)
+    return f"{runs}, {duration(seconds)} in all{_processor_time(results)}, on {'; '.join(machines)}."
+
+
+def _processor_time(results: Sequence[Result]) -> str:
+    """That of all processes together, as far as it was recorded."""
+    recorded = [result.processor_seconds for result in results if result.processor_seconds is not None]
+    if not recorded:
+        return ""
+    of = f" of {len(recorded)} of them" * (len(recorded) < len(results))
+    return f" (processor time{of}: {duration(sum(recorded))})"
 
 
 def rows_of(measured: Measured) -> list[list[str]]:
@@ -197,6 +208,8 @@ def rows_of(measured: Measured) -> list[list[str]]:
                 "" if paper is None else f"{paper:g}", *_spread_fields(ours), *_interval_fields(entry, metric),
                 "" if difference is None else f"{difference:.4f}",
                 entry.state.value if entry.cell is not None else "", "" if entry.cell is None else entry.cell.folder.name,
+                "" if entry.processor_seconds is None else f"{entry.processor_seconds:.2f}",
+                "" if entry.own is None else "yes" if entry.own else "no",
             ])  # fmt: skip
     return lines
 
@@ -282,6 +295,8 @@ def _settings(measured: Measured, folder: Path, runs_root: Path, version: str | 
     """What a table's numbers depend on, beside the trainings that there are."""
     table = measured.table
     content = repr([dict(table.columns), [(row.name, row.run, row.x) for row in table.rows]])  # y is in the run
+    if table.cross:
+        content += repr([dict(table.cross), [(row.checkpoint, row.trained_on) for row in table.rows]])
     return {"table": content_key(content), **budget_settings(measured.budget, folder, runs_root, version)}
 
 
@@ -294,7 +309,7 @@ def budget_settings(budget: Budget, folder: Path, runs_root: Path, version: str 
     """What the trainings of a budget depend on."""
     return {
         "datasets": {name: None if value is None else list(value) for name, value in budget.datasets.items()},
-        "overrides": [override for override in budget.overrides if not override.startswith("data_root=")],
+        "overrides": budget.settings,
         "runs_root": os.path.relpath(runs_root, folder),
         "version": version or versions()["bdbnet"],
     }

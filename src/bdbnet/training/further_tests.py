@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError
 from bdbnet.datasets import Manifest
+from bdbnet.datasets.union import names_apart, require_different
 from bdbnet.evaluation.evaluate import build_test_set
 from bdbnet.evaluation.test_set import TestSet
 from bdbnet.loading import EvaluationTransform
@@ -25,7 +26,7 @@ class FurtherTest(NamedTuple):
 
 def further_tests(config: DictConfig, image_size: tuple[int, int], members: Sequence[Member] = ()) -> list[FurtherTest]:
     """The test parts of a union's further sets, and the data sets that ``config.evaluations`` lists, each with the metric of
-    its protocol.
+    its protocol; of two with one name the second has a number: ``table_2``.
 
     Args:
         config: of the training; each entry is the name of a choice in the group `dataset`, and after it settings of that
@@ -34,17 +35,22 @@ def further_tests(config: DictConfig, image_size: tuple[int, int], members: Sequ
         members: further sets of the union that is trained on.
 
     Raises:
-        ConfigError: an entry that names no data set, or two of one name.
-        DatasetError: a data set that can't be used.
+        ConfigError: an entry that names no data set.
+        DatasetError: a data set that can't be used, or is there twice.
     """
     found = [
         _further_test(member.config, member.manifest, member.name, image_size) for member in members if member.is_tested
     ]
+    listed = []
     for entry in config.evaluations:
         own = config.copy()
         own.dataset = dataset_of(entry, str(config.data_root), "evaluations")
-        manifest = build_manifest(own)
-        found.append(_further_test(own, manifest, manifest.name, image_size))
+        listed.append((own, build_manifest(own)))
+    taken = [further.test.name for further in found]
+    names = names_apart((manifest.name for _, manifest in listed), taken)
+    sets = [*(member.manifest for member in members if member.is_tested), *(manifest for _, manifest in listed)]
+    require_different([*taken, *names], sets, what="evaluations")
+    found += [_further_test(own, manifest, name, image_size) for name, (own, manifest) in zip(names, listed)]
     _check_names([further.test.name for further in found])
     return found
 
@@ -55,8 +61,7 @@ def _further_test(own: DictConfig, manifest: Manifest, name: str, image_size: tu
 
 
 def _check_names(names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or any("/" in name for name in names):
+    if wrong := [name for name in names if "/" in name]:
         raise ConfigError(
-            f"evaluations: {', '.join(twice) or names}: results are told apart by the names of the data sets; give each another one"
+            f"evaluations: {wrong[0]}: its name has a / in it, which parts set and metric: give another one"
         )

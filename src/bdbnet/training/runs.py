@@ -42,6 +42,7 @@ from bdbnet.training.further_tests import further_tests
 from bdbnet.training.joining import Rendezvous, facts_of_rank, told_before_meeting
 from bdbnet.training.module import TrainingModule
 from bdbnet.training.monitors import check_monitors
+from bdbnet.training.processor_time import ProcessorTime
 from bdbnet.training.progress import TrainingProgress
 from bdbnet.training.restoring import fit
 from bdbnet.training.resuming import check_resumable, clear_folder, prepare_folder
@@ -83,6 +84,7 @@ def train(config: DictConfig, folder: Path, place: Place | None = None) -> Resul
 
 
 def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
+    clock = ProcessorTime()
     quiet_libraries()
     keep_freed_memory()
     check_settings(config, "train")
@@ -111,7 +113,7 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
     here = resume is None or resume.parent.resolve() == folder.resolve()
     history, signals = History(folder, resumed_here=here), Signals()
     log = EpochLog(history)
-    callbacks = _callbacks(config, folder, module, log, signals, resumed_here=here)
+    callbacks = [clock, *_callbacks(config, folder, module, log, signals, resumed_here=here)]
     trainer = build_trainer(config, folder, callbacks, layer_sync_of(config, network))
     data.train_sampler(world_size=trainer.world_size)  # refused here, before other ranks are started
     rendezvous = Rendezvous(trainer, lambda: facts_of_rank(plain(config), sets, resume), config.trainer.join_seconds)
@@ -139,7 +141,7 @@ def _train(config: DictConfig, folder: Path, place: Place | None) -> Result:
         if config.overwrite and resume is None and not cast(Any, rank_zero_only).rank:
             clear_folder(folder)
         with signals_kept(), rendezvous.told():
-            result = _fit_and_record(config, folder, trainer, module, data, resume, log)
+            result = _fit_and_record(config, folder, trainer, module, data, resume, log, clock)
         if signals.asked is not None:  # in the last epoch: this run is finished, those that would follow are not wanted
             raise Stopped(signals.asked)
         return result
@@ -188,6 +190,7 @@ def _fit_and_record(
     data: ReIDDataModule,
     resume: Path | None,
     log: EpochLog,
+    clock: ProcessorTime,
 ) -> Result:
     history = log.history
     try:
@@ -210,7 +213,7 @@ def _fit_and_record(
             trainer.validate(module, data, verbose=False)
             history.evaluate_last(trainer, module.metrics)
             log.send()
-        result = _record_training(config, folder, trainer, module, history)
+        result = _record_training(config, folder, trainer, module, history, clock)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer, callbacks or logger: {error}") from error
     except torch.OutOfMemoryError as error:
@@ -250,6 +253,7 @@ def _record_training(
     trainer: pl.Trainer,
     module: TrainingModule,
     history: History,
+    clock: ProcessorTime,
 ) -> Result:
     data: ReIDDataModule = cast(Any, trainer).datamodule
     monitor = main_metric(config)
@@ -260,6 +264,7 @@ def _record_training(
     if best is history.rows[-1]:
         trainer.save_checkpoint(folder / BEST, weights_only=True)
     finish_writing(trainer)  # a folder with a result is that of a finished run
+    processor_seconds = clock.total(trainer)
     result = Result(
         kind="train",
         metrics=module.own_metrics(),
@@ -284,6 +289,7 @@ def _record_training(
             "train": round(history.images_per_second, 2),
             "evaluate": round(sum(len(test.table) for test in module.tests) / module.evaluation_seconds, 2),
         },
+        processor_seconds=None if processor_seconds is None else round(processor_seconds, 2),
     )
     if trainer.is_global_zero:
         write_outcome(result, module.tests[0], folder, config.evaluation.top_k, queries=True)
