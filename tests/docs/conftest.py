@@ -22,6 +22,7 @@ def prepared(tmp_path_factory) -> Path:
     places = [
         "a.jpg",
         "b.jpg",
+        "c.jpg",
         "query.jpg",
         *(f"photos/zoe/camera{camera}_{n:03}.jpg" for camera in (1, 2) for n in (0, 1)),
     ]
