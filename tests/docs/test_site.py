@@ -59,7 +59,7 @@ def test_pages_that_are_opened_as_files_can_be_searched(site, tmp_path):
         browser.wait("document.querySelector('.md-search-result__meta').textContent.includes('Type')")  # it is ready
         browser.call("Input.insertText", text="distractor")
         browser.press("s", "s")  # it listens to keys
-        browser.wait("document.querySelector('.md-search-result__item a')")
+        browser.wait("document.querySelector('.md-search-result__item a') !== null")
         found = browser.evaluate("[...document.querySelectorAll('.md-search-result__item a')].map(a => a.pathname)")
         assert any(path.endswith("/explanation/numbers.html") for path in found)
         assert browser.messages == []

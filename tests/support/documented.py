@@ -67,7 +67,9 @@ def check_line(line: str, written: set[str] = frozenset()) -> str | None:
             name = module.removeprefix("bdbnet.")
             check_command(name, arguments)
             return name
-        case ["bdbnet", word, *_] if word in usage().split():  # --help, and what is no command of settings
+        case ["bdbnet", "--help" | "--version"]:
+            return None
+        case ["bdbnet", word, *_] if re.search(rf"\bbdbnet {word}\b", usage()):  # what is no command of settings
             return None
         case ["python", script, *options] if script.endswith(".py"):
             _check_script(script, options, written)
