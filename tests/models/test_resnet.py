@@ -165,8 +165,8 @@ def test_weights_without_non_local_blocks_start_a_network_that_has_some(tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"non_local": [0, 2, 3]}, r"non_local=\[0, 2, 3\]: .*at most \[2, 2, 2, 2\]"),
-        ({"non_local": [0, 2, 3, 0]}, r"at most \[2, 2, 2, 2\]"),
+        ({"non_local": [0, 2, 3]}, r"non_local=\[0, 2, 3\]: give a number of blocks for each of the four stages"),
+        ({"non_local": [0, 2, 3, 0]}, r"non_local=\[0, 2, 3, 0\]: the stages of resnet18 have \[2, 2, 2, 2\] blocks"),
         ({"non_local": [0, 1, 0, 0], "non_local_channels": 0}, "non_local_channels=0"),
     ],
 )

@@ -71,7 +71,7 @@ class WeightAverage:
     def restore(self, average: Mapping[str, Tensor], updates: int) -> None:
         """Continue from an earlier state; `average` has a tensor for every key of the averaged weights."""
         for key, tensor in self._average.items():
-            tensor.copy_(average[key])
+            self._average[key] = tensor.to(average[key].dtype).copy_(average[key])
         self.updates = updates
 
     def names(self) -> list[str]:

@@ -329,7 +329,7 @@ def _announce(
         else {"none": "random weights"}.get(weights, f"{weights} weights")
     )
     print(f"network: {count_parameters(network) / 1e6:.2f} M parameters, {start}; {config.trainer.precision}")
-    if new := getattr(network.backbone, "new_layers", ()):
+    if weights != "none" and (new := getattr(network.backbone, "new_layers", ())):
         print(
             f"new in the backbone, of random weights: {', '.join(new)} (non-local blocks, which add nothing at the start)"
         )

@@ -52,7 +52,10 @@ class FastReIDBackbone(ResNetBackbone):
         non_local: Sequence[int] = (0, 0, 0, 0),
         non_local_channels: int = 1,
     ) -> None:
-        super().__init__(name, "none", last_stride, non_local, non_local_channels)
+        super().__init__(name, "none", last_stride)
+        self.add_non_local(
+            non_local, non_local_channels
+        )  # its files may have more than a stage has blocks, and use the last ones
         self.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         if ibn:
             for stage in (self.layer1, self.layer2, self.layer3):

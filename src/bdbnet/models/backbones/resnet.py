@@ -57,9 +57,12 @@ class ResNetBackbone(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
         set_stride(self.layer4, last_stride)
         self.out_channels: int = resnet.fc.in_features
-        self.non_local = self._add_non_local(non_local, non_local_channels)
-        self.added_layers = tuple(f"NL_{stage}" for stage, blocks in enumerate(self.non_local, start=1) if blocks)
-        self.new_layers = self.added_layers
+        self.add_non_local((0, 0, 0, 0) if non_local is None else non_local, non_local_channels)
+        most = [len(stage) for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]
+        if any(count > blocks for count, blocks in zip(self.non_local, most)):
+            raise ValueError(
+                f"non_local={[*self.non_local]}: the stages of {name} have {most} blocks; give at most as many"
+            )
         if weights == "imagenet":
             load_imagenet(self, name)
         elif weights not in (None, "none"):
@@ -78,23 +81,22 @@ class ResNetBackbone(nn.Module):
                     x = self.get_submodule(f"NL_{stage}.{behind}")(x)
         return x
 
-    def _add_non_local(self, blocks: Sequence[int] | None, inner: int | None) -> tuple[int, ...]:
-        stages: list[Any] = [self.layer1, self.layer2, self.layer3, self.layer4]
-        counts = (0,) * len(stages) if blocks is None else tuple(blocks)
-        most = tuple(len(stage) for stage in stages)
-        if len(counts) != len(stages) or not all(0 <= count <= limit for count, limit in zip(counts, most)):
+    def add_non_local(self, blocks: Sequence[int], inner: int | None) -> None:
+        """Put non-local blocks behind the last blocks of the stages; for the arguments see the class.  Raises ValueError."""
+        if len(blocks) != 4 or min(blocks) < 0:
             raise ValueError(
-                f"non_local={[*counts]}: give a number of blocks for each of the four stages, at most {[*most]}, "
-                "such as [0,2,2,0]"
+                f"non_local={[*blocks]}: give a number of blocks for each of the four stages, such as [0,2,2,0]"
             )
         if inner is not None and inner < 1:
             raise ValueError(f"non_local_channels={inner}: give a whole number of at least 1, or null")
-        for stage, count in enumerate(counts, start=1):
+        self.non_local = tuple(blocks)
+        for stage, count in enumerate(blocks, start=1):
             if count:
-                channels = self.out_channels // 2 ** (len(stages) - stage)
+                channels = self.out_channels // 2 ** (4 - stage)
                 layers = (NonLocal(channels, inner or channels // 2) for _ in range(count))
                 self.add_module(f"NL_{stage}", nn.ModuleList(layers))
-        return counts
+        self.added_layers = tuple(f"NL_{stage}" for stage, count in enumerate(blocks, start=1) if count)
+        self.new_layers = self.added_layers
 
 
 def set_stride(stage: nn.Sequential, stride: int) -> None:
