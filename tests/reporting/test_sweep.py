@@ -354,7 +354,7 @@ def add_split(sweep: Path, name: str, split: int, seed: int, rank1: float, **fie
     data = {"name": "cuhk03_label_old", "options": {"split": split}}
     protocol = replace(PROTOCOL, task="reid_single_shot", dataset="cuhk03_label_old", single_shot=100)
     made = {"protocol": protocol, "data": {"fingerprint": f"{split:02d}" * 32}} | fields
-    add(sweep, name, config_of(seed, dataset=data), rank1, **made)
+    add(sweep, name, made.pop("config", config_of(seed, dataset=data)), rank1, **made)
 
 
 def test_splits_of_the_first_protocol_of_cuhk03_are_averaged(tmp_path):

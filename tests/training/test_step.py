@@ -148,8 +148,8 @@ def test_a_later_step_that_asks_for_too_many_graphs_goes_on_without(capsys, monk
     )
 
 
-def test_every_training_of_a_process_is_compiled(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+@torch._dynamo.config.patch(recompile_limit=1)  # monkeypatch would leave the setting hidden from later tests
+def test_every_training_of_a_process_is_compiled():
     for seed in range(3):
         step = step_of(True, backend="eager", branches=("dropping",))
         step._network.branches["dropping"].drop.seed = seed
