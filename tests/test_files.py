@@ -18,6 +18,7 @@ from bdbnet.files import (
     locked,
     remove_unfinished,
     replaced,
+    similar_file,
     write_atomically,
 )
 
@@ -113,6 +114,16 @@ def test_a_folder_is_locked_against_other_processes_alone(tmp_path):
 def test_a_lock_in_a_folder_that_can_not_be_written_to_names_it():
     with pytest.raises(WriteError, match=r"^/proc/bdbnet/\.lock can't be written"):
         locked(Path("/proc/bdbnet"))
+
+
+def test_the_file_that_a_wrong_name_may_mean(tmp_path):
+    for name in ("features.pt", "weights.pth"):
+        (tmp_path / name).touch()
+    (tmp_path / "feature.pt").mkdir()
+    assert similar_file(tmp_path / "feature.pt.gz") == tmp_path / "features.pt"
+    assert similar_file(tmp_path / "weight.pth.tar") == tmp_path / "weights.pth"
+    assert similar_file(tmp_path / "zzz") is None
+    assert similar_file(tmp_path / "absent" / "weights.pth") is None
 
 
 def test_an_error_of_another_process_keeps_its_words(tmp_path):

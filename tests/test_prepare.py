@@ -106,6 +106,7 @@ def test_data_root_comes_from_the_environment(
     [
         (["dataset=market1501"], "there is no folder data/market1501"),
         (["dataset=market1501", "archive=absent.zip"], "can't read the archive absent.zip"),
+        (["dataset=market1501", "archive=../markets.zip"], "Did you mean archive=../market.zip?"),
         (["dataset=market1501", "dataset.root=.."], "unexpected layout"),
         (["dataset=market1501", "+dataset.options.chek_counts=false"], "no option chek_counts"),
         (["dataset=market1502"], "market1501"),

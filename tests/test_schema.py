@@ -140,6 +140,13 @@ def test_words_of_the_schema_are_those_of_the_code(configs):
         ("train", ["-lr", "0.1"], "-lr 0.1: write optimizer.lr=0.1"),
         ("train", ["market1501"], "market1501: write dataset=market1501"),
         ("train", ["seed"], "seed: write seed=VALUE"),
+        ("train", ["-s", "market1501"], "-s market1501: write dataset=market1501"),
+        ("train", ["--height", "64"], "--height 64: write dataset.image_size=64"),
+        ("train", ["checkpoint=a.pth"], "did you mean backbone.weights or ckpt_path? (it is one of bdbnet.evaluate"),
+        ("train", ["resume=a.pth"], "did you mean ckpt_path?"),
+        ("train", ["width=64"], "width: bdbnet.train has no such key; did you mean dataset.image_size?"),
+        ("evaluate", ["weights=a.pth"], "did you mean checkpoint"),
+        ("train", ["+model.nothing_like_it=1"], "has no argument nothing_like_it; it has num_classes, "),
         ("train", ["nonsense"], "nonsense: settings are written KEY=VALUE"),
     ],
 )  # fmt: skip

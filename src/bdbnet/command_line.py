@@ -224,7 +224,7 @@ def check_form(arguments: Sequence[str], command: str, conf: Path) -> None:
                 None,
             )
             if option is None:
-                raise ConfigError(_as_a_setting(argument, next(values), [*TABLES[command], *groups]))
+                raise ConfigError(_as_a_setting(argument, next(values), [*TABLES[command], *groups], conf))
             if option.nargs != 0 and not equals:
                 next(values)
         elif argument and not equals and not argument.startswith("~"):
@@ -251,22 +251,28 @@ def _check_choice(argument: str, conf: Path) -> None:
         raise ConfigError(f"{argument}: a run has one {group}; for a run with each of them: -m {group}={each}")
 
 
-def _as_a_setting(option: str, following: str, known: Sequence[str]) -> str:
+def _as_a_setting(option: str, following: str, known: Sequence[str], conf: Path) -> str:
     """What to write in place of ``--key value``."""
     name, _, value = option.lstrip("-").partition("=")
     key = name.replace("-", "_")
     value = value or ("VALUE" if not following or following.startswith("-") or "=" in following else following)
     keys = [key] if key in known else nearest(key, known)
-    written = f"write {' or '.join(f'{each}={value}' for each in keys)}" if keys else "settings are written KEY=VALUE"
-    return f"{option}{'' if value in (option, 'VALUE') or '=' in option else f' {value}'}: {written}"
+    written = [f"{each}={value}" for each in keys] or _choices_named(value, conf)[:1]
+    advice = f"write {' or '.join(written)}" if written else "settings are written KEY=VALUE"
+    return f"{option}{'' if value in (option, 'VALUE') or '=' in option else f' {value}'}: {advice}"
 
 
 def _as_a_word(word: str, known: Sequence[str], conf: Path) -> str:
     """What to write in place of a word alone."""
     if word in known:
         return f"{word}: write {word}=VALUE"
-    choices = [f"{path.parent.name}={path.stem}" for path in sorted(conf.glob("*/*.yaml")) if path.stem == word.lower()]
+    choices = _choices_named(word, conf)
     return f"{word}: {f'write {choices[0]}' if choices else 'settings are written KEY=VALUE'}"
+
+
+def _choices_named(name: str, conf: Path) -> list[str]:
+    """Every ``GROUP=CHOICE`` whose choice has this name."""
+    return [f"{path.parent.name}={path.stem}" for path in sorted(conf.glob("*/*.yaml")) if path.stem == name.lower()]
 
 
 def is_no_path(value: str) -> bool:

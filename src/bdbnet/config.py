@@ -231,8 +231,8 @@ def _signature(cls: Any) -> tuple[dict[str, bool], bool]:
         [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)] if isinstance(cls, type) else [cls]
     )
     for maker in makers:
-        parameters = inspect.signature(maker).parameters.values()
-        for parameter in parameters:
+        parameters = [*inspect.signature(maker).parameters.values()]
+        for parameter in parameters[isinstance(cls, type) :]:  # a class's __init__ begins with self
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 found.setdefault(parameter.name, parameter.default is not parameter.empty)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):

@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all, and folders that one process at a time may use."""
+"""Files that are written whole or not at all, folders that one process at a time may use, and files that a wrong name may mean."""
 
 import contextlib
+import difflib
 import errno
 import os
 import tempfile
@@ -99,6 +100,17 @@ def remove_unfinished(path: Path) -> None:
     """Remove what processes left that were killed while they replaced `path`; nobody may be doing that now."""
     for temporary in path.parent.glob(f".{path.name}.*"):
         temporary.unlink(missing_ok=True)
+
+
+def similar_file(path: str | Path) -> Path | None:
+    """The file beside a path that is not there whose name is most like the path's; None where none is."""
+    path = Path(path).expanduser()
+    try:
+        names = [file.name for file in path.parent.iterdir() if file.is_file()]
+    except OSError:
+        return None
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return path.parent / close[0] if close else None
 
 
 def locked(folder: Path, *, timeout: float = -1) -> AbstractContextManager[object]:

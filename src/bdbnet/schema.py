@@ -588,6 +588,19 @@ def known_keys(config: DictConfig, command: str) -> list[str]:
     return [*dict.fromkeys(keys)]
 
 
+#: Words of other programs that look like no key of ours, or like one that means something else, and the keys for them.
+OTHER_WORDS: Mapping[str, Collection[str]] = {
+    "checkpoint": ("backbone.weights", "ckpt_path"),
+    "load_weights": ("checkpoint", "backbone.weights"),
+    "weights": ("checkpoint", "backbone.weights"),
+    "resume": ("ckpt_path", "checkpoint"),
+    "height": ("image_size", "dataset.image_size"),
+    "width": ("image_size", "dataset.image_size"),
+    "save_dir": ("output_root",),
+    "eval_freq": ("evaluation.every_n_epochs",),
+}
+
+
 def nearest(key: str, known: Collection[str]) -> list[str]:
     """The keys that someone who typed ``key`` may have meant, at most three, nearest first.
 
@@ -595,8 +608,12 @@ def nearest(key: str, known: Collection[str]) -> list[str]:
     (['optimizer.lr'], ['evaluation.rerank'])
     >>> nearest("epochs", ["trainer.max_epochs", "seed", "model"]), nearest("nothing_like_it", ["seed"])
     (['trainer.max_epochs'], [])
+    >>> nearest("height", ["dropping.height_ratio", "dataset.image_size"])
+    ['dataset.image_size']
     """
     name = key.rpartition(".")[2].lower()
+    if meant := [each for each in OTHER_WORDS.get(key.lower(), ()) if each in known]:
+        return meant
     short = {each: each.rpartition(".")[2] for each in known}
     same = [each for each in known if short[each] == name]
     longer = [each for each in known if short[each].startswith(f"{name}_") or short[each].endswith(f"_{name}")]

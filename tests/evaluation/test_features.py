@@ -20,6 +20,7 @@ from bdbnet.datasets import Manifest
 from bdbnet.evaluation.calibrating import CalibrationError, Comparison, calibrate
 from bdbnet.evaluation.calibration import Calibration
 from bdbnet.evaluation.evaluate_features import evaluate_features
+from bdbnet.evaluation.feature_files import read_arrays
 from bdbnet.evaluation.feature_sets import align, assemble
 from bdbnet.evaluation.features import KINDS, FeatureError, Role, role_of, sides_of
 from bdbnet.evaluation.test_set import EvaluationError
@@ -343,7 +344,7 @@ def test_nothing_in_a_file_is_run(run, tmp_path):
     assert not (tmp_path / "was_run").exists()
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".npy", ".pt", ".safetensors", ".parquet", ".mat", ".xyz"])
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".pt", ".pth.tar", ".safetensors", ".parquet", ".mat", ".xyz"])
 def test_damaged_files_are_named(suffix, run, tmp_path):
     path = tmp_path / f"broken{suffix}"
     for content in (b"", b"this is no file of embeddings" * 40):
@@ -352,6 +353,16 @@ def test_damaged_files_are_named(suffix, run, tmp_path):
             run(path)
     with pytest.raises(FeatureError, match="no such file"):
         run(tmp_path / f"absent{suffix}")
+    with pytest.raises(
+        FeatureError, match=rf"brokn{suffix}: no such file of embeddings; did you mean .*/broken{suffix}\?"
+    ):
+        run(tmp_path / f"brokn{suffix}")
+
+
+def test_a_name_of_torchreid_s_checkpoints_is_read_as_torch_writes_it(tmp_path):
+    torch.save({"qf": torch.eye(3), "q_pids": np.arange(3)}, tmp_path / "features.pth.tar")
+    arrays = read_arrays(tmp_path / "features.pth.tar")
+    assert {name: value.tolist() for name, value in arrays.items()} == {"qf": np.eye(3).tolist(), "q_pids": [0, 1, 2]}
 
 
 @pytest.mark.parametrize(

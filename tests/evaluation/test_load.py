@@ -271,10 +271,13 @@ def test_a_damaged_folder_is_named(finished_run, tmp_path):
 
 def test_unknown_sources_are_named(tmp_path):
     osnet_file(tmp_path / "osnet.pth")
+    (tmp_path / "osnet_x0_25_market.pth").touch()
     torch.save({"stem.weight": torch.zeros(3, 4), "head.bias": torch.zeros(7)}, tmp_path / "foreign.pth")
     for source, error, message in (
         ("nothing_here", CheckpointError, "no such file of weights. A source is a checkpoint"),
         (tmp_path / "osnet.pht", CheckpointError, r"Did you mean .*osnet.pth\?"),
+        (tmp_path / "osnet_x0_25_market1501.pht", CheckpointError, r"Did you mean .*/osnet_x0_25_market.pth\?"),
+        ("osnet_x0_25_market", CheckpointError, r"Did you mean osnet_x0_25_market1501\?"),
         (tmp_path, CheckpointError, "a folder without bdbnet.json"),
         (
             tmp_path / "foreign.pth",

@@ -19,6 +19,7 @@ from typing import IO, Any, BinaryIO, NoReturn
 from tqdm import tqdm
 
 from bdbnet.datasets.manifest import DatasetError
+from bdbnet.files import similar_file
 from bdbnet.regular_files import regular
 
 _CHUNK = 1 << 20
@@ -262,7 +263,9 @@ def _kind(archive: Path) -> str:
         with open(archive, "rb", opener=regular) as file:
             start = file.read(tarfile.BLOCKSIZE)
     except OSError as error:
-        raise ArchiveError(f"can't read the archive {archive}: {error.strerror}. Check archive=.") from None
+        near = None if archive.exists() else similar_file(archive)
+        advice = f"Did you mean archive={near}?" if near else "Check archive=."
+        raise ArchiveError(f"can't read the archive {archive}: {error.strerror}. {advice}") from None
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
     if start.startswith(b"\x1f\x8b"):

@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bdbnet.evaluation.features import FeatureError
+from bdbnet.files import similar_file
 from bdbnet.models import CheckpointError, read_checkpoint
 from bdbnet.regular_files import require_regular
 
-SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors", ".parquet", ".pq", ".mat")
+SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".pth.tar", ".safetensors", ".parquet", ".pq", ".mat")
 
 _NUMBERED = re.compile(
     r"(?P<stem>[A-Za-z][A-Za-z_.]*?)[_.]?(?P<number>\d+)"
@@ -39,13 +40,14 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
         if file.is_dir():
             raise FeatureError(f"{file}: a folder without meta.json, so none that bdbnet.embed made")
         if not file.is_file():
-            raise FeatureError(f"{file}: no such file of embeddings")
+            near = similar_file(file)
+            raise FeatureError(f"{file}: no such file of embeddings{f'; did you mean {near}?' if near else ''}")
         if file.stat().st_size == 0:
             raise FeatureError(f"{file}: the file is empty; {_AGAIN}")
         suffix = file.suffix.lower()
         if suffix in (".npz", ".npy"):
             return _numpy(file)
-        if suffix in (".pt", ".pth"):
+        if suffix in (".pt", ".pth") or file.name.lower().endswith(".pth.tar"):
             return _torch(file)
         if suffix == ".safetensors":
             return {name: _array(tensor) for name, tensor in safetensors.torch.load_file(file).items()}

@@ -18,6 +18,7 @@ from bdbnet.evaluation import hub
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings, Origin
 from bdbnet.evaluation.network import PARTS, build_network
 from bdbnet.evaluation.saved import check_weights, is_saved, read_saved
+from bdbnet.files import similar_file
 from bdbnet.loading import Preprocessing
 from bdbnet.models import (
     Architecture,
@@ -248,12 +249,11 @@ def from_file(parts: Mapping[str, Any], source: str) -> DictConfig:
 
 
 def _similar(source: str) -> str:
-    folder = Path(source).expanduser().parent
-    if known := difflib.get_close_matches(source, ENTRIES, n=1, cutoff=0.8):
+    file = similar_file(source)
+    known = difflib.get_close_matches(source, ENTRIES, n=1, cutoff=0.8)
+    if known and (file is None or not Path(source).suffix):  # the zoo's names have no suffix, files do
         return f". Did you mean {known[0]}?"
-    names = [file.name for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
-    close = difflib.get_close_matches(Path(source).name, names, n=1)
-    return f". Did you mean {folder / close[0]}?" if close else ""
+    return f". Did you mean {file}?" if file else ""
 
 
 def _refuse_architecture(source: str, wanted: Wanted) -> None:
