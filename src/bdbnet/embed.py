@@ -1,6 +1,8 @@
 """``python -m bdbnet.embed``: embed images with a trained network and keep the embeddings, to be searched later."""
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,8 @@ def main(config: DictConfig) -> None:
         images = dataset_images(dataset, "gallery" if config.split is None else config.split)
     embedder = build_embedder(config, local_rank=ranks.local_rank)
     folder = shown_path(Path(config.output).expanduser().absolute())
+    if folder.is_file():
+        raise ConfigError(f"output={folder} is a file: name a folder, which is made where it is not there")
     options = {
         "shard_size": config.shard_size,
         "batch_size": config.loading.test_batch_size,
@@ -53,14 +57,16 @@ def main(config: DictConfig) -> None:
         if config.mode == "sync" and config.images is not None:
             _require_several(config.images)
         _require_format(folder, config)
-        update = update_store(folder, embedder, images, sync=config.mode == "sync", **options)
+        with _unreadable_named():
+            update = update_store(folder, embedder, images, sync=config.mode == "sync", **options)
         _say_update(update)
     else:
         if config.mode != "new" and not folder.exists():
             print(f"{folder} was not there: mode={config.mode} makes a new gallery")
-        outcome = embed_into(
-            folder, embedder, images, format=config.format, overwrite=config.overwrite, ranks=ranks, **options
-        )
+        with _unreadable_named():
+            outcome = embed_into(
+                folder, embedder, images, format=config.format, overwrite=config.overwrite, ranks=ranks, **options
+            )
         speed = _speed(outcome.embedded, outcome.seconds)
         if outcome.missing:
             print(
@@ -77,6 +83,18 @@ def main(config: DictConfig) -> None:
         print(f"left out {store.skipped:,} images that can't be read: {folder / SKIPPED}")
     print(f"{len(store):,} embeddings of {store.dimensions:,} numbers in {folder}")
     print(f"search them with: python -m bdbnet.search {shlex.quote(f'index={folder}')} images=<file, folder or table>")
+
+
+@contextmanager
+def _unreadable_named() -> Iterator[None]:
+    """An image that can't be read ends the command; the error says how to leave all such images out at once."""
+    from bdbnet.datasets.images import ImageError
+    from bdbnet.gallery.store import SKIPPED
+
+    try:
+        yield
+    except ImageError as error:
+        raise ConfigError(f"{error}. on_error=skip leaves out all such images and lists them in {SKIPPED}") from error
 
 
 def _require_several(images: str) -> None:

@@ -150,7 +150,7 @@ _DATASET = _below("dataset", {
     "reader": TEXT | NULL,
     "options": ARGUMENTS,
     "manifest": PATHS | NULL,
-    "train_classes": number(above=0) | NULL,
+    "train_classes": number(0) | NULL,
     "protocol": choice("auto", "reid", "reid_multi_query", "reid_single_shot", "reid_reassociation", "retrieval"),
     "image_size": SIZE | NULL,
     "resize": SIZE | NULL,

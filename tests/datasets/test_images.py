@@ -123,7 +123,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "fake.jpg"
     path.write_bytes(content)
-    with pytest.raises(ImageError, match=r"fake\.jpg can't be read .*restore the file"):
+    with pytest.raises(ImageError, match=r"fake\.jpg can't be read .*copy it again"):
         read_image(path)
 
 

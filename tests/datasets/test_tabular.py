@@ -149,7 +149,7 @@ def test_csv_and_parquet_read_alike_and_the_order_of_columns_does_not_matter(
 
 
 @pytest.mark.parametrize(
-    ("train_classes", "expected"), [(1, {5}), (2, {5, 10}), (0.5, {5, 10}), (0.3, {5}), (0.66, {5, 10, 11})]
+    ("train_classes", "expected"), [(0, set()), (1, {5}), (2, {5, 10}), (0.5, {5, 10}), (0.3, {5}), (0.66, {5, 10, 11})]
 )
 def test_the_first_classes_train_and_the_others_are_the_test_set(
     tmp_path: Path, train_classes: float, expected: set[int]
@@ -157,11 +157,11 @@ def test_the_first_classes_train_and_the_others_are_the_test_set(
     table = write(tmp_path, "path,label\na.jpg,11\nb.jpg,100\nsub/c.jpg,10\nsub/d.jpg,5\n")
     manifest = read_table(None, manifest=table, train_classes=train_classes)
     assert set(manifest.table.loc[manifest.table["split"] == "train", "label"]) == expected
-    assert set(manifest.table["split"]) == {"train", "test"}
+    assert set(manifest.table["split"]) == ({"train", "test"} if expected else {"test"})
     assert not len(manifest.shared_labels())
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, 0.0, 1.5, float("nan"), "5", True, [1]])
+@pytest.mark.parametrize("value", [-1, 1.0, 0.0, 1.5, float("nan"), "5", True, [1]])
 def test_bad_number_of_train_classes(tmp_path: Path, value: Any) -> None:
     message = error_of(write(tmp_path, PEOPLE), train_classes=value)
     assert message.startswith(f"dataset.train_classes={value!r} is neither a number of classes")
@@ -180,6 +180,7 @@ def test_without_splits_both_ways_to_get_them_are_explained(tmp_path: Path) -> N
     assert "column split" in message
     assert "dataset.train_classes=100" in message
     assert "dataset.train_classes=0.5" in message
+    assert "with dataset.train_classes=0 all are the test set" in message
     folder = touch(tmp_path / "birds", "robin/1.jpg", "wren/1.jpg")
     assert "train/CLASS/IMAGE" in error_of(folder)
 

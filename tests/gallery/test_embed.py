@@ -155,6 +155,7 @@ def test_a_gallery_is_made_added_to_and_synced_by_the_same_command(typed):
         (["mode=add", "images=nobody"], "nobody"),
         (["mode=add", "overwrite=true"], "overwrite=true deletes the gallery: leave it out with mode=add"),
         (["mode=append"], "mode=append: "),
+        (["output=twice.csv"], "output=twice.csv is a file: name a folder"),
         (["mode=add", "format=parquet"], "format=parquet: gallery holds safetensors, and what is added has its format"),
         ([], "a gallery that was extended or changed since it was made: mode=add"),
     ):
@@ -164,6 +165,20 @@ def test_a_gallery_is_made_added_to_and_synced_by_the_same_command(typed):
         assert "gallery: another process extends this gallery now. Wait" in typed("mode=add", status=1)
     assert "added 1 images" in typed("mode=add", "images=people/e.png")
     assert "4 embeddings" in typed("mode=new", "overwrite=true")
+
+
+def test_a_photo_that_cannot_be_read_is_named_with_the_key_that_leaves_it_out(typed):
+    people("a.png", "b.png")
+    Path("people/b.png").write_bytes(Path("people/b.png").read_bytes()[:50])
+    said = typed(status=1)
+    assert "b.png can't be read (" in said
+    assert "on_error=skip leaves out all such images and lists them in skipped.csv" in said
+    assert "left out 1 images that can't be read: gallery/skipped.csv\n1 embeddings" in typed("on_error=skip")
+    people("c.png")
+    said = typed("mode=add", status=1)
+    assert "b.png can't be read (" in said
+    assert "on_error=skip" in said
+    assert "2 embeddings" in typed("mode=add", "on_error=skip")
 
 
 @pytest.mark.parametrize(

@@ -122,13 +122,16 @@ def test_something_else_in_the_folder_is_refused(embedder, make_config, photos, 
         assert "output=" in str(error.value)
 
     refused(r"they differ in flip False and True", build_embedder(make_config("evaluation.flip=true")))
-    refused(r"was built from 51 \(.*mine\) images; now there are 1 \(.*001", images=mine / "day" / "001.jpg")
+    refused(
+        r"was built from 51 images of .*mine, not from 1 images of .*001\.jpg\. mode=add embeds",
+        images=mine / "day" / "001.jpg",
+    )
     refused("was begun with shard_size=16, not 24", shard_size=24)
     refused("was begun with format=safetensors, not parquet", format="parquet")
     os.utime(mine / "day" / "001.jpg", (1, 1))
-    refused(r"was built from 51 \(.*mine\) images, of which some have changed since")
+    refused(r"was built from 51 images of .*mine, of which some have changed since\. mode=add .* mode=sync")
     (mine / "day" / "001.jpg").unlink()
-    refused(r"was built from 51 \(.*\) images; now there are 50 \(")
+    refused(r"was built from 51 images of .*, not from 50 images of ")
     assert EmbeddingStore.open(folder).fingerprint == photo_store.fingerprint
     (folder / "notes.txt").touch()
     assert embed(folder, embedder, find_images(mine), overwrite=True).embedded == 50

@@ -144,7 +144,7 @@ def read_file(path: str | Path) -> bytes:
         with open(path, "rb", opener=regular) as file:
             return file.read()
     except FileNotFoundError:
-        raise ImageError(f"image {path} does not exist: check the dataset's folder, or prepare it again") from None
+        raise ImageError(f"image {path} does not exist: check its path and the folder that it is relative to") from None
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -226,15 +226,12 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 def _unreadable(path: str | Path, error: Exception) -> ImageError:
     return ImageError(
-        f"image {path} can't be read ({_reason(error)}): restore the file from the original dataset, "
-        "or remove it from the dataset"
+        f"image {path} can't be read ({_reason(error)}): copy it again from where it came, or leave it out"
     )
 
 
 def _bomb(path: str | Path, size: str) -> ImageError:
-    return ImageError(
-        f"image {path} has {size} pixels, the limit is {MAX_PIXELS:,}: scale it down or remove it from the dataset"
-    )
+    return ImageError(f"image {path} has {size} pixels, the limit is {MAX_PIXELS:,}: scale it down or leave it out")
 
 
 def _reason(error: Exception) -> str:

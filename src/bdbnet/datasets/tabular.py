@@ -25,7 +25,7 @@ _SPLIT_ADVICE = (
     f"Add a column split with one of {', '.join(SPLITS)} for every image (test = both query and gallery), or use folders "
     "of these names. Or set dataset.train_classes: the first classes, in the order of their numbers or names, are the "
     "training set and the others the test set. dataset.train_classes=100 counts classes, dataset.train_classes=0.5 is a "
-    "share of all"
+    "share of all, and with dataset.train_classes=0 all are the test set"
 )
 _COLUMN_ADVICE = (
     "Required columns are path, label and, unless dataset.train_classes is set, split; optional are camera, "
@@ -81,7 +81,8 @@ def read_table(
     folders of the classes directly. Their names are numbered 0, 1, ... in sorted order.
 
     Data without splits needs `train_classes`: the first classes are the training set and the others the test set, so
-    that no class is in both (zero-shot retrieval). An int counts the classes, a float between 0 and 1 is their share.
+    that no class is in both (zero-shot retrieval). An int counts the classes, 0 for a test set alone, a float between 0 and 1
+    is their share.
     Without it, a source that is called train, query, gallery or test is that split.
 
     Several sources share no identities, classes or cameras: the numbers of each are shifted past those of the sources
@@ -154,10 +155,10 @@ def _absolute(path: str | Path) -> Path:
 def _check_train_classes(train_classes: object) -> None:
     if train_classes is None:
         return
-    is_count = isinstance(train_classes, int) and not isinstance(train_classes, bool) and train_classes >= 1
+    is_count = isinstance(train_classes, int) and not isinstance(train_classes, bool) and train_classes >= 0
     if not is_count and not (isinstance(train_classes, float) and 0 < train_classes < 1):
         raise DatasetError(
-            f"dataset.train_classes={train_classes!r} is neither a number of classes (1, 2, ...) nor a share of them (a "
+            f"dataset.train_classes={train_classes!r} is neither a number of classes (0, 1, 2, ...) nor a share of them (a "
             "number between 0 and 1, such as 0.5)."
         )
 
@@ -350,7 +351,7 @@ def _split_by_class(source: str, part: Manifest, train_classes: int | float | No
     assert train_classes is not None
     classes = np.unique(part.table["label"])
     count = train_classes if isinstance(train_classes, int) else int(train_classes * len(classes) + 0.5)
-    if not 1 <= count < len(classes):
+    if not (count or train_classes == 0) or count >= len(classes):
         raise DatasetError(
             f"dataset.train_classes={train_classes} leaves no class to {'train' if count < 1 else 'test'}: {source} has "
             f"{len(classes):,} in all, and train and test need at least one each."

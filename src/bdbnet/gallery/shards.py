@@ -352,10 +352,12 @@ class _Run:
         """Raise StoreError that says what differs."""
         check_same_model(ModelStamp.from_json(there["model"]), self.stamp)
         if there["images"] != plan["images"]:
-            images = [f"{record['count']:,} ({record['source']})" for record in (there, plan)]
-            if images[0] == images[1]:
-                raise StoreError(f"it was built from {images[0]} images, of which some have changed since.")
-            raise StoreError(f"it was built from {images[0]} images; now there are {images[1]}.")
+            before, now = (f"{record['count']:,} images of {record['source']}" for record in (there, plan))
+            differs = "of which some have changed since" if before == now else f"not from {now}"
+            growing = ""
+            if (self.folder / META).exists():
+                growing = " mode=add embeds those that are not in it yet, mode=sync also removes those that are gone,"
+            raise StoreError(f"it was built from {before}, {differs}.{growing}")
         for key in ("shard_size", "format"):
             if there[key] != plan[key]:
                 raise StoreError(f"it was begun with {key}={there[key]}, not {plan[key]}.")
