@@ -148,6 +148,16 @@ def test_words_of_the_schema_are_those_of_the_code(configs):
         ("evaluate", ["weights=a.pth"], "did you mean checkpoint"),
         ("train", ["+model.nothing_like_it=1"], "has no argument nothing_like_it; it has num_classes, "),
         ("train", ["nonsense"], "nonsense: settings are written KEY=VALUE"),
+        ("train", ["-m", "dropping.height_ratio=0.1,", "0.3"], "0.1, 0.3: write it without a space: dropping.height_ratio=0.1,0.3"),
+        ("train", ["seed=1,2"], "seed=1,2: several values. For a run with each of them add -m; for one run with a list"),
+        ("train", ["loss=margin,none"], "loss=margin,none: several values. For a run with each of them add -m"),
+        ("train", ["-m", "seed=1,2", "--cfg", "job"], "--cfg shows the settings of one run: leave -m out"),
+        ("train", ["-m", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_job=2"],
+         "hydra.launcher.n_job: hydra/launcher=joblib has no such key; did you mean hydra.launcher.n_jobs?"),
+        ("train", ["-m", "seed=1,2", "hydra.launcher.n_jobs=2"], "hydra/launcher=basic has no such key; choose the launcher"),
+        ("train", ["hydra.launchr.n_jobs=2"], "hydra.launchr.n_jobs: hydra.launchr has no such key"),
+        ("train", ["hydra/launcher=submitit_slurm", "hydra.launcher.additional_parameters.account=lab"],
+         "write +hydra.launcher.additional_parameters.account=lab"),
     ],
 )  # fmt: skip
 def test_what_is_mistyped_is_refused_with_what_to_type(name, arguments, said, typed, tmp_path):
@@ -183,11 +193,30 @@ def test_what_is_passed_on_is_taken(name, arguments, typed):
     assert (status, error, len(seen)) == (0, "", 1)
 
 
-def test_every_job_of_a_sweep_is_checked_before_the_first_starts(typed, tmp_path):
-    status, error, seen = typed("train", "-m", "evaluation.top_k=3,-1")
+@pytest.mark.parametrize(
+    ("swept", "said"),
+    [
+        ("evaluation.top_k=3,-1", "evaluation.top_k=-1: give a whole number of at least 0"),
+        ("dropping.height_ratio=0.3,1.5", "dropping.height_ratio=1.5: give a number from 0 to 1"),
+    ],
+)
+def test_every_job_of_a_sweep_is_checked_before_the_first_starts(swept, said, typed, tmp_path):
+    status, error, seen = typed("train", "-m", swept)
     assert (status, seen) == (1, [])
-    assert error == "error: evaluation.top_k=-1: give a whole number of at least 0"
+    assert error == f"error: {said}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_option_of_a_sweep_may_stand_anywhere(typed):
+    for arguments in (
+        ["seed=1,2", "-m", "loss=none"],
+        ["-m", "seed=1,2", "loss=none"],
+        ["loss=none", "seed=1,2", "-m"],
+    ):
+        assert [(seen.seed, seen.loss.name) for seen in typed("train", *arguments)[2]] == [(1, "none"), (2, "none")]
+
+
+def test_a_sweep_of_good_values_starts(typed):
     assert len(typed("train", "-m", "evaluation.top_k=3,0")[2]) == 2
 
 
@@ -221,6 +250,7 @@ VALUES = {
         "evaluation.chunk_memory_mb": ([0.5], [0, float("nan")]),
         "loss.metric": ([None], ["triplet", 3]),
         "loss.label_smoothing": ([0, 0.1], [-0.1, 2]),
+        "dropping.height_ratio": ([None, 0, 0.3, 1], [-0.1, 1.5, "a", True]),
         "optimizer.lr": ([0.1], ["fast", -1, None]),
         "schedule.interval": (["step"], ["batch"]),
         "trainer.max_epochs": ([1], [0, 1.5, -1]),

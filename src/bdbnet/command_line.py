@@ -30,7 +30,7 @@ class LenientParser(argparse.ArgumentParser):
 
 if hasattr(argparse.ArgumentParser, "_check_help"):
     # Hydra alone sees it.
-    hydra_utils.argparse = SimpleNamespace(**{**vars(argparse), "ArgumentParser": LenientParser})  # type: ignore[assignment]
+    vars(hydra_utils)["argparse"] = SimpleNamespace(**{**vars(argparse), "ArgumentParser": LenientParser})
 
 #: Key whose value is a regular expression.
 _PATTERN = "dataset.options.pattern"
@@ -179,6 +179,42 @@ def with_override(arguments: Sequence[str], override: str) -> list[str]:
     return [*arguments[:at], override, *arguments[at:]]
 
 
+def options_last(arguments: Sequence[str]) -> list[str]:
+    """A command line with its settings side by side, as argparse needs them, and Hydra's options behind them.
+
+    >>> options_last(["dataset=market1501", "-m", "seed=1,2", "--cfg", "job", "~trainer.compile"])
+    ['dataset=market1501', 'seed=1,2', '~trainer.compile', '-m', '--cfg', 'job']
+    """
+    settings: list[str] = []
+    options: list[str] = []
+    rest = [*arguments]
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            settings.append(argument)
+            continue
+        options.append(argument)
+        option = _option(argument)
+        has_value = not rest[0].startswith("-") and "=" not in rest[0] if option is None and rest else bool(rest)
+        if has_value and "=" not in argument and (option is None or option.nargs != 0):
+            options.append(rest.pop(0))
+    return [*settings, *options]
+
+
+def _option(argument: str) -> argparse.Action | None:
+    """The option of Hydra that an argument is, whole or abbreviated, with its value or without."""
+    name = argument.partition("=")[0]
+    return next(
+        (
+            action
+            for action in get_args_parser()._actions
+            for each in action.option_strings
+            if each == name or (name[:2] == "--" and each.startswith(name))
+        ),
+        None,
+    )
+
+
 def keys_of(arguments: Iterable[str]) -> set[str]:
     """The keys of overrides, and those within their values.
 
@@ -213,24 +249,26 @@ def check_form(arguments: Sequence[str], command: str, conf: Path) -> None:
     Raises:
         ConfigError: names the argument.
     """
-    options = {option: action for action in get_args_parser()._actions for option in action.option_strings}
     groups = sorted(path.name for path in conf.iterdir() if path.is_dir())
     values = iter([*arguments, ""])
+    before = ""
     for argument in values:
         name, equals, _ = argument.partition("=")
         if argument.startswith("-"):
-            option = next(
-                (options[each] for each in options if each == name or (name[:2] == "--" and each.startswith(name))),
-                None,
-            )
+            option = _option(argument)
             if option is None:
                 raise ConfigError(_as_a_setting(argument, next(values), [*TABLES[command], *groups], conf))
+            if option.dest in ("cfg", "info") and is_multirun(arguments):
+                raise ConfigError(f"{name} shows the settings of one run: leave -m out, and give each key one value")
             if option.nargs != 0 and not equals:
                 next(values)
         elif argument and not equals and not argument.startswith("~"):
+            if before.endswith(","):
+                raise ConfigError(f"{before} {argument}: write it without a space: {before}{argument}")
             raise ConfigError(_as_a_word(argument, [*TABLES[command], *groups], conf))
         elif name.lstrip("+") in groups:
             _check_choice(argument, conf)
+        before = argument
 
 
 def _check_choice(argument: str, conf: Path) -> None:

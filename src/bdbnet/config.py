@@ -37,6 +37,7 @@ from bdbnet.command_line import (
     of_agent,
     one_dataset_each,
     one_logger_each,
+    options_last,
     typed_plugins,
     with_override,
 )
@@ -279,12 +280,15 @@ def _choices_with(group: str, name: str) -> list[str]:
     return [path.stem for path in paths if name in (yaml.safe_load(path.read_text(encoding="utf-8")) or {})]
 
 
-def compose_settings(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """The settings that a command has with these overrides, outside of the command itself.  Raises HydraException."""
+def compose_settings(config_name: str, overrides: Sequence[str], *, of_hydra: bool = False) -> DictConfig:
+    """The settings that a command has with these overrides, outside of the command itself; with `of_hydra` Hydra's own too.
+
+    Raises HydraException.
+    """
     if GlobalHydra.instance().is_initialized():
-        return compose(config_name, [*overrides])
+        return compose(config_name, [*overrides], return_hydra_config=of_hydra)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose(config_name, [*overrides])
+        return compose(config_name, [*overrides], return_hydra_config=of_hydra)
 
 
 def without(node: DictConfig, keys: Iterable[str]) -> DictConfig:
@@ -384,7 +388,8 @@ def command(
                 if isinstance(stream, io.TextIOWrapper):
                     # Names of files may hold bytes that are no text; a log file shows each line when it is said.
                     stream.reconfigure(errors="backslashreplace", line_buffering=True)
-            sys.argv[1:] = speaking(of_agent)(sys.argv[1:], os.environ, named=config_name in NAMED)
+            given = speaking(of_agent)(sys.argv[1:], os.environ, named=config_name in NAMED)
+            sys.argv[1:] = options_last(given)
             renamed, notes = with_todays_keys(sys.argv[1:])
             _tell(notes)
             remember_former_keys(sys.argv[1:])
@@ -510,6 +515,10 @@ def _in_our_words(error: Exception, config_name: str) -> Exception:
         near = difflib.get_close_matches(name.lower(), choices, 1)
         advice = f"did you mean {group}={near[0]}? " if near else ""
         return ConfigError(f"{group}={name}: there is no such choice; {advice}Choices: {', '.join(choices)}")
+    if match := re.match(r"Ambiguous value for argument '([^=']+)=(.*)'\n", message):
+        key, values = match.groups()
+        one = "" if (config_dir() / key).is_dir() else f"; for one run with a list of them: {key}=[{values}]"
+        return ConfigError(f"{key}={values}: several values. For a run with each of them add -m{one}")
     if match := re.match(r"Could not override '([^']+)'", message):
         return _not_there(match[1], config_name)
     return error
@@ -524,6 +533,8 @@ def _not_there(key: str, config_name: str) -> ConfigError:
     except HydraException:
         config = compose_settings(config_name, [])
     group, below, _ = key.partition(".")
+    if group == "hydra":
+        return _not_of_hydra(key, value, compose_settings(config_name, groups, of_hydra=True))
     if below and group not in config and (config_dir() / group).is_dir():
         return ConfigError(f"{key}: no {group} is chosen; write {group}=CHOICE too. --help lists the choices")
     try:
@@ -537,6 +548,23 @@ def _not_there(key: str, config_name: str) -> ConfigError:
     except ConfigError as error:
         return error
     return ConfigError(f"{key} is not among the settings, but can be added: write +{key}={value}")
+
+
+def _not_of_hydra(key: str, value: str, config: DictConfig) -> ConfigError:
+    """The error for a key that is none of Hydra's, or of the launcher or sweeper that is chosen."""
+    above, _, _ = key.rpartition(".")
+    node = OmegaConf.select(config, above)
+    if isinstance(node, DictConfig) and OmegaConf.get_type(node) is dict:
+        return ConfigError(f"{key} can be added: write +{key}={value}")
+    chosen = config.hydra.runtime.choices
+    part = above.removeprefix("hydra.").partition(".")[0]
+    owner = f"hydra/{part}={chosen[f'hydra/{part}']}" if f"hydra/{part}" in chosen else above
+    known = [f"{above}.{name}" for name in map(str, node or ()) if not name.startswith("_")]
+    near = nearest(key, known)
+    advice = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known) or 'none'}"
+    if part == "launcher" and not known:
+        advice = "choose the launcher that has it too, such as hydra/launcher=joblib"
+    return ConfigError(f"{key}: {owner} has no such key; {advice}")
 
 
 def _is_group(argument: str) -> bool:

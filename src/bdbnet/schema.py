@@ -131,6 +131,7 @@ _SCALES = listed("factors above 0, such as [1,1.5]", number(above=0)) | NULL
 _DECAY = Kind(
     "give a number above 0 and below 1, such as 0.999", lambda value: number(above=0).fits(value) and value < 1
 )
+_RATIO = Kind("give a number from 0 to 1", (number(0, 1) | NULL).fits)  # null: the data set gives none
 _OVERRIDES = listed("settings, such as [backbone.weights=none]", TEXT)
 
 Table = Mapping[str, Kind]
@@ -213,6 +214,8 @@ TABLES: dict[str, Table] = {
         "union": listed("data sets, such as [msmt17_v2]",
                         Kind("", lambda value: isinstance(value, str) and bool(value.strip()))),
         "dropping": CLASS,
+        "dropping.height_ratio": _RATIO,
+        "dropping.width_ratio": _RATIO,
         "loss.name": TEXT,
         "loss.per_class": BOOLEAN,
         "loss.metric": CLASS | NULL,

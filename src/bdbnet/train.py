@@ -15,8 +15,11 @@ def main(config: DictConfig) -> float:
 
     from bdbnet.evaluation.protocol import main_metric
     from bdbnet.reporting.terminal import metrics_table
+    from bdbnet.training.joining import check_started
     from bdbnet.training.runs import train
+    from bdbnet.training.setup import devices_of
 
+    check_started(devices_of(config.trainer) * config.trainer.num_nodes)
     folder = shown_path(HydraConfig.get().runtime.output_dir)
     say = rank_zero_only(print)
     try:

@@ -327,6 +327,29 @@ def _answers() -> bool:
     return True
 
 
+def check_started(ranks: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse a training that has another number of ranks than torchrun or srun have started processes: each would train by itself.
+
+    One process may start the others itself, as in a shell that srun opened.
+
+    Args:
+        ranks: of the training, ``trainer.devices`` times ``trainer.num_nodes``.
+
+    Raises:
+        ConfigError: says how many there are, and which keys to type.
+    """
+    for starter, mark, total in (
+        ("torchrun", "TORCHELASTIC_RUN_ID", "WORLD_SIZE"),
+        ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ):
+        started = environment.get(total, "")
+        if mark in environment and started.isdigit() and int(started) not in (1, ranks):
+            raise ConfigError(
+                f"{starter} started {started} processes, and the training has {ranks}, trainer.devices times trainer.num_nodes: "
+                "set trainer.devices to the processes of a machine, and trainer.num_nodes to the number of machines"
+            )
+
+
 @contextmanager
 def told_before_meeting() -> Iterator[None]:
     """Under torchrun, which knows of one machine alone: tell the other ranks of an error, which would wait for this one."""
