@@ -15,7 +15,7 @@ help:  ## this list
 	@echo "bdbnet: everything is set up in $(VENV) at the first call (needs Python 3.11 or later: make PYTHON=python3.12 ...)"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
-setup: $(READY_DEV)  ## bdbnet and the packages for its development in .venv: 6.7 GB, of which PyTorch with CUDA is 5.5
+setup: $(READY_DEV)  ## bdbnet and the packages for its development in .venv: 7.1 GB, of which PyTorch with CUDA is 5.5
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here; name another with make PYTHON=..."; exit 1; }
@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 $(READY_DEV): $(READY)
-	@echo "Adding to $(VENV), once: packages for tests, checks and optional features, 0.4 GB on disk"
+	@echo "Adding to $(VENV), once: packages for tests, checks and optional features, 0.8 GB on disk"
 	$(PIP) -e '.[dev]'
 	@touch $@
 
