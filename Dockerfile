@@ -1,10 +1,10 @@
 # syntax=docker/dockerfile:1
-# bdbnet as a container: `bdbnet` is what it runs, data come in and results go out at /work.
+# bdbnet as a container: `bdbnet` is what it runs, data come in and results go out at /files.
 #   docker build -t bdbnet .                                       PyTorch as pip has it: NVIDIA GPUs (docker run --gpus all ...), and CPUs
 #   docker build -t bdbnet:cpu --build-arg DEVICE=cpu --build-arg TORCH_INDEX=<URL> .
 #                                                                  CPUs alone, about 5 GB smaller; URL: the index of PyTorch's CPU wheels,
 #                                                                  which its page "Get started" names
-#   docker run --rm -u $(id -u):$(id -g) -v "$PWD:/work" bdbnet evaluate checkpoint=last.ckpt dataset=market1501
+#   docker run --rm -u $(id -u):$(id -g) -v "$PWD:/files" bdbnet evaluate checkpoint=last.ckpt dataset=market1501
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
@@ -35,12 +35,12 @@ RUN pip install -c constraints.txt ".[${EXTRAS}]"
 FROM python:${PYTHON}-slim
 COPY --from=build /opt/bdbnet /opt/bdbnet
 ENV PATH=/opt/bdbnet/bin:$PATH \
-    BDBNET_CACHE=/work/.cache/bdbnet \
-    MPLCONFIGDIR=/tmp/matplotlib \
+    BDBNET_CACHE=/files/.cache/bdbnet \
+    MPLCONFIGDIR=/files/.cache/matplotlib \
     PYTHONUNBUFFERED=1
-RUN useradd --create-home --uid 1000 bdbnet && mkdir /work && chown bdbnet /work
+RUN useradd --create-home --uid 1000 bdbnet && mkdir /files && chown bdbnet /files
 USER 1000
-WORKDIR /work
+WORKDIR /files
 EXPOSE 8765
 ENTRYPOINT ["bdbnet"]
 CMD ["--help"]

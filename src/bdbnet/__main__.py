@@ -64,6 +64,9 @@ def _complete(arguments: list[str]) -> None:
         print("\n".join(fitting_words(arguments[1], list(COMMANDS))))
     elif len(arguments) == 1 and arguments[0] in SCRIPTS:
         print(SCRIPTS[arguments[0]])
+    elif arguments in (["--help"], ["-h"]):
+        lines = "\n".join(f"  {line}" for line in START.values())
+        print(f"usage: bdbnet completion bash (or zsh, fish)\n\nTo have it in every shell:\n{lines}")
     else:
         typed = " ".join(["bdbnet completion", *arguments])
         lines = "\n".join(f"  {line}" for line in START.values())

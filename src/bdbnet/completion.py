@@ -14,8 +14,8 @@ from bdbnet.schema import TABLES
 #: What a shell reads: it asks ``bdbnet completion words LINE`` for the words that fit. A word that is whole ends with a space.
 SCRIPTS = {
     "bash": r"""_bdbnet() {
-    local IFS=$'\n' line="${COMP_LINE:0:COMP_POINT}"
-    COMPREPLY=($(bdbnet completion words "$line" 2>/dev/null))
+    local line="${COMP_LINE:0:COMP_POINT}"
+    mapfile -t COMPREPLY < <(bdbnet completion words "$line" 2>/dev/null)
     # bash has cut the word at = and : and replaces what follows the last of them.
     local word="${line##* }"
     local kept="${word%"${word##*[=:]}"}"
@@ -60,7 +60,7 @@ def fitting_words(line: str, commands: Sequence[str]) -> list[str]:
     >>> fitting_words("bdbnet train trainer.pre", ["train"]), fitting_words("bdbnet evaluate evaluation.flip=", ["evaluate"])
     (['trainer.precision='], ['evaluation.flip=false ', 'evaluation.flip=true '])
     """
-    _, *before, word = [*re.split(r"\s+", line.lstrip())] if " " in line.strip() or line.endswith(" ") else [line, ""]
+    _, *before, word = re.split(r"\s+", line.lstrip()) if " " in line.strip() or line.endswith(" ") else [line, ""]
     if not before:
         words = [f"{name} " for name in (*commands, "completion", "--help", "--version")]
     elif before[0] == "completion" and len(before) == 1:
@@ -147,4 +147,4 @@ def _flat(settings: Mapping[str, Any], start: str = "") -> Iterator[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}

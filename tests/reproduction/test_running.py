@@ -127,12 +127,12 @@ def test_trainings_log_where_reproduce_is_told(jobs, monkeypatch):
 
 def test_trainings_without_a_result_are_counted_with_their_reasons(jobs, first_done):
     absent = jobs("backbone.weights=weights/w.pth")[0]
-    wrong = jobs("dropping.height_ratio=1.5")[1]
+    wrong = jobs("loss.metric.margin=-1")[1]
     with pytest.raises(IncompleteError) as stop:
         check_complete(run_missing([absent, wrong]), "weights")
     said = str(stop.value)
     assert said.startswith("2 of 2 trainings have no result:\n  1 x data absent: weights/w.pth: no such file\n  1 x ")
-    assert "height_ratio must" in said
+    assert "margin: expected" in said
     assert "give weights_root=<their folder>" in said
     check_complete(run_missing(jobs(), seconds=-1), "weights")  # said, and wanted
 
@@ -182,14 +182,14 @@ def test_a_training_that_diverges_is_recorded_and_the_others_go_on(jobs, trained
     assert len(trained) == 3
 
 
-def test_absent_data_and_wrong_ratios_stop_only_their_own_cell(jobs, capsys):
+def test_absent_data_and_wrong_arguments_stop_only_their_own_cell(jobs, capsys):
     absent = jobs("backbone.weights=/nowhere/w.pth")[0]
-    wrong = jobs("dropping.height_ratio=1.5")[1]
+    wrong = jobs("loss.metric.margin=-1")[1]
     runs = run_missing([absent, wrong, jobs()[0]])
     assert [run.state for run in runs] == [State.ABSENT, State.OPEN, State.DONE]
     said = capsys.readouterr().out
     assert "/nowhere/w.pth: no such file" in said
-    assert re.search(r"not run: bdbnet\.models\.BatchDropBlock: height_ratio must .* got 1\.5", said)
+    assert re.search(r"not run: bdbnet\.losses\.BatchHardTripletLoss: margin: expected .* got -1", said)
 
 
 @pytest.mark.parametrize("override", ["trainer.devices=2", "trainer.devices=[0,1]", "trainer.num_nodes=2"])
