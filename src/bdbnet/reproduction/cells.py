@@ -172,14 +172,17 @@ def build_evaluation(overrides: Sequence[str], root: Path, *, code: str | None =
 def digest_of_files(path: Path) -> str:
     """SHA-256 of a file, or of the files in a folder; "" where there is neither."""
     if not path.is_dir():
-        return _digest(path, *path.stat()[6:9]) if path.is_file() else ""
+        if not path.is_file():
+            return ""
+        status = path.stat()
+        return _digest(path, status.st_size, status.st_mtime_ns)
     found = {each.name: digest_of_files(each) for each in sorted(path.iterdir()) if each.is_file()}
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 @lru_cache(maxsize=256)
-def _digest(file: Path, *_: float) -> str:
-    """Of a file of this size and these times."""
+def _digest(file: Path, *_: int) -> str:
+    """Of a file of this size and time of change."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
