@@ -1,11 +1,13 @@
 """Heads and poolings of the branches, against their formulas written again."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
 
 from bdbnet.models import BDBNetwork, FeatureDroppingBranch, GlobalBranch
-from bdbnet.models.heads import BNNeck, GeM
+from bdbnet.models.heads import BNNeck, GeM, global_max_pool
 
 
 class Stub(nn.Module):
@@ -140,3 +142,36 @@ def test_compiled_in_one_graph(branches):
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     compiled(torch.randn(4, 3, 32, 16))["global"].logits.sum().backward()
     assert network.branches["global_"].gem.p.grad is not None
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_max_pooling_is_the_maximum_of_each_map_and_its_gradient_goes_to_one_place(layout):
+    features = torch.randint(0, 3, (2, 3, 4, 5)).bfloat16().contiguous(memory_format=layout)  # with ties
+    pooled = global_max_pool(features.requires_grad_())
+    assert torch.equal(pooled, global_max_pool(features.detach()))
+    pooled.sum().backward()
+    for image in range(2):
+        for channel in range(3):
+            chosen = features.grad[image, channel].nonzero()
+            assert len(chosen) == 1
+            assert (
+                features[image, channel][tuple(chosen[0])]
+                == max(features[image, channel].flatten())
+                == pooled[image, channel]
+            )
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler")
+def test_max_pooling_compiled_in_bfloat16_has_the_gradients_of_the_layer():
+    """A compiled step computes the map anew for its backward pass, in another precision than that of the maximum."""
+    torch.manual_seed(0)
+    weight, images = torch.randn(1, 4, 1, 1, requires_grad=True), torch.rand(2, 4, 6, 3, dtype=torch.bfloat16)
+
+    def compute() -> torch.Tensor:
+        return global_max_pool(((images * weight).bfloat16() * 1.7).relu()).float().square().sum()
+
+    torch._dynamo.reset()
+    found, expected = (
+        torch.autograd.grad(each(), weight)[0] for each in (torch.compile(compute, dynamic=False), compute)
+    )
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)

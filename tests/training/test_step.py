@@ -29,8 +29,8 @@ def step_of(
     compile: bool | str = False, loss: Callable[[], nn.Module] = BatchHardTripletLoss, **settings: Any
 ) -> TrainingStep:
     torch.manual_seed(0)
-    branches = settings.pop("branches", ("global", "dropping"))
-    network = BDBNetwork(4, Small(), branches=branches, embedding_dims={"global": 8, "dropping": 8}).train()
+    branches, backbone = settings.pop("branches", ("global", "dropping")), settings.pop("backbone", Small)
+    network = BDBNetwork(4, backbone(), branches=branches, embedding_dims={"global": 8, "dropping": 8}).train()
     return TrainingStep(network, BranchLosses(loss()), compile, **settings)
 
 
@@ -94,6 +94,32 @@ def test_what_does_not_compile_falls_back_and_says_why_once(capsys):
     assert said.count("torch.compile fails") == 1
     assert "no C++ compiler was found" in said
     assert "trainer.compile=false" in said
+
+
+class WrongWhenCompiled(Small):
+    """The same features; compiled, their gradient is nan."""
+
+    def forward(self, images):
+        features = super().forward(images)
+        return features + (features * 0).sqrt() if torch.compiler.is_compiling() else features
+
+
+def test_a_step_whose_compiled_gradients_are_nan_is_not_compiled(capsys):
+    torch._dynamo.reset()
+    step, plain = (step_of(compile, backbone=WrongWhenCompiled, backend="eager") for compile in (True, False))
+    found, expected = numbers(step), numbers(plain)
+    assert step.plan == "nothing"
+    assert all(torch.equal(found[name], values) for name, values in expected.items())
+    assert "gradients are nan or infinite" in capsys.readouterr().out
+
+
+def test_gradients_that_are_nan_anyway_are_no_fault_of_compiling():
+    torch._dynamo.reset()
+    step = step_of(True, backend="eager")
+    with torch.no_grad():
+        step._network.backbone[0].weight.fill_(torch.nan)
+    step(batch())
+    assert step.plan == "whole"
 
 
 def test_a_loss_that_is_no_graph_runs_beside_the_compiled_network(capsys):

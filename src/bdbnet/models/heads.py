@@ -21,6 +21,13 @@ class BranchOutput(NamedTuple):
     """(N, C)."""
 
 
+def global_max_pool(features: Tensor) -> Tensor:
+    """Feature maps (N, C, H, W) to the maximum of each channel, (N, C); its gradient goes to one place of a map."""
+    # adaptive_max_pool2d has no deterministic backward on CUDA. The one of amax looks for the values that equal the maximum: a
+    # compiled step computes them anew in float32 beside a maximum in bfloat16, finds none and divides by their number, zero.
+    return features.flatten(2).max(2).values if features.requires_grad else features.amax((2, 3))
+
+
 class _Branch(nn.Module):
     """What the branches share: pooling of a feature map (N, C, H, W), or of (N, C), which is pooled already, and the head.
 
@@ -64,8 +71,7 @@ class _Branch(nn.Module):
         if self.pooling == "gem":
             pooled: Tensor = self.gem(features)
             return pooled
-        # amax, because adaptive_max_pool2d has no deterministic backward on CUDA.
-        return features.amax((2, 3)) if self.pooling == "max" else features.mean((2, 3))
+        return global_max_pool(features) if self.pooling == "max" else features.mean((2, 3))
 
     def map(self, features: Tensor) -> Tensor:
         """What is pooled, of the backbone's features."""

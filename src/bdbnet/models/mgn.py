@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bdbnet.models.backbones.resnet import ResNetBackbone, set_stride
-from bdbnet.models.heads import BranchOutput, PartHead, build_classifier, build_reduction, stripes
+from bdbnet.models.heads import BranchOutput, PartHead, build_classifier, build_reduction, global_max_pool, stripes
 from bdbnet.models.network import EmbeddingNetwork, MapLayer, build_backbone
 
 #: Branches and the number of stripes that each is cut into.
@@ -100,10 +100,10 @@ class MGNNetwork(EmbeddingNetwork):
         pooled = {}
         for name, parts in GRANULARITIES.items():
             features = (self.copies[name] if name in self.copies else _own_stages(backbone))(shared)
-            pooled[name] = features.amax((2, 3))
+            pooled[name] = global_max_pool(features)
             if parts > 1:
                 for part, stripe in enumerate(stripes(features, parts), start=1):
-                    pooled[f"{name}{part}"] = stripe.amax((2, 3))
+                    pooled[f"{name}{part}"] = global_max_pool(stripe)
         return pooled
 
 
