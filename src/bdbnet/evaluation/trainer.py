@@ -54,6 +54,7 @@ def quiet_libraries() -> None:
         ".*does not have many workers.*", ".*Checkpoint directory.*exists and is not empty.*",
         ".*number of training batches.*is smaller than the logging interval.*", ".*treespec, LeafSpec.*",
         ".*You are running on a GPU.*", ".*tensorboardX.*",
+        "TensorFloat32 tensor cores for float32.*",  # left off on purpose: an evaluation in float32 is exact
     ):  # fmt: skip
         warnings.filterwarnings("ignore", pattern)
 
