@@ -120,7 +120,9 @@ def main() -> None:
     """Print the counts."""
     found = [block for page in pages() for block in blocks_of(page)]
     counts = Counter(block.kind for block in found)
-    print(f"{len(found)} fenced blocks on {len(pages())} pages")
+    run = sum(count for kind, count in counts.items() if kind.endswith("run") and kind != "not run")
+    others = ", ".join(f"{counts[kind]} {kind}" for kind in ("bash, checked", "data, parsed", "shown", "not run"))
+    print(f"{len(found)} fenced blocks on {len(pages())} pages: {run} run, {others}")
     for kind, count in sorted(counts.items()):
         print(f"{count:5} {kind}")
     inline = sum(len(inline_commands(page)) for page in pages())

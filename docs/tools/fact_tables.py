@@ -1,4 +1,5 @@
-"""Tables of the site that the code itself knows: fields of result.json, metrics, data sets."""
+"""Tables of the site that the code or a list of the repository knows: fields of result.json, metrics, data sets, what a GPU has
+shown."""
 
 import ast
 import dataclasses
@@ -7,6 +8,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 
 from markdown_text import cell, code, table
 
@@ -112,10 +114,37 @@ def catalogue() -> str:
     return "\n".join(parts)
 
 
+QUEUE = Path(__file__).resolve().parents[2] / "experiments" / "benchmarks" / "GPU_QUEUE.md"
+
+
+def gpu_queue(text: str | None = None) -> str:
+    """What needs a GPU, section by section: its figure, or that there is none yet.
+
+    Args:
+        text: a list with sections whose tables have the columns what, command, figure and, if any, device; None: the
+            repository's.
+    """
+    parts, measured, total = [], 0, 0
+    for section in re.split(r"^## ", QUEUE.read_text() if text is None else text, flags=re.MULTILINE)[1:]:
+        title, _, body = section.partition("\n")
+        rows = []
+        for line in re.findall(r"^\|(.+)\|$", body, re.MULTILINE):
+            what, _, *found = [part.strip() for part in re.split(r"(?<!\\)\|", line)]
+            if what == "what" or set(what) <= {"-", ":"}:
+                continue
+            figure = "; ".join(part for part in found if part)
+            rows.append((what, "**not yet**" if "unmeasured" in found else figure))
+        total += len(rows)
+        measured += sum(figure != "**not yet**" for _, figure in rows)
+        parts.append(f"## {title}\n\n{table(('what', 'figure'), rows)}")
+    return f"{measured} of {total} have been measured.\n\n" + "\n".join(parts)
+
+
 #: What ``<!-- generated: NAME -->`` in a page becomes.
 GENERATED: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "catalogue": catalogue,
+    "gpu queue": gpu_queue,
     "result fields": lambda: fields(Result),
     "protocol fields": lambda: fields(Protocol),
 }

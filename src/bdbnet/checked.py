@@ -295,7 +295,7 @@ def read_parquet(path: Path, columns: Mapping[str, Column], optional: Iterable[s
 
 
 def read_arrow(path: Path, columns: Mapping[str, Column], optional: Iterable[str] = ()) -> Any:
-    """`read_parquet` as a table of pyarrow."""
+    """`read_parquet` as a table of pyarrow.  Raises OSError and UnfitError as that does."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -74,15 +74,15 @@ class TrackerEmbedder:
         return found
 
     def extract_features(self, detections: HasBoxes, frame: np.ndarray) -> np.ndarray:
-        """`get_features` of supervision's detections, as Roboflow's trackers ask their ReID model for them."""
+        """`get_features` (N, D) of supervision's detections, as Roboflow's trackers ask their ReID model for them."""
         return self.get_features(detections.xyxy, frame)
 
     def extract_embeddings(self, detections: HasBoxes, frame: np.ndarray) -> np.ndarray:
-        """`extract_features` under its other name."""
+        """`extract_features` (N, D) under its other name."""
         return self.extract_features(detections, frame)
 
     def __call__(self, xyxys: Any, img: np.ndarray) -> np.ndarray:
-        """`get_features`."""
+        """`get_features` (N, D)."""
         return self.get_features(xyxys, img)
 
 

@@ -49,6 +49,35 @@ def workplace(prepared, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
+def exported(workplace) -> Path:
+    """`model.onnx` as the export tutorial's command writes it, of a network that is exported in seconds: the command itself runs
+    in tests/evaluation."""
+    import torch
+    from torch import nn
+
+    import bdbnet
+    from bdbnet.models import BranchOutput, EmbeddingNetwork
+
+    class Small(EmbeddingNetwork):
+        branch_dims = (384, 384)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Conv2d(3, 384, 8, 8)
+
+        def forward(self, images: torch.Tensor) -> dict[str, BranchOutput]:
+            return {"pooled": BranchOutput(self.embed(images), None)}
+
+        def embed(self, images: torch.Tensor) -> torch.Tensor:
+            features = self.backbone(images)
+            return torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+
+    embedder = bdbnet.Embedder(Small().eval(), bdbnet.Preprocessing((64, 32)))
+    embedder.export("model.onnx", input="pixels", source_size=(128, 64))
+    return workplace / "model.onnx"
+
+
+@pytest.fixture
 def mypkg(plugin) -> None:
     """The package that pages name where a reader has one of his own."""
     plugin(

@@ -68,7 +68,9 @@ def has_code(page: Path) -> bool:
 @pytest.mark.parametrize(
     "page", [page for page in pages() if has_code(page)], ids=lambda page: page.relative_to(ROOT).as_posix()
 )
-def test_the_code_of_a_page_runs(page, workplace, monkeypatch, capsys):
+def test_the_code_of_a_page_runs(page, workplace, monkeypatch, capsys, request):
+    if page.name == "export.md":
+        request.getfixturevalue("exported")
     names = {
         "__name__": "page",
         "CHECKPOINT": "last.ckpt",

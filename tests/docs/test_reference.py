@@ -5,7 +5,7 @@ import re
 
 import pytest
 import yaml
-from fact_tables import attributes_of, catalogue, fields, metrics
+from fact_tables import attributes_of, catalogue, fields, gpu_queue, metrics
 from hydra import compose, initialize_config_dir
 from markdown_text import cell, code
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -90,6 +90,20 @@ def test_every_metric_and_data_set_is_listed():
     assert all(f"| `{name}` |" in metrics() for name in METRICS)
     assert re.findall(r"^### (\w+)$", catalogue(), re.MULTILINE) == list(FACTS)
     assert "15,913" in catalogue()
+
+
+def test_what_a_gpu_has_not_shown_is_said_so():
+    listed = (
+        "# Queue\n\n## Speed\n\n| what | command | figure | device |\n|---|---|---|---|\n"
+        "| a step | `a \\| b` | 43 ms | H100 |\n| many | `c` | unmeasured | |\n\n"
+        "## Right\n\n| what | command | outcome |\n|---|---|---|\n| equal | `d` | passed, H100 |\n"
+    )
+    assert gpu_queue(listed) == (
+        "2 of 3 have been measured.\n\n"
+        "## Speed\n\n| what | figure |\n| --- | --- |\n| a step | 43 ms; H100 |\n| many | **not yet** |\n\n"
+        "## Right\n\n| what | figure |\n| --- | --- |\n| equal | passed, H100 |\n"
+    )
+    assert "training step against forward + backward" in gpu_queue()
 
 
 def test_the_navigation_has_every_page_once():

@@ -164,7 +164,8 @@ def _refuse_index(name: str, file: Path, problem: str) -> NoReturn:
 
 
 def cut_images(name: str, kind: str, source: Path, folder: Path, files: Sequence[str]) -> None:
-    """Write the images as PNG into `folder`, which is complete or absent."""
+    """Write the images as PNG into `folder`, which is complete or absent.  Raises DatasetError for a source that can't be read,
+    or a folder that can't be written."""
     logger.info("cutting %d images of %s from %s into %s (once)", len(files), name, source, folder)
     try:
         with whole_folder(folder) as temporary:

@@ -157,7 +157,7 @@ def decode_image(
     excess: Excess | None = None,
     margin: float = 2.0,
 ) -> np.ndarray:
-    """As `read_image`, from the content of the file `path`."""
+    """As `read_image`, from the content of the file `path`: uint8 (height, width, 3).  Raises ImageError."""
     try:
         pixels = _decode_jpeg(data, path, box, excess, margin)
         if pixels is None:

@@ -27,6 +27,8 @@ def read_list(file: Path, columns: tuple[str, ...], *, header: bool = False, cou
     """The rows of a text file with one image per line; the index holds the numbers of the lines, from 1.
 
     `header`: a line names the columns first. `counted`: a line before that gives the number of images.
+
+    Raises DatasetError for a file that can't be read as text or lists no images, and for a line that does not fit.
     """
     try:
         # Some editors write a byte order mark, which does not belong to the first value.

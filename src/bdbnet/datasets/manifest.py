@@ -190,7 +190,7 @@ class Manifest:
         return queries[matches <= left_out]
 
     def shared_labels(self) -> np.ndarray:
-        """Labels that train and test rows have in common, sorted: none in re-ID and in zero-shot retrieval."""
+        """Labels (n,) that train and test rows have in common, sorted: none in re-ID and in zero-shot retrieval."""
         train = self._has_role("train")
         labels, split = self.table["label"], self.table["split"]
         return np.intersect1d(labels[train], labels[split != "train"])

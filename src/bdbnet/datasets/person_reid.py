@@ -220,7 +220,8 @@ def _name_advice(file: str) -> str:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Sorted names of the images; none where `folder` is a file.  Warns of images whose format is not read here."""
+    """Sorted names of the images; none where `folder` is a file.  Warns of images whose format is not read here.
+    Raises DatasetError for a folder that can't be read."""
     try:
         entries = list_folder(folder)
     except NotADirectoryError:

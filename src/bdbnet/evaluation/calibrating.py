@@ -212,7 +212,8 @@ def _pairs(of: Comparison, counts: PairCounts) -> Pairs:
 
 
 def comparison_of(embeddings: np.ndarray, table: pd.DataFrame, manifest: Manifest, split: str) -> Comparison:
-    """The pairs of a part of a data set: of the test images each query with each gallery image, else all with all."""
+    """The pairs of a part of a data set, of embeddings (N, D): of the test images each query with each gallery image, else all with
+    all."""
     is_query = table["split"].isin(("query",)).to_numpy()
     query = gallery = np.arange(len(table))
     if is_query.any():
@@ -348,7 +349,8 @@ def curve(counts: PairCounts, prior: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reliability(counts: PairCounts, distances: np.ndarray, probabilities: np.ndarray, prior: float) -> list[Reliable]:
-    """Pairs by their predicted probability, in ten bins of equal width; weighted as for the curve."""
+    """Pairs by their predicted probability, in ten bins of equal width; weighted as for the curve, which goes through
+    `probabilities` (n,) at `distances` (n,)."""
     predicted = np.interp(counts.thresholds, distances, probabilities)
     same = prior * counts.positives / max(1, counts.positives.sum())
     other = (1 - prior) * counts.negatives / max(1, counts.negatives.sum())

@@ -60,6 +60,7 @@ def evaluate(config: DictConfig, folder: Path) -> Result:
         ConfigError: the checkpoint does not say what network it is for and the configuration does not either, no dataset
             is known, or the folder holds results of other settings or data and ``config.overwrite`` is not set.
         CheckpointError, DatasetError, ImageError: see there.
+        EvaluationError: the device's memory is not enough for a batch of test images.
     """
     began = processor_seconds()
     quiet_libraries()

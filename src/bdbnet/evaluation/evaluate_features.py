@@ -120,7 +120,12 @@ def _evaluate(config: DictConfig, folder: Path, features: Features, protocol: Pr
 
 
 def read_sides(config: DictConfig, read_folder: FolderReader) -> tuple[dict[str, Side], list[str]]:
-    """Embeddings of ``config.features`` by side, "" where all images are together, and notes."""
+    """Embeddings of ``config.features`` by side, "" where all images are together, and notes.
+
+    Raises:
+        FeatureError: a file that can't be read as embeddings.
+        ConfigError: ``config.queries`` does not fit ``config.features``.
+    """
     sides, notes = _read(str(config.features), read_folder)
     if config.get("queries") is None:
         return sides, notes

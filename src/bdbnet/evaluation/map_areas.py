@@ -66,7 +66,7 @@ def mean_area(areas: np.ndarray, identities: np.ndarray, seed: int = 0) -> MeanA
 def area_differences(
     areas: Mapping[str, np.ndarray], first: str, identities: np.ndarray, seed: int = 0
 ) -> dict[str, PairedDifference]:
-    """How each of several columns differs from the first, image by image."""
+    """How each of several columns (N,) differs from the first, image by image; `identities` (N,) of the images."""
     return {
         name: paired_difference(values, areas[first], identities, seed=seed)
         for name, values in areas.items()

@@ -50,7 +50,8 @@ def _plain(value: Any) -> Any:
 
 
 def build_metric(config: DictConfig, *, progress: bool = False) -> ReIDMetrics | RetrievalRecall:
-    """What the dataset's protocol is evaluated by; with ``progress`` re-ranking shows a bar."""
+    """What the dataset's protocol is evaluated by; with ``progress`` re-ranking shows a bar.  Raises ConfigError for
+    settings that the metric refuses."""
     evaluation = config.evaluation
     try:
         search: dict[str, Any] = {

@@ -85,6 +85,9 @@ def build_trainer(
 
     Args:
         layer_sync: replaces layers of a network that several processes train, in place of Lightning's ``sync_batchnorm``.
+
+    Raises:
+        ConfigError: a key that would evaluate a subset, a GPU that is not there, or settings that Lightning refuses.
     """
     settings: dict[str, Any] = plain(config.trainer)
     for key in _OWN_TRAINER_KEYS:

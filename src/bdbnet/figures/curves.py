@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """One labelled line: `epochs` and `values` are float64 of the same length; NaN leaves a gap."""
+    """One labelled line: `epochs` and `values` (n,) are float64; NaN leaves a gap."""
 
     name: str
     epochs: np.ndarray

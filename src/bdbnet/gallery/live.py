@@ -104,7 +104,7 @@ class State:
 
     @property
     def live(self) -> np.ndarray:
-        """Which rows of `table` count: bool."""
+        """Which rows of `table` count: bool, one for each row, (N,)."""
         masks = []
         for each in self.parts:
             mask = np.ones(each.part.rows, bool)
@@ -158,7 +158,8 @@ def _files_of(folder: Path, part: Part) -> pa.Table:
 
 @dataclass(frozen=True, eq=False)
 class NewRows:
-    """Rows to append: a table of pyarrow, what is known of their files, and where their embeddings are: `matrix[numbers]`."""
+    """Rows to append: a table of pyarrow, what is known of their files, and where their embeddings are: rows `numbers` (n,) of
+    `matrix` (N, D)."""
 
     table: pa.Table
     files: pa.Table
@@ -166,7 +167,7 @@ class NewRows:
     numbers: np.ndarray
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The embeddings, some at a time."""
+        """The embeddings, some (n, D) at a time."""
         for begin in range(0, len(self.numbers), _ROWS):
             yield np.ascontiguousarray(self.matrix[self.numbers[begin : begin + _ROWS]])
 
@@ -182,7 +183,7 @@ def change(
     skipped: int | None = None,
     noted: pa.Table | None = None,
 ) -> None:
-    """Remove the rows `gone` (numbers in `state.table`), append others, and make that the gallery's state.
+    """Remove the rows `gone` (n,), numbers in `state.table`, append others, and make that the gallery's state.
 
     Args:
         root: new folder of the images; None: as before.
@@ -383,7 +384,7 @@ def keys(table: pa.Table) -> pa.ChunkedArray:
 
 
 def places(wanted: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
-    """For each of the keys `wanted` its number among other keys; -1 where it is not there."""
+    """For each of the keys `wanted` its number among other keys, int64 (n,); -1 where it is not there."""
     found = pc.fill_null(pc.index_in(wanted, value_set=_one_chunk(among)), -1)
     return np.asarray(found.to_numpy(), np.int64)
 
@@ -432,7 +433,11 @@ def add_rows(
     *,
     replacing: bool = False,
 ) -> None:
-    """See `EmbeddingStore.add` and `replace`."""
+    """Add rows with embeddings (n, D) float32; see `EmbeddingStore.add` and `replace`.
+
+    Raises:
+        StoreError: the embeddings or the table do not fit, a row is there already, or another network made the store.
+    """
     embeddings = np.asarray(embeddings)
     rows = table_of(table)
     with writing(folder):
@@ -464,7 +469,7 @@ def add_rows(
 
 
 def remove_rows(folder: Path, paths: Iterable[str]) -> None:
-    """See `EmbeddingStore.remove`."""
+    """See `EmbeddingStore.remove`.  Raises StoreError for a path that is not there."""
     wanted = list(dict.fromkeys([paths] if isinstance(paths, str) else paths))
     with writing(folder):
         state = state_of(folder)
@@ -482,7 +487,7 @@ def remove_rows(folder: Path, paths: Iterable[str]) -> None:
 
 
 def table_of(table: pd.DataFrame) -> pa.Table:
-    """A table of rows to add, of pyarrow."""
+    """A table of rows to add, of pyarrow.  Raises StoreError for a missing column, or one that can't be used."""
     if missing := [name for name in ("path",) if name not in table.columns]:
         raise StoreError(f"the table has no column {missing[0]}")
     rows = pa.Table.from_pandas(table[[name for name in TABLE_COLUMNS if name in table.columns]], preserve_index=False)

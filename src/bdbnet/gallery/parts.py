@@ -154,7 +154,7 @@ def open_part(folder: Path, part: Part, format: str, dimensions: int) -> OpenPar
 
 
 def read_numbers(file: Path) -> np.ndarray:
-    """The array of an `.npy` file.  Raises ValueError for a damaged one."""
+    """The array of an `.npy` file, of any shape.  Raises ValueError for a damaged one."""
     require_regular(file)
     try:
         found: np.ndarray = np.load(file, allow_pickle=False)
@@ -177,7 +177,7 @@ def write_part(
 
     Args:
         table: rows, with `row_id`.
-        blocks: their embeddings, in order.
+        blocks: their embeddings in order, (n, dimensions) float32 at a time.
         files: what is known of their image files.
     """
     places = [f"{PARTS}/{name}.{format}", f"{PARTS}/{name}.rows.parquet"]
@@ -202,7 +202,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def digest_of(table: Path, embeddings: np.ndarray) -> str:
-    """SHA-256 of the bytes of a table's file and of embeddings."""
+    """SHA-256 of the bytes of a table's file and of embeddings (N, D)."""
     digest = hashlib.sha256(table.read_bytes())
     for _, block in blocks_of(embeddings, _ROWS):
         digest.update(np.ascontiguousarray(block).data)
@@ -244,7 +244,7 @@ def joined_tables(tables: Sequence[pa.Table]) -> pa.Table:
 def checked_blocks(
     blocks: Iterable[np.ndarray], count: int, dimensions: int, digest: "hashlib._Hash"
 ) -> Iterator[np.ndarray]:
-    """The blocks, whose content goes into `digest`."""
+    """The blocks (n, dimensions) float32, whose content goes into `digest`."""
     done = 0
     for block in blocks:
         if block.ndim != 2 or block.shape[1] != dimensions or block.dtype != np.float32:
@@ -258,7 +258,7 @@ def checked_blocks(
 
 
 def write_safetensors(file: BinaryIO, blocks: Iterator[np.ndarray], paths: pd.Series, dimensions: int) -> None:
-    """Write embeddings as the tensor `embeddings`."""
+    """Write blocks (n, dimensions) of embeddings as the tensor `embeddings`."""
     # The library's writers want the whole tensor in memory; the format is a length, a header and the numbers.
     shape = [len(paths), dimensions]
     entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * shape[0] * shape[1]]}
@@ -270,7 +270,7 @@ def write_safetensors(file: BinaryIO, blocks: Iterator[np.ndarray], paths: pd.Se
 
 
 def write_parquet(file: BinaryIO, blocks: Iterator[np.ndarray], paths: pd.Series, dimensions: int) -> None:
-    """Write embeddings as the column `embedding`, beside `path`."""
+    """Write blocks (n, dimensions) of embeddings as the column `embedding`, beside `path`."""
     schema = pa.schema([("path", pa.string()), ("embedding", pa.list_(pa.float32(), dimensions))])
     first = 0
     # Floating-point numbers hardly get smaller by compression.

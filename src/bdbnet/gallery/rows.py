@@ -104,13 +104,14 @@ class Rows:
 
 
 def blocks_of(embeddings: np.ndarray | Rows, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """`Rows.blocks` of any matrix."""
+    """`Rows.blocks` of any matrix (N, D): the first row of each block, and the block (rows, D)."""
     whole = embeddings if isinstance(embeddings, Rows) else Rows([embeddings], [None], embeddings.shape[1])
     return whole.blocks(rows)
 
 
 def give_back(matrix: np.ndarray) -> None:
-    """Let the system take back the memory that a mapped file's pages have in this process; they are read again when used."""
+    """Let the system take back the memory that the pages of a mapped matrix (N, D) have in this process; they are read again when
+    used."""
     base: Any = matrix
     while isinstance(base, np.ndarray):
         base = base.base

@@ -231,7 +231,7 @@ def index_folder(config: DictConfig) -> Path:
 def quality_of(index: GalleryIndex, record: Path, queries: np.ndarray) -> IndexQuality:
     """What an approximate index is worth, measured once and kept in the file `record` for as long as it holds.
 
-    It is measured on the queries if there are at least 100 of them, else on images of the gallery, which it says.
+    It is measured on the queries (Q, D) if there are at least 100 of them, else on images of the gallery, which it says.
     """
     try:
         known = read_json(record)
@@ -275,7 +275,7 @@ def filter_of(config: DictConfig, gallery: EmbeddingStore, queries: Queries) -> 
 
 
 def seconds_of(value: Any, key: str) -> float | None:
-    """Seconds since 1970 of a number or an ISO 8601 date and time, in UTC where it has no zone."""
+    """Seconds since 1970 of a number or an ISO 8601 date and time, in UTC where it has no zone.  Raises ConfigError for another."""
     if value is None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -292,9 +292,9 @@ def seconds_of(value: Any, key: str) -> float | None:
 def results_table(
     queries: Queries, gallery: EmbeddingStore, indices: np.ndarray, distances: np.ndarray, marks: Marks | None = None
 ) -> pd.DataFrame:
-    """A row for each image found: `query_index`, `rank` (from 1), `distance`, `mark` where there are any, and for query and
-    image what their tables hold, as `query_path`, `gallery_path`, `query_label`, `gallery_label` and so on; `correct` where
-    both have labels."""
+    """A row for each image found, of `indices` and `distances` (Q, k): `query_index`, `rank` (from 1), `distance`, `mark` where
+    there are any, and for query and image what their tables hold, as `query_path`, `gallery_path`, `query_label`, `gallery_label`
+    and so on; `correct` where both have labels."""
     query, place = np.nonzero(indices >= 0)
     rows = pd.DataFrame({"query_index": query, "rank": place + 1, "distance": distances[query, place]})
     if marks is not None:

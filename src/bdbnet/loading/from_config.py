@@ -26,7 +26,7 @@ _RETRIEVAL: dict[str, Any] = {
 
 
 def read_manifest(dataset: DictConfig) -> Manifest:
-    """The dataset that a `dataset` group names.  Raises DatasetError."""
+    """The dataset that a `dataset` group names.  Raises DatasetError, and ConfigError where the group names no reader."""
     if OmegaConf.is_missing(dataset, "reader"):
         raise ConfigError("dataset.reader= is missing: give the dotted path of a function, such as mypkg.read_mine")
     options: Any = OmegaConf.to_container(dataset.options, resolve=True)
@@ -122,6 +122,8 @@ def build_data(
     """Data module for ``manifest`` with the transforms of its protocol; ``sets`` are trained on, where it is one of several.
 
     ``test_size`` (evaluation alone) is the size of a checkpoint's test images, to which the training settings need not fit.
+
+    Raises ConfigError for settings that do not fit each other or the data set.
     """
     # Here, so that who only reads a manifest need not wait for Lightning.
     from bdbnet.loading.datamodule import Reading, ReIDDataModule, Sampling

@@ -46,8 +46,8 @@ class CacheError(RuntimeError):
 class PackedImages:
     """uint8 (N, H, W, 3) images of N rows, `images`, and why rows are absent, `unreadable` (row -> reason).
 
-    The pixels stay on disk and are paged in when they are read; all processes share them.  `content` identifies them; a
-    folder with other content raises CacheError.
+    The pixels stay on disk and are paged in when they are read; all processes share them.  `content` identifies them.
+    Raises CacheError for a folder with other content.
     """
 
     def __init__(self, folder: Path, content: str) -> None:

@@ -19,7 +19,7 @@ class CenterLoss(nn.Module):
     Args:
         num_classes: identities, labelled 0 .. num_classes - 1.
         embedding_dim: length D of the embeddings.
-        rate: learning rate of the centres.
+        rate: learning rate of the centres, which are the buffer `centers` (C, D).
 
     Raises:
         ValueError: the rate is no number of at least 0.

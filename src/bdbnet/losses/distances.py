@@ -42,7 +42,7 @@ def row_distances(first: Tensor, second: Tensor) -> Tensor:
 def safe_sqrt(squared: Tensor) -> Tensor:
     """Square root that is zero, with a zero gradient, at and below zero, where the plain one has infinity or NaN.
 
-    NaN stays NaN, so that a network that diverged is seen in its loss.
+    Of a tensor of any shape. NaN stays NaN, so that a network that diverged is seen in its loss.
     """
     positive = ~(squared <= 0)
     return torch.where(positive, squared, 1).sqrt() * positive

@@ -53,7 +53,8 @@ def counter_hash(*counters: Tensor | int) -> Tensor | int:
 
 
 def hash_is_below(limit: int, word: Tensor, counter: Tensor) -> Tensor:
-    """Where `counter_hash(*counters, counter) < limit`; `word` is `counter_hash(*counters)`, `counter` below 2**31.
+    """Where `counter_hash(*counters, counter) < limit`; `word` is `counter_hash(*counters)`, `counter` below 2**31;
+    tensors of any shape that broadcast.
 
     The same words in wrapping 32-bit arithmetic, which reuses its memory: several times faster for millions of units.
     """
@@ -133,6 +134,7 @@ class _DropLayer(nn.Module, ABC):
 class BatchDropBlock(_DropLayer):
     """One rectangle of units, the same for all images and channels of the batch, set to zero (paper, section 3).
 
+    Of a map (N, C, H, W).
     The rectangle has round(height_ratio * H) rows and round(width_ratio * W) columns (Python's `round`) at a uniformly
     drawn position inside the map.
 

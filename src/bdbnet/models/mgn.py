@@ -20,7 +20,7 @@ GRANULARITIES = {"whole": 1, "halves": 2, "thirds": 3}
 
 
 class MGNNetwork(EmbeddingNetwork):
-    """Three branches that see a person as a whole, in two and in three stripes: 8 vectors under 11 losses.
+    """Three branches that see a person in images (N, 3, H, W) as a whole, in two and in three stripes: 8 vectors under 11 losses.
 
     The branches share the backbone up to the first block of stage 3 and have their own copies of the rest, the first with
     stride 2 in stage 4, the others with stride 1. Each max-pools its whole map, the latter two their stripes as well. The

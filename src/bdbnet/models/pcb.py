@@ -21,6 +21,7 @@ DESCRIPTORS = ("pooled", "reduced")
 class PCBNetwork(EmbeddingNetwork):
     """Horizontal stripes of the backbone's feature map, each with its own reduction and classifier; softmax alone.
 
+    Of images (N, 3, H, W).
     With `refined=True` training has three phases: uniform stripes; then a part classifier, which assigns every position
     of the map to a part, is trained while everything else is frozen; then everything is trained.
 

@@ -156,7 +156,8 @@ def read_record(path: Path) -> Mapping[str, Any]:
 
     Raises:
         OSError: it can't be read.
-        ValueError: it is no JSON, of another schema, or a key does not fit; names the key.
+        ValueError: it is no JSON.
+        UnfitError: it is of another schema, or a key does not fit; names the key.
     """
     record = read_json(path)
     found = record.get("schema") if isinstance(record, dict) else None

@@ -24,9 +24,9 @@ class ImageChoice:
 
     Attributes:
         manifest: how to read them.
-        labels, cameras: of each; -1 where not known.
-        rows: of those that are shown, or are queries.
-        gallery: rows that queries are compared with.
+        labels, cameras: (N,) of each; -1 where not known.
+        rows: (n,) of those that are shown, or are queries.
+        gallery: rows (n,) that queries are compared with.
         of_dataset: the rows are queries of a data set, rather than the first images of a folder.
     """
 
@@ -54,7 +54,7 @@ class ImageChoice:
         return name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"
 
     def prepared(self, embedder: Embedder, rows: Iterable[int]) -> Tensor:
-        """Images as a network's preprocessing makes them."""
+        """Images as a network's preprocessing makes them, (n, 3, H, W)."""
         wanted = [int(row) for row in rows]
         parts = [images for _, images, _ in embedder.prepared_files(self.manifest, [wanted], num_workers=0)]
         return torch.cat(parts)

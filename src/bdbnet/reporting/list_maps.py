@@ -53,7 +53,8 @@ def agreement(maps: Maps) -> np.ndarray:
 
 
 def overlays(embedder: Embedder, root: Path, rows: pd.DataFrame) -> list[np.ndarray] | None:
-    """The query, with where it agrees with the image at rank 1, and the images found, uint8 RGB; None where one can't be read."""
+    """The query, with where it agrees with the image at rank 1, and the images found, uint8 (H, W, 3) RGB; None where one
+    can't be read."""
     from bdbnet.reporting.pictures import box_of
 
     first = rows.iloc[0]

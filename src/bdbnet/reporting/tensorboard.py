@@ -16,7 +16,7 @@ from bdbnet.reporting.run_pictures import Shown, as_images, pictures_of, worst_q
 class TensorBoardDashboard(TensorBoardLogger):
     """Lightning's TensorBoard logger that knows what a run of bdbnet is; see `bdbnet.reporting.tensorboard_logger`.
 
-    The axis of every number is the epoch, from 1.
+    The axis of every number is the epoch, from 1.  Raises ConfigError where the package tensorboard is missing.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ def smallest_columns(values: Tensor, k: int) -> Tensor:
 
 
 class DeviceNeighbours(NamedTuple):
-    """`knn.Neighbours` as tensors on the embeddings' device."""
+    """`knn.Neighbours` as tensors on the embeddings' device: `indices` and `squared` (Q, k), `largest` a scalar."""
 
     indices: Tensor
     squared: Tensor

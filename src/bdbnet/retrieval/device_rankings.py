@@ -71,7 +71,7 @@ class DeviceExtremes(DeviceWatcher):
         self._indices, self._values = list[Tensor](), list[Tensor]()
 
     def see(self, begin: int, block: Tensor) -> None:
-        """Note the distances of the queries' matches and others; `block` as in `DeviceNearest`."""
+        """Note the distances of the queries' matches and others; `block` (queries, G) as in `DeviceNearest`."""
         table = self.on(block.device).of_queries(begin, begin + len(block))
         values = block.gather(1, table.columns).masked_fill(table.left_out, torch.inf)
         matching = values.masked_fill(~table.positive, torch.inf)
@@ -97,7 +97,7 @@ class DeviceExtremes(DeviceWatcher):
 
 
 class DeviceCameras:
-    """Ranks each gallery camera's images alone: `images` (int64) of each, and who matches whom among them."""
+    """Ranks each gallery camera's images alone: `images` (n,) int64 of each, and who matches whom among them."""
 
     def __init__(self, images: list[np.ndarray], matches: list[Matches]) -> None:
         self._images = images

@@ -55,7 +55,7 @@ class DeviceRanks:
             self._found.append(torch.cat([counts, ranks[:, :1] if self._nearest_only else ranks], 1))
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks of all queries' positives after each other, and how many each query has."""
+        """Ranks (P,) of all queries' positives after each other, and how many each query has, (Q,)."""
         found = torch.cat(self._found).cpu().numpy()  # the host waits here
         ranks = found[:, 1:]
         counts = np.minimum(found[:, 0], ranks.shape[1]).astype(np.int64)

@@ -159,7 +159,15 @@ class Matches:
 
 
 class DeviceMatches:
-    """Positives and images left out as tables on a device; `most` is the number of images of the commonest label."""
+    """Positives and images left out as tables on a device.
+
+    Args:
+        by_label: gallery indices (G,) ordered by label.
+        begin, end: places (Q,) in `by_label` between which the images of each query's label are.
+        cameras: of the queries (Q,) and of the gallery (G,); None: not known.
+        most: number of images of the commonest label.
+        same_set: whether query and gallery are the same images.
+    """
 
     def __init__(
         self,

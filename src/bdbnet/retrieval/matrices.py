@@ -184,12 +184,12 @@ def lengths(embeddings: Prepared) -> Any:
 
 
 def on_cpu(values: Array) -> np.ndarray:
-    """As a NumPy array."""
+    """As a NumPy array, of the same shape."""
     return values.cpu().numpy() if isinstance(values, Tensor) else values
 
 
 def rows_of(matrix: Array, index: slice | np.ndarray) -> np.ndarray:
-    """The chosen rows as a contiguous NumPy matrix."""
+    """The chosen rows of a matrix (N, D) as a contiguous NumPy matrix (n, D)."""
     if isinstance(matrix, Tensor):
         return matrix[index if isinstance(index, slice) else torch.from_numpy(index).to(matrix.device)].cpu().numpy()
     return np.ascontiguousarray(matrix[index])

@@ -64,7 +64,8 @@ def looked_through(matrix: Tensor, most: float, lost: float) -> LookedThrough:
 
 
 def repeated_rows(matrix: Tensor, hashes: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (int64) that repeat an earlier one, and the first row of the same hash, which they equal."""
+    """Rows (n,) int64 of a matrix (N, D) with hashes (N,) that repeat an earlier one, and the first row (n,) of the same hash,
+    which they equal."""
     values, order = hashes.sort(stable=True)
     same = torch.zeros(len(values), dtype=torch.bool, device=values.device)
     same[1:] = values[1:] == values[:-1]

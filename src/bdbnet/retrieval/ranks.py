@@ -23,8 +23,8 @@ _ROWS = 64  # queries that one thread ranks at a time
 
 
 class PositiveRanks(NamedTuple):
-    """Ranks of all positives: those of query `i` are `ranks[offsets[i]:offsets[i + 1]]`, ascending, 1 for the
-    nearest."""
+    """Ranks (P,) of all positives: those of query `i` are `ranks[offsets[i]:offsets[i + 1]]`, ascending, 1 for the nearest;
+    `offsets` (Q + 1,)."""
 
     ranks: np.ndarray
     offsets: np.ndarray

@@ -261,7 +261,8 @@ class ServedGallery:
         }
 
     def images(self, offset: int, limit: int, allowed: Filter) -> dict[str, Any]:
-        """A part of the gallery's images in its order, those that a filter allows: `total` and `images`, each as `facts`."""
+        """A part of the gallery's images in its order, those that a filter allows: `total` and `images`, each as `facts`.  Raises
+        RequestError for a filter by what the gallery's table does not say."""
         store = self.opened().store
         table = store.table
         rows = np.ones(len(table), bool)

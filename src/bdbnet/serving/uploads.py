@@ -53,7 +53,7 @@ class Upload:
         return cls(name, data, height, width)
 
     def decoded(self, preprocessing: Preprocessing, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
-        """The image or a box of it, uint8 RGB, decoded as the images of the gallery were.
+        """The image or a box of it, uint8 (height, width, 3) RGB, decoded as the images of the gallery were.
 
         Raises:
             RequestError: 422 for a damaged file.

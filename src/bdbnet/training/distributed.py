@@ -32,7 +32,7 @@ def all_agree(own: bool, device: torch.device) -> bool:
 
 
 def largest_of_ranks(values: Tensor) -> Tensor:
-    """The largest of all ranks' numbers, in place, without waiting for the device."""
+    """The largest of all ranks' numbers, of any shape, in place, without waiting for the device."""
     if world_size() > 1:
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return values
@@ -90,7 +90,7 @@ def gather_with_gradient(values: Tensor) -> Tensor:
 
 
 def gather(values: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, without a gradient (labels)."""
+    """Rows (N, ...) of all ranks in rank order, without a gradient (labels)."""
     size = world_size()
     if size == 1:
         return values

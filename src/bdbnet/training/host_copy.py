@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A copy of a tensor that is made while the device works on; `value` waits until it is complete.
+    """A copy of a tensor of any shape that is made while the device works on; `value` waits until it is complete.
 
     Attributes:
         pending: the copy, on the CPU, as far as it is made.

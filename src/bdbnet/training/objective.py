@@ -62,7 +62,8 @@ def build_metric_loss(
 
 
 def build_center_loss(config: DictConfig, network: EmbeddingNetwork, num_classes: int) -> dict[str, torch.nn.Module]:
-    """The centre loss of every branch that has a metric loss; empty without ``loss.center_weight``."""
+    """The centre loss of every branch that has a metric loss; empty without ``loss.center_weight``.  Raises
+    ConfigError for a network without a metric loss."""
     if not config.loss.get("center_weight"):
         return {}
     rate = config.loss.get("center_rate")

@@ -57,12 +57,12 @@ class Sheet:
         self.unit = unit
 
     def place(self, points: Sequence[Point] | np.ndarray) -> list[Point]:
-        """Points of the drawing in pixels."""
+        """Points (n, 2) of the drawing, x and y, in pixels."""
         moved = np.asarray(points, float) @ self.matrix + self.origin
         return [(float(x), float(y)) for x, y in moved]
 
     def polygon(self, points: Sequence[Point] | np.ndarray, color: Color) -> None:
-        """Fill an outline."""
+        """Fill an outline through points (n, 2)."""
         self.draw.polygon(self.place(points), fill=(*color, 255))
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, color: Color, turn: float = 0.0) -> None:
@@ -70,12 +70,12 @@ class Sheet:
         self.polygon(_ellipse(x, y, rx, ry, turn), color)
 
     def line(self, points: Sequence[Point] | np.ndarray, color: Color, width: float) -> None:
-        """Draw a line through the points, of a width in the drawing's own unit."""
+        """Draw a line through points (n, 2), of a width in the drawing's own unit."""
         placed = self.place(points)
         self.draw.line(placed, fill=(*color, 255), width=max(1, round(width * self.unit)), joint="curve")
 
     def patterned(self, points: Sequence[Point] | np.ndarray, kind: ObjectClass, count: float) -> None:
-        """A filled outline that carries the pattern of the class; `count` is its density."""
+        """A filled outline through points (n, 2) that carries the pattern of the class; `count` is its density."""
         outline = self.place(points)
         mask = Image.new("L", self.image.size)
         ImageDraw.Draw(mask).polygon(outline, fill=255)

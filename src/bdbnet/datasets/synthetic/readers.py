@@ -178,7 +178,8 @@ def _draw_pose(rng: np.random.Generator, yaw: float, pitch: float, cover: str = 
 def stand(
     canvas: np.ndarray, who: Appearance, pose: Pose, place: tuple[float, float], body: float, light: float
 ) -> None:
-    """Paint a person and the shadow at `place` (x, y of the feet); `body` is the average height in pixels."""
+    """Paint a person and the shadow into `canvas` (H, W, 3) at `place` (x, y of the feet); `body` is the average height in
+    pixels."""
     scale = body * who.height
     rows, columns = np.ogrid[: canvas.shape[0], : canvas.shape[1]]
     x, y = place[0] - 0.08 * light * scale, place[1]

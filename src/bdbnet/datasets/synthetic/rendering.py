@@ -67,7 +67,7 @@ def rendered(
 ) -> Manifest:
     """The manifest of all shots; their files are rendered first if no complete cache of these options exists.
 
-    With `stored_only` DatasetError is raised instead.
+    Raises DatasetError instead with `stored_only`.
     """
     if workers is not None:
         require_integers(0, workers=workers)

@@ -27,7 +27,7 @@ _MOST_GROWTH = 4  # times as many images as its lists were made for, before thes
 
 
 class FaissIndex(GalleryIndex):
-    """A gallery behind a FAISS index of one of two kinds, which hold all vectors in full.
+    """A gallery behind a FAISS index of one of two kinds, which hold all vectors (G, D) in full.
 
     - `ivf`: the gallery is cut into lists around k-means centres; a search reads the lists nearest to the query.
     - `hnsw`: a graph of near neighbours that a search walks through (Malkov & Yashunin, TPAMI 2020); slower to build,

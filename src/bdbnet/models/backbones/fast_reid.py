@@ -11,7 +11,7 @@ from bdbnet.models.weights import load_backbone
 
 
 class IBN(nn.Module):
-    """Instance normalisation of the first half of the channels, batch normalisation of the others.
+    """Instance normalisation of the first half of the channels of a map (N, C, h, w), batch normalisation of the others.
 
     Pan et al., "Two at Once", ECCV 2018.
     """

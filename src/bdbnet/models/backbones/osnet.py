@@ -22,7 +22,8 @@ _CHANNELS = (64, 256, 384, 512)  # of conv1 .. conv4 at width 1
 
 
 class ConvNormReLU(nn.Module):
-    """Convolution without bias, normalisation (batch, instance or none) and, unless `relu=False`, a ReLU."""
+    """Convolution without bias of a map (N, inputs, h, w), normalisation (batch, instance or none) and, unless `relu=False`, a
+    ReLU."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, *, relu: bool = True, norm: str = "batch"
@@ -39,7 +40,7 @@ class ConvNormReLU(nn.Module):
 
 
 class LightConv3x3(nn.Module):
-    """A 3x3 convolution in two cheap factors: pointwise (no activation), then one 3x3 filter per channel."""
+    """A 3x3 convolution of a map (N, C, h, w) in two cheap factors: pointwise (no activation), then one 3x3 filter per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,7 +55,8 @@ class LightConv3x3(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """Weights each channel of each image by a number in 0..1 that a small network finds from the channel means."""
+    """Weights each channel of each image of a map (N, C, h, w) by a number in 0..1 that a small network finds from the channel
+    means."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -70,6 +72,7 @@ class ChannelGate(nn.Module):
 class OmniScaleBlock(nn.Module):
     """Residual block of four streams of 1 to 4 light convolutions (receptive fields 3, 5, 7, 9) that share one gate.
 
+    Of a map (N, C, h, w).
     With `instance_norm="after"` the sum with the block's input is normalised, with `"before"` what is added to it.
     """
 
