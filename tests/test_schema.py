@@ -45,6 +45,7 @@ def configs() -> dict[str, DictConfig]:
 def typed(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, list[DictConfig]]]:
     """``typed("train", "seed=2")``: exit status, errors and the configurations that the command was given."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bdbnet.config.check_given", lambda *_: None)  # the files of these lines are made up
 
     def run(name: str, *arguments: str) -> tuple[int, str, list[DictConfig]]:
         seen: list[DictConfig] = []

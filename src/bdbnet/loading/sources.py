@@ -22,6 +22,7 @@ from bdbnet.datasets.numbering import number_cameras, number_sequences
 from bdbnet.datasets.open_metric_learning import drop_empty, fill_boxes, with_whole_images
 from bdbnet.datasets.paths import plain_paths
 from bdbnet.loading.from_config import read_manifest, settle_protocol
+from bdbnet.missing import no_images
 from bdbnet.regular_files import special_kind
 
 SPLITS = ("query", "gallery", "train", "test", "all")
@@ -71,7 +72,7 @@ def find_images(images: str | Path, *, root: str | Path | None = None) -> Images
     place = expanded(images).absolute()
     require_utf8(str(place))
     if not place.exists():
-        raise DatasetError(f"images={images}: there is no such file or folder")
+        raise DatasetError(no_images(images))
     if (kind := special_kind(place)) is not None:
         raise DatasetError(f"images={images} is {kind}: name a folder, a table or an image")
     if not place.is_dir() and place.suffix.lower() in _TABLES:
