@@ -101,3 +101,9 @@ def test_of_a_dataset_too(name, tmp_path):
 def test_what_is_a_name_or_made_by_the_command_is_not_looked_for(line):
     command, *typed = line.split()
     check_given(compose_settings(command, [*typed, "run_name=x"] if command != "prepare" else typed), command)
+
+
+def test_a_list_without_brackets_is_answered_with_a_folder_or_a_table():
+    assert refusal("embed", "images='a.jpg,b.jpg'") == (
+        "images=a.jpg,b.jpg: there is no such file or folder; of several images name their folder, or a table with a column path"
+    )

@@ -59,7 +59,8 @@ def _similar(path: str | Path) -> str:
 
 def no_images(images: str | Path) -> str:
     """Of what `images=` names."""
-    return f"images={images}: there is no such file or folder"
+    several = "; of several images name their folder, or a table with a column path" if "," in str(images) else ""
+    return f"images={images}: there is no such file or folder{several}"
 
 
 def no_embeddings(folder: str | Path) -> str:
