@@ -1,8 +1,6 @@
 """``python -m bdbnet.embed``: embed images with a trained network and keep the embeddings, to be searched later."""
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +27,7 @@ def main(config: DictConfig) -> None:
         raise ConfigError(f"overwrite=true deletes the gallery: leave it out with mode={config.mode}")
     from bdbnet.evaluation.trainer import keep_freed_memory, quiet_libraries
     from bdbnet.gallery.embedding import build_embedder
-    from bdbnet.gallery.shards import embed_into, ranks_of_environment
+    from bdbnet.gallery.shards import embed_into, ranks_of_environment, unreadable_named
     from bdbnet.gallery.store import META, SKIPPED, EmbeddingStore
     from bdbnet.gallery.updating import update_store
     from bdbnet.loading.sources import dataset_images, find_images
@@ -57,13 +55,13 @@ def main(config: DictConfig) -> None:
         if config.mode == "sync" and config.images is not None:
             _require_several(config.images)
         _require_format(folder, config)
-        with _unreadable_named():
+        with unreadable_named():
             update = update_store(folder, embedder, images, sync=config.mode == "sync", **options)
         _say_update(update)
     else:
         if config.mode != "new" and not folder.exists():
             print(f"{folder} was not there: mode={config.mode} makes a new gallery")
-        with _unreadable_named():
+        with unreadable_named():
             outcome = embed_into(
                 folder, embedder, images, format=config.format, overwrite=config.overwrite, ranks=ranks, **options
             )
@@ -83,18 +81,6 @@ def main(config: DictConfig) -> None:
         print(f"left out {store.skipped:,} images that can't be read: {folder / SKIPPED}")
     print(f"{len(store):,} embeddings of {store.dimensions:,} numbers in {folder}")
     print(f"search them with: python -m bdbnet.search {shlex.quote(f'index={folder}')} images=<file, folder or table>")
-
-
-@contextmanager
-def _unreadable_named() -> Iterator[None]:
-    """An image that can't be read ends the command; the error says how to leave all such images out at once."""
-    from bdbnet.datasets.images import ImageError
-    from bdbnet.gallery.store import SKIPPED
-
-    try:
-        yield
-    except ImageError as error:
-        raise ConfigError(f"{error}. on_error=skip leaves out all such images and lists them in {SKIPPED}") from error
 
 
 def _require_several(images: str) -> None:

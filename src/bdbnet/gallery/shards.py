@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from bdbnet.checked import checked, read_json
 from bdbnet.config import ConfigError
+from bdbnet.datasets.images import ImageError
 from bdbnet.evaluation.embedder import Embedded, Embedder, EmbeddingError
 from bdbnet.files import locked
 from bdbnet.gallery.embedding import stamp_of
@@ -185,6 +186,25 @@ def embed_into(
 
 
 @contextmanager
+def unreadable_named() -> Iterator[None]:
+    """Say how all images that can't be read are left out at once where one ends a command.  Raises ConfigError."""
+    try:
+        yield
+    except ImageError as error:
+        raise ConfigError(f"{error}. on_error=skip leaves out all such images and lists them in {SKIPPED}") from error
+
+
+def skipped_images(images: Images, unreadable: Mapping[int, str]) -> pd.DataFrame:
+    """The images that can't be read, row -> reason, with the columns path and reason."""
+    return pd.DataFrame({"path": images.table["path"].iloc[[*unreadable]], "reason": [*unreadable.values()]})
+
+
+def write_skipped(folder: Path, skipped: pd.DataFrame) -> None:
+    """Write `skipped.csv`."""
+    write_atomically(folder / SKIPPED, skipped.to_csv(index=False).encode())
+
+
+@contextmanager
 def _memory_named(embedder: Embedder, batch_size: int) -> Iterator[None]:
     """Say what to lower where the device has too little memory.  Raises EmbeddingError."""
     try:
@@ -305,8 +325,7 @@ class _Run:
         if table.empty and not self.may_be_empty:
             raise EmbeddingError(f"none of the {len(self.images)} images can be read; the first: {unreadable[0]}")
         if unreadable:
-            listed = {"path": self.images.table["path"].iloc[[*unreadable]], "reason": [*unreadable.values()]}
-            write_atomically(self.folder / SKIPPED, pd.DataFrame(listed).to_csv(index=False).encode())
+            write_skipped(self.folder, skipped_images(self.images, unreadable))
         kept = np.concatenate(rows)
         files = pd.DataFrame({name: values[kept] for name, values in self.facts.items()})
         buffer = io.BytesIO()
