@@ -63,8 +63,8 @@ def find_images(images: str | Path, *, root: str | Path | None = None) -> Images
     - A CSV file (UTF-8, commas, column names in the first line) or Parquet file with a row per image and the columns
       `path` (relative to `root`; default: the table's folder), and optional `label` (a whole number), `camera` (0 or
       more, or names), `time` (seconds since 1970, or an ISO 8601 date and time, in UTC where it has no zone; may be empty) and
-      `x1 y1 x2 y2` (a box in pixels, right and lower edge excluded), or the names that other tools give them. Warns of
-      columns that are not used.
+      `x1 y1 x2 y2` (a box in pixels, right and lower edge excluded; the part of it beyond them is cut off), or the names that
+      other tools give them. Warns of columns that are not used.
     - One image file.
 
     Raises DatasetError that names table, row (the first row of data is 1) and column, or the folder without images.
