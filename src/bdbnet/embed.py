@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from bdbnet.command_line import keys_of
 from bdbnet.config import ConfigError, command, shown_path
+from bdbnet.wording import counted
 
 if TYPE_CHECKING:
     from bdbnet.gallery.updating import Update
@@ -68,18 +69,18 @@ def main(config: DictConfig) -> None:
         speed = _speed(outcome.embedded, outcome.seconds)
         if outcome.missing:
             print(
-                f"process {ranks.rank} of {ranks.world_size}: embedded {outcome.embedded:,} images{speed}; {outcome.missing:,} "
-                f"shards of the other processes are still missing in {folder}, the last one to end puts all together"
+                f"process {ranks.rank} of {ranks.world_size}: embedded {counted(outcome.embedded, 'image')}{speed}; still missing "
+                f"in {folder}: {counted(outcome.missing, 'shard')} of the other processes, the last one to end puts all together"
             )
             return
         if outcome.embedded:
-            print(f"embedded {outcome.embedded:,} images{speed}")
+            print(f"embedded {counted(outcome.embedded, 'image')}{speed}")
         else:
             print(f"nothing to do: {folder} was complete")
     store = EmbeddingStore.open(folder)
     if store.skipped:
-        print(f"left out {store.skipped:,} images that can't be read: {folder / SKIPPED}")
-    print(f"{len(store):,} embeddings of {store.dimensions:,} numbers in {folder}")
+        print(f"left out {counted(store.skipped, 'image')} that can't be read: {folder / SKIPPED}")
+    print(f"{counted(len(store), 'embedding')} of {counted(store.dimensions, 'number')} in {folder}")
     print(f"search them with: python -m bdbnet.search {shlex.quote(f'index={folder}')} images=<file, folder or table>")
 
 
@@ -106,12 +107,12 @@ def _require_format(folder: Path, config: DictConfig) -> None:
 
 def _say_update(update: "Update") -> None:
     if update.embedded:
-        print(f"embedded {update.embedded:,} images{_speed(update.embedded, update.seconds)}")
+        print(f"embedded {counted(update.embedded, 'image')}{_speed(update.embedded, update.seconds)}")
     if update.unknown:
         print(
             f"{update.unknown:,} of them were in the gallery, but not the size and time of their files: made by an earlier version"
         )
-    print(f"added {update.added:,} images, replaced {update.replaced:,}, removed {update.removed:,}")
+    print(f"added {counted(update.added, 'image')}, replaced {update.replaced:,}, removed {update.removed:,}")
 
 
 def _speed(images: int, seconds: float) -> str:

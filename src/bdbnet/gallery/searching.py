@@ -33,7 +33,7 @@ from bdbnet.overwriting import refuse_other_settings, settings_that_count
 from bdbnet.regular_files import require_regular
 from bdbnet.reporting.index_page import links_of, navigation, update_index
 from bdbnet.results import write_atomically
-from bdbnet.wording import date_text
+from bdbnet.wording import counted, date_text
 
 # Files of a search.
 FOUND = "search.parquet"
@@ -93,14 +93,14 @@ def search(config: DictConfig, folder: Path) -> Found:
     if not config.overwrite:
         _refuse_other_search(folder, settings)
     if config.k > len(gallery):
-        raise ConfigError(f"k={config.k}: {config.index} holds {len(gallery):,} images, so k is at most that")
+        raise ConfigError(f"k={config.k}: {config.index} holds {counted(len(gallery), 'image')}, so k is at most that")
     queries = read_queries(config, gallery)
     allowed = filter_of(config, gallery, queries)
     index = open_index(config, gallery)
     parts = [] if config.same_camera else ["not the query's own camera"]
     parts += [f"{key} {config[key]}" for key in ("after", "before") if config[key] is not None]
     facts = {
-        "gallery": f"{len(gallery):,} images, embeddings of {gallery.dimensions} numbers",
+        "gallery": f"{counted(len(gallery), 'image')}, embeddings of {gallery.dimensions} numbers",
         "queries": f"{len(queries.table):,} from {config.images or config.queries}",
         "network": f"{gallery.model.shown}, images of {' x '.join(map(str, gallery.model.image_size))} pixels",
         "distance": config.distance,
@@ -193,7 +193,7 @@ def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
     with unreadable_named():
         embedded = _embedded(embedder, images, config)
     if not len(embedded.rows):
-        raise EmbeddingError(f"none of the {len(images)} images can be read; the first: {embedded.unreadable[0]}")
+        raise EmbeddingError(f"{images.source}: no image can be read; the first: {embedded.unreadable[0]}")
     table = images.table.iloc[embedded.rows].reset_index(drop=True)
     skipped = skipped_images(images, embedded.unreadable) if embedded.unreadable else None
     return Queries(embedded.embeddings, table, images.root, embedder, skipped)

@@ -51,6 +51,7 @@ from bdbnet.gallery.store import (
 from bdbnet.loading.sources import Images
 from bdbnet.results import write_atomically
 from bdbnet.settings import is_whole
+from bdbnet.wording import counted
 
 
 class _Plan(TypedDict):
@@ -323,7 +324,7 @@ class _Run:
             unreadable |= reasons
         table = self.images.table.iloc[np.concatenate(rows)].reset_index(drop=True)
         if table.empty and not self.may_be_empty:
-            raise EmbeddingError(f"none of the {len(self.images)} images can be read; the first: {unreadable[0]}")
+            raise EmbeddingError(f"{self.images.source}: no image can be read; the first: {unreadable[0]}")
         if unreadable:
             write_skipped(self.folder, skipped_images(self.images, unreadable))
         kept = np.concatenate(rows)
@@ -371,7 +372,7 @@ class _Run:
         """Raise StoreError that says what differs."""
         check_same_model(ModelStamp.from_json(there["model"]), self.stamp)
         if there["images"] != plan["images"]:
-            before, now = (f"{record['count']:,} images of {record['source']}" for record in (there, plan))
+            before, now = (f"{counted(record['count'], 'image')} of {record['source']}" for record in (there, plan))
             differs = "of which some have changed since" if before == now else f"not from {now}"
             growing = ""
             if (self.folder / META).exists():
