@@ -102,12 +102,13 @@ def _require_both(sides: Mapping[str, Side]) -> None:
         raise FeatureError(
             f"{sides[side].name_of('embeddings')}: embeddings of the {side} alone; {other}_embeddings are missing. "
             "Where they are in a file of their own: features=<the gallery's> queries=<the queries'>"
+            f"{sides[side].unused()}"
         )
 
 
 def _require(of: Side, kind: str, advice: str) -> None:
     if kind not in of.known:
-        raise FeatureError(f"{of.name_of('embeddings')}: {kind} are missing; {advice}")
+        raise FeatureError(f"{of.name_of('embeddings')}: {kind} are missing; {advice}{of.unused()}")
 
 
 def _numbered(
