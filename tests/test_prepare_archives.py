@@ -150,7 +150,7 @@ def test_authors_archives_are_set_up(
         prepare.main()
     captured = capsys.readouterr()
     assert ended.value.code == 1, captured.err
-    assert "has 1 fault(s):" in captured.err, captured.err
+    assert "has 1 fault:" in captured.err, captured.err
     assert f"1. not the complete {name}: train has 1 identities, published" in captured.err
     assert "fingerprint" in captured.out
     assert root.is_dir()

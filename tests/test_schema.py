@@ -45,6 +45,7 @@ def configs() -> dict[str, DictConfig]:
 def typed(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, list[DictConfig]]]:
     """``typed("train", "seed=2")``: exit status, errors and the configurations that the command was given."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bdbnet.config.check_given", lambda *_: None)  # the files of these lines are made up
 
     def run(name: str, *arguments: str) -> tuple[int, str, list[DictConfig]]:
         seen: list[DictConfig] = []
@@ -141,7 +142,8 @@ def test_words_of_the_schema_are_those_of_the_code(configs):
         ("train", ["market1501"], "market1501: write dataset=market1501"),
         ("train", ["seed"], "seed: write seed=VALUE"),
         ("train", ["-s", "market1501"], "-s market1501: write dataset=market1501"),
-        ("train", ["--height", "64"], "--height 64: write dataset.image_size=64"),
+        ("train", ["--height", "64"], "--height 64: write dataset.image_size=[64,WIDTH]"),
+        ("embed", ["--width=32"], "--width=32: write image_size=[HEIGHT,32] or dataset.image_size=[HEIGHT,32]"),
         ("train", ["checkpoint=a.pth"], "did you mean backbone.weights or ckpt_path? (it is one of bdbnet.evaluate"),
         ("train", ["resume=a.pth"], "did you mean ckpt_path?"),
         ("train", ["width=64"], "width: bdbnet.train has no such key; did you mean dataset.image_size?"),

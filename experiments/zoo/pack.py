@@ -4,7 +4,7 @@
     python experiments/zoo/pack.py FOLDER bdb_osnet_x0_25_synthetic RESULT
 
 The second adds to a packed FOLDER what was measured of it: RESULT is the result.json of bdbnet.evaluate.
-Prints size and SHA-256 for the entry in `bdbnet.models.zoo`.
+Prints size and SHA-256 for the entry in `bdbnet.zoo_entries`.
 """
 
 import hashlib

@@ -295,7 +295,10 @@ def _as_a_setting(option: str, following: str, known: Sequence[str], conf: Path)
     key = name.replace("-", "_")
     value = value or ("VALUE" if not following or following.startswith("-") or "=" in following else following)
     keys = [key] if key in known else nearest(key, known)
-    written = [f"{each}={value}" for each in keys] or _choices_named(value, conf)[:1]
+    side = {"height": f"[{value},WIDTH]", "width": f"[HEIGHT,{value}]"}.get(key)  # other programs have a key for each
+    written = [f"{each}={side if side and each.endswith('image_size') else value}" for each in keys] or _choices_named(
+        value, conf
+    )[:1]
     advice = f"write {' or '.join(written)}" if written else "settings are written KEY=VALUE"
     return f"{option}{'' if value in (option, 'VALUE') or '=' in option else f' {value}'}: {advice}"
 

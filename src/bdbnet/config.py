@@ -44,6 +44,7 @@ from bdbnet.command_line import (
 from bdbnet.command_line import quote_paths as quote_paths
 from bdbnet.files import WriteError, is_about_writing
 from bdbnet.help_text import FLAGS, asks_for_help, help_text
+from bdbnet.missing import check_given
 from bdbnet.renamed import TARGETS, rename_keys, with_todays_keys
 from bdbnet.run_names import NAMED, name_sweep, register_resolvers, remember_former_keys
 from bdbnet.run_names import run_name as run_name
@@ -368,6 +369,7 @@ def command(
             def with_plugins(config: DictConfig) -> Any:
                 _tell(rename_keys(config))
                 plugins.load(list_of_plugins(config.get("plugins")))
+                check_given(config, config_name)  # of a job of a sweep, which may run on another machine
                 check_settings(config, config_name)
                 for module in loads:
                     importlib.import_module(module)
@@ -449,21 +451,26 @@ def _collect_again() -> None:
 
 
 class CheckSettings(Callback):
-    """Checks the settings before Hydra makes the run's folder, and those of all jobs of a sweep before the first one starts."""
+    """Checks the settings before Hydra makes the run's folder, and those of all jobs of a sweep before the first one starts.
+
+    Of one run also that the files it is given are there, before a library is imported to check anything else.
+    """
 
     command = ""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        self._check([config])
+        self._check([config], given=True)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self._check(_jobs(config))
 
-    def _check(self, configs: Iterable[DictConfig]) -> None:
+    def _check(self, configs: Iterable[DictConfig], *, given: bool = False) -> None:
         try:
             for config in configs:
                 rename_keys(config)
                 plugins.load(list_of_plugins(config.get("plugins")))
+                if given:
+                    check_given(config, self.command)
                 check_settings(config, self.command, keys_of(as_typed(config)))
         except Exception as error:
             if not _is_meant(error):

@@ -1,8 +1,6 @@
 """``python -m bdbnet.embed``: embed images with a trained network and keep the embeddings, to be searched later."""
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +9,7 @@ from omegaconf import DictConfig
 
 from bdbnet.command_line import keys_of
 from bdbnet.config import ConfigError, command, shown_path
+from bdbnet.wording import counted
 
 if TYPE_CHECKING:
     from bdbnet.gallery.updating import Update
@@ -29,7 +28,7 @@ def main(config: DictConfig) -> None:
         raise ConfigError(f"overwrite=true deletes the gallery: leave it out with mode={config.mode}")
     from bdbnet.evaluation.trainer import keep_freed_memory, quiet_libraries
     from bdbnet.gallery.embedding import build_embedder
-    from bdbnet.gallery.shards import embed_into, ranks_of_environment
+    from bdbnet.gallery.shards import embed_into, ranks_of_environment, unreadable_named
     from bdbnet.gallery.store import META, SKIPPED, EmbeddingStore
     from bdbnet.gallery.updating import update_store
     from bdbnet.loading.sources import dataset_images, find_images
@@ -57,44 +56,32 @@ def main(config: DictConfig) -> None:
         if config.mode == "sync" and config.images is not None:
             _require_several(config.images)
         _require_format(folder, config)
-        with _unreadable_named():
+        with unreadable_named():
             update = update_store(folder, embedder, images, sync=config.mode == "sync", **options)
         _say_update(update)
     else:
         if config.mode != "new" and not folder.exists():
             print(f"{folder} was not there: mode={config.mode} makes a new gallery")
-        with _unreadable_named():
+        with unreadable_named():
             outcome = embed_into(
                 folder, embedder, images, format=config.format, overwrite=config.overwrite, ranks=ranks, **options
             )
         speed = _speed(outcome.embedded, outcome.seconds)
         if outcome.missing:
             print(
-                f"process {ranks.rank} of {ranks.world_size}: embedded {outcome.embedded:,} images{speed}; {outcome.missing:,} "
-                f"shards of the other processes are still missing in {folder}, the last one to end puts all together"
+                f"process {ranks.rank} of {ranks.world_size}: embedded {counted(outcome.embedded, 'image')}{speed}; still missing "
+                f"in {folder}: {counted(outcome.missing, 'shard')} of the other processes, the last one to end puts all together"
             )
             return
         if outcome.embedded:
-            print(f"embedded {outcome.embedded:,} images{speed}")
+            print(f"embedded {counted(outcome.embedded, 'image')}{speed}")
         else:
             print(f"nothing to do: {folder} was complete")
     store = EmbeddingStore.open(folder)
     if store.skipped:
-        print(f"left out {store.skipped:,} images that can't be read: {folder / SKIPPED}")
-    print(f"{len(store):,} embeddings of {store.dimensions:,} numbers in {folder}")
+        print(f"left out {counted(store.skipped, 'image')} that can't be read: {folder / SKIPPED}")
+    print(f"{counted(len(store), 'embedding')} of {counted(store.dimensions, 'number')} in {folder}")
     print(f"search them with: python -m bdbnet.search {shlex.quote(f'index={folder}')} images=<file, folder or table>")
-
-
-@contextmanager
-def _unreadable_named() -> Iterator[None]:
-    """An image that can't be read ends the command; the error says how to leave all such images out at once."""
-    from bdbnet.datasets.images import ImageError
-    from bdbnet.gallery.store import SKIPPED
-
-    try:
-        yield
-    except ImageError as error:
-        raise ConfigError(f"{error}. on_error=skip leaves out all such images and lists them in {SKIPPED}") from error
 
 
 def _require_several(images: str) -> None:
@@ -120,12 +107,12 @@ def _require_format(folder: Path, config: DictConfig) -> None:
 
 def _say_update(update: "Update") -> None:
     if update.embedded:
-        print(f"embedded {update.embedded:,} images{_speed(update.embedded, update.seconds)}")
+        print(f"embedded {counted(update.embedded, 'image')}{_speed(update.embedded, update.seconds)}")
     if update.unknown:
         print(
             f"{update.unknown:,} of them were in the gallery, but not the size and time of their files: made by an earlier version"
         )
-    print(f"added {update.added:,} images, replaced {update.replaced:,}, removed {update.removed:,}")
+    print(f"added {counted(update.added, 'image')}, replaced {update.replaced:,}, removed {update.removed:,}")
 
 
 def _speed(images: int, seconds: float) -> str:

@@ -25,6 +25,7 @@ from bdbnet.datasets.catalogue import UNTRIED
 from bdbnet.datasets.inspection import inspect_images, inspect_table, remarks
 from bdbnet.datasets.layout import LayoutError, layout_of
 from bdbnet.datasets.manifest import ROLES, expanded
+from bdbnet.wording import counted
 
 _UNTRIED_MARK = " (unverified: layout and counts from documentation)"
 
@@ -88,11 +89,11 @@ def _prepare(cfg: DictConfig) -> None:
     print(counts_table(manifest, published))
     print(f"\nfingerprint {manifest.fingerprint}", flush=True)
 
-    counted = cfg.dataset.options.get("check_counts", True)
+    complete = cfg.dataset.options.get("check_counts", True)
     protocol = str(cfg.dataset.protocol)
     facts = FACTS.get(cfg.dataset.name)
     test_only = facts is not None and facts.test_only
-    findings = inspect_table(manifest, published if counted else {}, protocol=protocol, test_only=test_only)
+    findings = inspect_table(manifest, published if complete else {}, protocol=protocol, test_only=test_only)
     notes = [*left_out, *remarks(manifest, protocol=protocol)]
     if cfg.check_images:
         found, noted = inspect_images(manifest)
@@ -103,7 +104,7 @@ def _prepare(cfg: DictConfig) -> None:
         print("no faults found")
         return
     listed = "\n".join(f"{number}. {finding}" for number, finding in enumerate(findings, 1))
-    raise DatasetError(f"{manifest.name} in {manifest.root} has {len(findings)} fault(s):\n{listed}")
+    raise DatasetError(f"{manifest.name} in {manifest.root} has {counted(len(findings), 'fault')}:\n{listed}")
 
 
 def _set_up(cfg: DictConfig) -> tuple[Manifest, list[str]]:

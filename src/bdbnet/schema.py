@@ -365,6 +365,7 @@ TABLES: dict[str, Table] = {
         "distance": choice("euclidean", "cosine") | NULL,
         "same_camera": BOOLEAN,
         "verify": BOOLEAN,
+        "on_error": choice("raise", "skip"),
         "overwrite": BOOLEAN,
         "after": TEXT | NULL,
         "before": TEXT | NULL,

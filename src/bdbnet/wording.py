@@ -82,7 +82,7 @@ def trained_on_lines(data: Mapping[str, Any]) -> list[str]:
     ['Trained on a (3 identities, 1,200 images) and b (3 identities, 1,200 images).']
     """
     sets = [
-        f"{each['name']} ({each['identities']:,} identities, {each['images']:,} images)"
+        f"{each['name']} ({counted(each['identities'], 'identity', 'identities')}, {counted(each['images'], 'image')})"
         for each in data.get("trained_on") or ()
     ]
     return [f"Trained on {' and '.join(sets)}."] if sets else []
@@ -120,6 +120,15 @@ def preprocessing_text(protocol: Protocol) -> str:
         f"{name.replace('_', ' ')} {' '.join(f'{v:g}' for v in value) if isinstance(value, list) else value}"
         for name, value in found
     )
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number of things.
+
+    >>> counted(1, "image"), counted(1200, "image"), counted(0, "identity", "identities")
+    ('1 image', '1,200 images', '0 identities')
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def percent(fraction: float | None) -> str:

@@ -299,7 +299,7 @@ WRONG = {
     "other length": (changed(gallery_labels=GALLERY[1][:-1]), "gallery_labels has 29 values.*30 rows"),
     "NaN": (changed(query_embeddings=np.where(np.eye(12, 6) > 0, np.nan, QUERY[0])), "query_embeddings, row 1: holds NaN"),
     "cameras": (changed(query_cameras=None, gallery_cameras=None), "cameras are missing.*dataset.protocol=retrieval"),
-    "cameras of one side": (changed(gallery_cameras=None), "cameras are missing"),
+    "cameras of one side": (changed(gallery_cameras=None, galery_cams=[1]), r"missing.*\. The file also holds galery_cams$"),
     "labels": (changed(query_labels=None), "labels are missing"),
     "whole numbers": (changed(query_embeddings=QUERY[0].astype(int)), "query_embeddings is int64; expected floating"),
     "one dimension": (changed(query_embeddings=QUERY[0][:, 0]), r"query_embeddings has shape \(12,\)"),

@@ -137,8 +137,8 @@ def test_a_gallery_is_made_added_to_and_synced_by_the_same_command(typed):
     people("b.png", seed=1)
     Path("people/a.png").unlink()
     said = typed("mode=add")
-    assert "embedded 1 images in" in said
-    assert "added 1 images, replaced 0, removed 0\n4 embeddings" in said
+    assert "embedded 1 image in" in said
+    assert "added 1 image, replaced 0, removed 0\n4 embeddings" in said
     assert "added 0 images, replaced 1, removed 1\n3 embeddings" in typed("mode=sync")
     assert EmbeddingStore.open("gallery").table["path"].tolist() == ["c.png", "d.png", "b.png"]
     assert "added 0 images, replaced 0, removed 0\n3 embeddings" in typed("mode=sync")
@@ -163,7 +163,7 @@ def test_a_gallery_is_made_added_to_and_synced_by_the_same_command(typed):
     assert EmbeddingStore.open("gallery").fingerprint == fingerprint
     with FileLock("gallery/.lock"):
         assert "gallery: another process extends this gallery now. Wait" in typed("mode=add", status=1)
-    assert "added 1 images" in typed("mode=add", "images=people/e.png")
+    assert "added 1 image" in typed("mode=add", "images=people/e.png")
     assert "4 embeddings" in typed("mode=new", "overwrite=true")
 
 
@@ -173,7 +173,7 @@ def test_a_photo_that_cannot_be_read_is_named_with_the_key_that_leaves_it_out(ty
     said = typed(status=1)
     assert "b.png can't be read (" in said
     assert "on_error=skip leaves out all such images and lists them in skipped.csv" in said
-    assert "left out 1 images that can't be read: gallery/skipped.csv\n1 embeddings" in typed("on_error=skip")
+    assert "left out 1 image that can't be read: gallery/skipped.csv\n1 embedding " in typed("on_error=skip")
     people("c.png")
     said = typed("mode=add", status=1)
     assert "b.png can't be read (" in said

@@ -20,11 +20,12 @@ import forked_commands
 from bdbnet.config import ConfigError, config_dir
 from bdbnet.datasets import Manifest
 from bdbnet.evaluation.calibration import Calibration
+from bdbnet.evaluation.embedder import EmbeddingError
 from bdbnet.gallery import EmbeddingStore, StoreError, write_store
 from bdbnet.gallery.embedding import Embedder, build_embedder, stamp_of
 from bdbnet.gallery.indexes.exact import GalleryIndexError
 from bdbnet.gallery.indexes.faiss import FaissIndex
-from bdbnet.gallery.searching import ENGINES, FOUND, PAGE, results_text, search
+from bdbnet.gallery.searching import ENGINES, FOUND, PAGE, read_queries, results_text, search
 from bdbnet.gallery.shards import embed_into
 from bdbnet.gallery.store import ModelStamp
 from bdbnet.loading.sources import find_images
@@ -205,6 +206,37 @@ def test_images_are_embedded_as_the_index_was(settings, rendered, stores, tables
     assert rows["distance"][0] < 1e-3
     assert "correct" not in rows
     assert 'class="right"' not in (tmp_path / "one" / PAGE).read_text()
+
+
+def test_queries_that_cannot_be_read_are_left_out_and_listed(settings, rendered, stores, tables, tmp_path):
+    photos, gallery = tmp_path / "photos", EmbeddingStore.open(stores["gallery"])
+    photos.mkdir()
+    for number, name in enumerate(pd.read_csv(tables["query"])["path"].tolist()[:3]):
+        shutil.copy(rendered.root / name, photos / f"{number}.jpg")
+    expected = read_queries(settings(source=f"images={photos}"), gallery)
+    (photos / "00.jpg").write_text("no image")
+    config = settings("on_error=skip", source=f"images={photos}")
+    queries = read_queries(config, gallery)
+    assert np.allclose(queries.embeddings, expected.embeddings, atol=1e-4)
+    assert queries.table["path"].tolist() == expected.table["path"].tolist() == ["0.jpg", "1.jpg", "2.jpg"]
+    found = search(config, tmp_path / "found")
+    listed = tmp_path / "found" / "skipped.csv"
+    assert found.facts["queries"] == f"3 from {photos}; left out 1 that can't be read: {listed}"
+    assert pd.read_csv(listed)["path"].tolist() == ["00.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("on_error", "error", "said"),
+    [
+        ("raise", ConfigError, r"0\.jpg.*\. on_error=skip leaves out all such images and lists them in skipped\.csv$"),
+        ("skip", EmbeddingError, r": no image can be read; the first: .*0\.jpg"),
+    ],
+)
+def test_a_query_that_cannot_be_read_ends_a_search(on_error, error, said, settings, stores, tmp_path):
+    (tmp_path / "0.jpg").write_text("no image")
+    config = settings(f"on_error={on_error}", source=f"images={tmp_path / '0.jpg'}")
+    with pytest.raises(error, match=said):
+        read_queries(config, EmbeddingStore.open(stores["gallery"]))
 
 
 @pytest.mark.parametrize("engine", ["exact", "faiss_ivf", "faiss_hnsw", "milvus"])

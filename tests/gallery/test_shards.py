@@ -123,7 +123,7 @@ def test_something_else_in_the_folder_is_refused(embedder, make_config, photos, 
 
     refused(r"they differ in flip False and True", build_embedder(make_config("evaluation.flip=true")))
     refused(
-        r"was built from 51 images of .*mine, not from 1 images of .*001\.jpg\. mode=add embeds",
+        r"was built from 51 images of .*mine, not from 1 image of .*001\.jpg\. mode=add embeds",
         images=mine / "day" / "001.jpg",
     )
     refused("was begun with shard_size=16, not 24", shard_size=24)
@@ -158,7 +158,7 @@ def test_unreadable_images_are_left_out_counted_and_listed(embedder, photos, pho
     skipped = pd.read_csv(folder / "skipped.csv")
     assert skipped["path"].tolist() == ["day/005x.jpg", "zzz.jpg"]
     assert skipped["reason"].str.contains("can't be read").all()
-    with pytest.raises(EmbeddingError, match=r"none of the 1 images can be read; the first: .*zzz.jpg"):
+    with pytest.raises(EmbeddingError, match=r"no image can be read; the first: .*zzz.jpg"):
         embed(tmp_path / "none", embedder, find_images(mine / "zzz.jpg"), skip_unreadable=True)
 
 

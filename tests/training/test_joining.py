@@ -142,11 +142,11 @@ def test_the_first_process_of_a_further_machine_is_not_the_first_of_all(variable
         ({}, None),
         ({"WORLD_SIZE": "4"}, None),  # what Lightning's own launcher leaves behind
         ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, None),
-        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4"}, "torchrun started 4 processes, and the training has 2"),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4"}, "torchrun started 4 processes, but the training has 2"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),  # a batch script: one process, whatever its steps will be
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, None),
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),  # a shell of srun --pty
-        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, "srun started 8 processes, and the training has 2"),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, "srun started 8 processes, but the training has 2"),
     ],
 )
 def test_as_many_processes_are_started_as_the_training_has(environment, starter):

@@ -122,6 +122,17 @@ def load_manifest(
     return manifest
 
 
+def require_given(name: str, root: str | Path | None, manifest: object = None) -> None:
+    """Look for the folder of a dataset of bdbnet, or for what ``dataset=table`` names, and read nothing.
+
+    Raises DatasetError, as `load_manifest` does, where it is not there. Of datasets that are made up or of plugins nothing is said.
+    """
+    if name == "table":
+        importlib.import_module("bdbnet.datasets.tabular").require_sources(manifest)
+    elif name in FACTS and root is not None:
+        importlib.import_module("bdbnet.datasets.layout").list_root(name, expanded(root))
+
+
 def _foreign_reader(name: str, reader: str | Callable[..., Manifest] | None) -> tuple[Callable[..., Manifest], str]:
     """A reader that is not bdbnet's, and how messages name it."""
     if callable(reader):

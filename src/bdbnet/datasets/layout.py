@@ -61,14 +61,7 @@ def nearest_base(name: str, root: Path, wanted: Sequence[str]) -> tuple[Path, li
     Raises DatasetError where `root` is not a readable folder, where two folders in it hold everything, and for a named pipe,
     a socket or a device among `wanted`.
     """
-    try:
-        entries = list_folder(root)
-    except FileNotFoundError:
-        raise DatasetError(f"{name}: there is no folder {root}.\n{how_to_prepare(name, root)}") from None
-    except NotADirectoryError:
-        raise DatasetError(f"{name}: {root} is not a folder.\n{how_to_prepare(name, root)}") from None
-    except OSError as error:
-        raise DatasetError(f"{name}: can't read the folder {root}: {error.strerror}. Make it readable.") from None
+    entries = list_root(name, root)
     places = [root, *(root / entry for entry, is_folder in sorted(entries.items()) if is_folder)]
     present = {place: [entry for entry in wanted if is_there(place / entry)] for place in places}
     complete = [place for place in places if len(present[place]) == len(wanted)]
@@ -84,6 +77,18 @@ def nearest_base(name: str, root: Path, wanted: Sequence[str]) -> tuple[Path, li
                 f"{name}: {best / entry} is {kind}, not a regular file. Put the authors' file in its place."
             )
     return best, present[best]
+
+
+def list_root(name: str, root: Path) -> dict[str, bool]:
+    """`list_folder` of a dataset's folder.  Raises DatasetError where it is not a readable folder."""
+    try:
+        return list_folder(root)
+    except FileNotFoundError:
+        raise DatasetError(f"{name}: there is no folder {root}.\n{how_to_prepare(name, root)}") from None
+    except NotADirectoryError:
+        raise DatasetError(f"{name}: {root} is not a folder.\n{how_to_prepare(name, root)}") from None
+    except OSError as error:
+        raise DatasetError(f"{name}: can't read the folder {root}: {error.strerror}. Make it readable.") from None
 
 
 def _complete_below(root: Path, wanted: Sequence[str]) -> list[Path]:

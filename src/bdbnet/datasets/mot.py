@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bdbnet.datasets.layout import LayoutError, how_to_prepare, list_folder
+from bdbnet.datasets.layout import LayoutError, how_to_prepare, list_folder, list_root
 from bdbnet.datasets.manifest import BOX_COLUMNS, COLUMNS, DatasetError, Manifest
 from bdbnet.datasets.person_reid import image_files
 
@@ -119,8 +119,7 @@ def _checked(after: Any, classes: Any, min_visibility: Any, min_height: Any, out
 
 def _find_sequences(root: Path) -> list[Path]:
     """The folders with frames and ground truth."""
-    if not root.is_dir():
-        raise DatasetError(f"mot: there is no folder {root}.\n{how_to_prepare('mot', root)}")
+    list_root("mot", root)
     found, level = [], [root]
     for _ in range(1 + _LEVELS):
         found += [folder for folder in level if (folder / _FRAMES).is_dir()]

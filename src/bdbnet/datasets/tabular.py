@@ -92,7 +92,7 @@ def read_table(
 
     Raises DatasetError that names source, row (the first row of data is 1) and column, or the setting to change.
     """
-    sources = _sources(manifest)
+    sources = require_sources(manifest)
     _check_train_classes(train_classes)
     if share_labels is not None and not isinstance(share_labels, bool):
         raise DatasetError(f"dataset.options.share_labels={share_labels}: write true or false")
@@ -123,8 +123,25 @@ def read_table(
     return whole if tables[0].has_split or not shared else _split_by_class(listed(sources), whole, train_classes)
 
 
+def require_sources(manifest: object) -> list[Path]:
+    """The files and folders that dataset.manifest names, as absolute paths.  Raises DatasetError where one is not there."""
+    sources = _sources(manifest)
+    for source in sources:
+        try:
+            source.stat()
+        except OSError as error:
+            raise _unread(source, error) from None
+    return sources
+
+
+def _unread(source: Path, error: OSError) -> DatasetError:
+    return DatasetError(
+        f"can't read {error.filename or source}: {error.strerror}. dataset.manifest must name a CSV or Parquet table "
+        "or a folder of class folders."
+    )
+
+
 def _sources(manifest: object) -> list[Path]:
-    """The files and folders that dataset.manifest names, as absolute paths."""
     given = list(manifest) if isinstance(manifest, Sequence) and not isinstance(manifest, str) else [manifest]
     if not given or any(entry is None or entry == "" for entry in given):
         raise DatasetError(
@@ -176,10 +193,7 @@ def _read(source: Path) -> _Rows:
             return _Rows(source, {str(column): listing[column].tolist() for column in listing}, names=True)
         cells, columns = read_table_file(source, choose, _COLUMN_ADVICE)
     except OSError as error:
-        raise DatasetError(
-            f"can't read {error.filename or source}: {error.strerror}. dataset.manifest must name a CSV or Parquet table "
-            "or a folder of class folders."
-        ) from None
+        raise _unread(source, error) from None
     empty = drop_empty(columns, cells)
     rows = _Rows(source, cells)
     said = remark(columns, TABLE_COLUMNS, empty=empty)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bdbnet.evaluation.features import FeatureError
-from bdbnet.files import similar_file
+from bdbnet.missing import no_features
 from bdbnet.models import CheckpointError, read_checkpoint
 from bdbnet.regular_files import require_regular
 
@@ -40,8 +40,7 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
         if file.is_dir():
             raise FeatureError(f"{file}: a folder without meta.json, so none that bdbnet.embed made")
         if not file.is_file():
-            near = similar_file(file)
-            raise FeatureError(f"{file}: no such file of embeddings{f'; did you mean {near}?' if near else ''}")
+            raise FeatureError(no_features(file))
         if file.stat().st_size == 0:
             raise FeatureError(f"{file}: the file is empty; {_AGAIN}")
         suffix = file.suffix.lower()

@@ -11,6 +11,7 @@ import pandas as pd
 from bdbnet.datasets import DatasetError, Manifest
 from bdbnet.datasets.numbering import number_names
 from bdbnet.evaluation.features import NAMES, FeatureError, Side
+from bdbnet.wording import counted
 
 #: Name of the data set that stands for a file of embeddings, see `conf/dataset/features.yaml`.
 FEATURES = "features"
@@ -101,12 +102,13 @@ def _require_both(sides: Mapping[str, Side]) -> None:
         raise FeatureError(
             f"{sides[side].name_of('embeddings')}: embeddings of the {side} alone; {other}_embeddings are missing. "
             "Where they are in a file of their own: features=<the gallery's> queries=<the queries'>"
+            f"{sides[side].unused()}"
         )
 
 
 def _require(of: Side, kind: str, advice: str) -> None:
     if kind not in of.known:
-        raise FeatureError(f"{of.name_of('embeddings')}: {kind} are missing; {advice}")
+        raise FeatureError(f"{of.name_of('embeddings')}: {kind} are missing; {advice}{of.unused()}")
 
 
 def _numbered(
@@ -232,7 +234,7 @@ def _without_junk(
         notes.append(f"{int(junk.sum()):,} gallery images have the label -1, junk, and are left out")
     unused = table["split"] == ""
     if unused.any():
-        notes.append(f"{int(unused.sum()):,} images are neither query nor gallery, and are left out")
+        notes.append(f"{counted(int(unused.sum()), 'image')} left out: neither query nor gallery")
     kept = np.flatnonzero(~(junk | unused))
     order = kept[np.argsort(table["split"].to_numpy()[kept] == "gallery", kind="stable")]
     ordered = table.iloc[order].reset_index(drop=True)
@@ -356,7 +358,7 @@ def _by_path(
             )
         embeddings[wanted] = of.embeddings[rows]
         if (extra := len(paths) - len(keys)) > 0:
-            notes.append(f"{extra:,} images of {of.source} are not among those of {manifest.name}, and are left out")
+            notes.append(f"{counted(extra, 'image')} of {of.source} left out: not among those of {manifest.name}")
         for kind in ("labels", "cameras"):
             if kind in of.known:
                 kept.setdefault(kind, np.full(len(table), None, object))[wanted] = of.known[kind][rows]

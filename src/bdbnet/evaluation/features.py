@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,16 +57,23 @@ class Side:
         known: `labels`, `cameras`, `paths`, `is_query`, `is_gallery`, `split` (N,) of any kind, as far as the source has them.
         source: file or folder, for messages.
         names: role -> name of the array in the source.
+        others: names of the source's arrays that are of no use here.
     """
 
     embeddings: np.ndarray
     known: Mapping[str, np.ndarray]
     source: str
     names: Mapping[str, str]
+    others: Sequence[str] = ()
 
     def name_of(self, kind: str) -> str:
         """An array as messages name it."""
         return f"{self.source}: {self.names.get(kind, kind)}"
+
+    def unused(self) -> str:
+        """The arrays of no use, for the end of a message: one of them may be misspelt. "" where there are none."""
+        more = ", ..." if len(self.others) > _SHOWN else ""
+        return f". The file also holds {', '.join(self.others[:_SHOWN])}{more}" if self.others else ""
 
 
 def role_of(name: str) -> Role | None:
@@ -119,6 +126,7 @@ def sides_of(arrays: Mapping[str, Any], source: str) -> tuple[dict[str, Side], l
     sides = {side: _side(side, arrays, roles, source) for side in found}
     used = {name for role, name in roles.items() if role.side in found}
     left_out += [name for name in roles.values() if name not in used]
+    sides = {side: replace(of, others=tuple(left_out)) for side, of in sides.items()}
     return sides, _notes(roles, used, left_out)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdbnet.evaluation.saved import CARD, RECORD, WEIGHTS, is_saved, save_embedder
+from bdbnet.missing import HUB
 from bdbnet.models import CheckpointError
 
 if TYPE_CHECKING:
     from bdbnet.evaluation.embedder import Embedder
 
-SCHEME = "hub"
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -26,7 +26,7 @@ def push_to_hub(embedder: "Embedder", name: str, *, private: bool, token: str | 
         HubError: the package is not installed, or the hub refuses.
         CheckpointError: see `save_embedder`; a name that is not `user/name`.
     """
-    repo, revision = _parsed(f"{SCHEME}:{name.removeprefix(f'{SCHEME}:')}")
+    repo, revision = _parsed(f"{HUB}:{name.removeprefix(f'{HUB}:')}")
     hub = _package()
     with tempfile.TemporaryDirectory(prefix="bdbnet-hub-") as folder:
         place = save_embedder(embedder, Path(folder) / "model")
@@ -66,9 +66,9 @@ def downloaded(source: str) -> Path:
 
 
 def _parsed(source: str) -> tuple[str, str | None]:
-    match = _NAME.fullmatch(source.removeprefix(f"{SCHEME}:"))
+    match = _NAME.fullmatch(source.removeprefix(f"{HUB}:"))
     if match is None:
-        raise CheckpointError(f"{source}: write {SCHEME}:user/name, or {SCHEME}:user/name@revision")
+        raise CheckpointError(f"{source}: write {HUB}:user/name, or {HUB}:user/name@revision")
     return match["repo"], match["revision"]
 
 

@@ -1,6 +1,5 @@
 """From a checkpoint, a file of weights, a saved folder or a name to an embedder that is ready to use."""
 
-import difflib
 import json
 import warnings
 from collections.abc import Iterable, Mapping
@@ -18,8 +17,8 @@ from bdbnet.evaluation import hub
 from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings, Origin
 from bdbnet.evaluation.network import PARTS, build_network
 from bdbnet.evaluation.saved import check_weights, is_saved, read_saved
-from bdbnet.files import similar_file
 from bdbnet.loading import Preprocessing
+from bdbnet.missing import HUB, SCHEMES, is_named, no_source
 from bdbnet.models import (
     Architecture,
     CheckpointError,
@@ -34,13 +33,11 @@ from bdbnet.models import (
     torchvision_network,
 )
 from bdbnet.models.weights import training_identities
-from bdbnet.models.zoo import ENTRIES, zoo_path
+from bdbnet.models.zoo import zoo_path
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import ResultError, RunSettings, read_result
 from bdbnet.settings import is_whole
-
-#: Names of pretrained networks as they are.
-SCHEMES = ("timm", "torchvision")
+from bdbnet.zoo_entries import ENTRIES
 
 Group = str | Mapping[str, Any] | DictConfig | None
 
@@ -180,25 +177,15 @@ def _place(source: str) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if source.startswith(f"{hub.SCHEME}:"):
+    if source.startswith(f"{HUB}:"):
         return hub.downloaded(source)
     return zoo_path(source) if source in ENTRIES else path
 
 
-def _is_named(source: str) -> bool:
-    """Whether a source is by its form the name of a network rather than a path."""
-    scheme, _, name = source.partition(":")
-    return source in ENTRIES or (scheme in (*SCHEMES, hub.SCHEME) and bool(name))
-
-
 def require_source(source: str) -> None:
     """Raise CheckpointError where a source is neither a file or folder nor the name of a pretrained network."""
-    if not _is_named(source) and not Path(source).expanduser().exists():
-        raise CheckpointError(
-            f"{source}: no such file of weights. A source is a checkpoint, a file of weights, a folder that Embedder.save wrote, "
-            f"hub:USER/NAME for one on a hub, timm:NAME or torchvision:NAME for a pretrained network, or a network of the zoo "
-            f"({', '.join(ENTRIES)}){_similar(source)}"
-        )
+    if not is_named(source) and not Path(source).expanduser().exists():
+        raise CheckpointError(no_source(source))
 
 
 def training_of(source: str) -> dict[str, Any] | None:
@@ -246,14 +233,6 @@ def from_file(parts: Mapping[str, Any], source: str) -> DictConfig:
             f"{source}: refused, its settings hold an interpolation (${{...}}), which no file of ours has"
         )
     return OmegaConf.create(dict(parts))
-
-
-def _similar(source: str) -> str:
-    file = similar_file(source)
-    known = difflib.get_close_matches(source, ENTRIES, n=1, cutoff=0.8)
-    if known and (file is None or not Path(source).suffix):  # the zoo's names have no suffix, files do
-        return f". Did you mean {known[0]}?"
-    return f". Did you mean {file}?" if file else ""
 
 
 def _refuse_architecture(source: str, wanted: Wanted) -> None:

@@ -1,14 +1,20 @@
 """The network that a configuration describes, with its starting weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from omegaconf import DictConfig
 
 from bdbnet.config import ConfigError, arguments_of, check_class, instantiate, is_set, locate, without
-from bdbnet.models import EmbeddingNetwork, FeatureMap, initialize_from
+from bdbnet.models import CheckpointError, EmbeddingNetwork, FeatureMap, initialize_from
 from bdbnet.settings import is_whole
 
 #: Groups of a configuration that a network is built from.
 PARTS = ("model", "backbone", "dropping")
+
+#: Values of `backbone.weights` that name no file.
+_NO_FILES = (None, "none", "imagenet")
 
 
 def build_network(
@@ -23,17 +29,31 @@ def build_network(
 
     Raises:
         ConfigError: settings that a class refuses, a class that is not allowed, or a backbone that is none.
+        CheckpointError: starting weights that can't be used; a file's names the key.
     """
-    backbone = _build_backbone(config, ours_only=ours_only)
+    weights = config.backbone.get("weights")
+    with _key_named(weights):
+        backbone = _build_backbone(config, ours_only=ours_only)
     # Networks with a choice of branches have a drop layer; others have no use for one.
     drop = {"dropping": instantiate(config.dropping, ours_only=ours_only)} if "branches" in config.model else {}
     network: EmbeddingNetwork = instantiate(
         config.model, ours_only=ours_only, num_classes=num_classes, backbone=backbone, **drop
     )
-    weights = config.backbone.get("weights")
-    if weights in (None, "none", "imagenet"):
+    if weights in _NO_FILES:
         return network, []
-    return network, initialize_from(network, weights)
+    with _key_named(weights):
+        return network, initialize_from(network, weights)
+
+
+@contextmanager
+def _key_named(weights: str | None) -> Iterator[None]:
+    """What is wrong with a file of starting weights, with the key that names it."""
+    try:
+        yield
+    except CheckpointError as error:
+        if weights in _NO_FILES:
+            raise
+        raise CheckpointError(f"backbone.weights={error}") from error
 
 
 def _build_backbone(config: DictConfig, *, ours_only: bool) -> torch.nn.Module:

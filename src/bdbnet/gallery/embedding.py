@@ -13,7 +13,7 @@ from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings
 from bdbnet.evaluation.load import Group, Wanted, knows_its_network, open_embedder, settings_of
 from bdbnet.gallery.store import EmbeddingStore, ModelStamp, StoreError, check_same_model
 from bdbnet.loading import Preprocessing
-from bdbnet.models.zoo import ENTRIES
+from bdbnet.zoo_entries import ENTRIES
 
 
 def build_embedder(config: DictConfig, *, local_rank: int = 0) -> Embedder:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from bdbnet.checked import checked, read_json
 from bdbnet.config import ConfigError, plain
 from bdbnet.datasets import BOX_COLUMNS
-from bdbnet.evaluation.embedder import Embedder
+from bdbnet.evaluation.embedder import Embedded, Embedder, EmbeddingError
 from bdbnet.gallery.embedding import checkpoint_of, embedder_of
 from bdbnet.gallery.indexes.exact import ExactIndex, Filter, GalleryIndex
 from bdbnet.gallery.indexes.faiss import FaissIndex
@@ -26,13 +26,14 @@ from bdbnet.gallery.indexes.milvus import MilvusIndex
 from bdbnet.gallery.indexes.quality import IndexQuality, measure_index
 from bdbnet.gallery.marks import Marks, marking_of
 from bdbnet.gallery.pages import search_page
-from bdbnet.gallery.store import EmbeddingStore, check_same_model
-from bdbnet.loading.sources import find_images
+from bdbnet.gallery.shards import skipped_images, unreadable_named, write_skipped
+from bdbnet.gallery.store import SKIPPED, EmbeddingStore, check_same_model
+from bdbnet.loading.sources import Images, find_images
 from bdbnet.overwriting import refuse_other_settings, settings_that_count
 from bdbnet.regular_files import require_regular
 from bdbnet.reporting.index_page import links_of, navigation, update_index
 from bdbnet.results import write_atomically
-from bdbnet.wording import date_text
+from bdbnet.wording import counted, date_text
 
 # Files of a search.
 FOUND = "search.parquet"
@@ -54,12 +55,14 @@ class Queries:
         table: with `path` and what else is known.
         root: folder of their paths.
         embedder: that embedded them just now; None where they come from a folder.
+        skipped: images that could not be read and were left out; None: there are none.
     """
 
     embeddings: np.ndarray
     table: pd.DataFrame
     root: Path
     embedder: Embedder | None = None
+    skipped: pd.DataFrame | None = None
 
 
 class Found(NamedTuple):
@@ -90,26 +93,32 @@ def search(config: DictConfig, folder: Path) -> Found:
     if not config.overwrite:
         _refuse_other_search(folder, settings)
     if config.k > len(gallery):
-        raise ConfigError(f"k={config.k}: {config.index} holds {len(gallery):,} images, so k is at most that")
+        raise ConfigError(f"k={config.k}: {config.index} holds {counted(len(gallery), 'image')}, so k is at most that")
     queries = read_queries(config, gallery)
     allowed = filter_of(config, gallery, queries)
     index = open_index(config, gallery)
     parts = [] if config.same_camera else ["not the query's own camera"]
     parts += [f"{key} {config[key]}" for key in ("after", "before") if config[key] is not None]
     facts = {
-        "gallery": f"{len(gallery):,} images, embeddings of {gallery.dimensions} numbers",
+        "gallery": f"{counted(len(gallery), 'image')}, embeddings of {gallery.dimensions} numbers",
         "queries": f"{len(queries.table):,} from {config.images or config.queries}",
         "network": f"{gallery.model.shown}, images of {' x '.join(map(str, gallery.model.image_size))} pixels",
         "distance": config.distance,
         "filter": ", ".join(parts) or "none",
         "engine": config.engine,
     }
+    if queries.skipped is not None:
+        facts["queries"] += f"; left out {len(queries.skipped):,} that can't be read: {folder / SKIPPED}"
     if config.engine != "exact":
         quality = quality_of(index, index_folder(config) / f"{config.engine}.recall.json", queries.embeddings)
         facts["engine"] += f", {index.built}; without a filter {quality}"
     marks, facts["marks"] = marking_of(gallery.model, config.distance, queries.embedder)
     rows = results_table(queries, gallery, *index.search(queries.embeddings, config.k, allowed=allowed), marks)
     _write_rows(rows, settings, folder / FOUND)
+    if queries.skipped is None:
+        (folder / SKIPPED).unlink(missing_ok=True)  # of an earlier search
+    else:
+        write_skipped(folder, queries.skipped)
     name = Path(config.index).resolve().name
     text = search_page(
         rows,
@@ -157,10 +166,12 @@ def _refuse_other_search(folder: Path, settings: Mapping[str, Any]) -> None:
 def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
     """The queries that `config.images` or `config.queries` names, as embeddings that can be compared with the gallery's.
 
+    With `config.on_error=skip` images that can't be read are left out.
+
     Raises:
-        ConfigError: neither or both are given, or the gallery's checkpoint is not where it was.
+        ConfigError: neither or both are given, an image can't be read, or the gallery's checkpoint is not where it was.
         StoreError: the queries' embeddings are of another model.
-        DatasetError, ImageError, CheckpointError: see `find_images`, `Embedder.embed` and `embedder_of`.
+        DatasetError, CheckpointError, EmbeddingError: see `find_images`, `embedder_of` and `Embedder.embed_files`.
     """
     if (config.images is None) == (config.queries is None):
         raise ConfigError(
@@ -179,8 +190,31 @@ def read_queries(config: DictConfig, gallery: EmbeddingStore) -> Queries:
         model=config.get("model"),
         backbone=config.get("backbone"),
     )
-    embeddings = embedder.embed(images.manifest, batch_size=config.batch_size, num_workers=config.num_workers)
-    return Queries(embeddings, images.table, images.root, embedder)
+    with unreadable_named():
+        embedded = _embedded(embedder, images, config)
+    if not len(embedded.rows):
+        raise EmbeddingError(f"{images.source}: no image can be read; the first: {embedded.unreadable[0]}")
+    table = images.table.iloc[embedded.rows].reset_index(drop=True)
+    skipped = skipped_images(images, embedded.unreadable) if embedded.unreadable else None
+    return Queries(embedded.embeddings, table, images.root, embedder, skipped)
+
+
+def _embedded(embedder: Embedder, images: Images, config: DictConfig) -> Embedded:
+    """The embeddings of all images, under a progress bar."""
+    count, size = len(images), config.batch_size
+    batches = [range(count)[first : first + size] for first in range(0, count, size)]
+    stream = embedder.embed_files(
+        images.manifest,
+        batches,
+        num_workers=0 if config.num_workers is None and len(batches) == 1 else config.num_workers,
+        skip_unreadable=config.on_error == "skip",
+    )
+    parts = [*tqdm(stream, "embedding", len(batches), unit=" batches", leave=False, disable=None, delay=2)]
+    return Embedded(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.embeddings for part in parts]),
+        {row: reason for part in parts for row, reason in part.unreadable.items()},
+    )
 
 
 def open_index(config: DictConfig, gallery: EmbeddingStore) -> GalleryIndex:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from bdbnet.checked import checked, read_json
 from bdbnet.config import ConfigError
+from bdbnet.datasets.images import ImageError
 from bdbnet.evaluation.embedder import Embedded, Embedder, EmbeddingError
 from bdbnet.files import locked
 from bdbnet.gallery.embedding import stamp_of
@@ -50,6 +51,7 @@ from bdbnet.gallery.store import (
 from bdbnet.loading.sources import Images
 from bdbnet.results import write_atomically
 from bdbnet.settings import is_whole
+from bdbnet.wording import counted
 
 
 class _Plan(TypedDict):
@@ -185,6 +187,25 @@ def embed_into(
 
 
 @contextmanager
+def unreadable_named() -> Iterator[None]:
+    """Say how all images that can't be read are left out at once where one ends a command.  Raises ConfigError."""
+    try:
+        yield
+    except ImageError as error:
+        raise ConfigError(f"{error}. on_error=skip leaves out all such images and lists them in {SKIPPED}") from error
+
+
+def skipped_images(images: Images, unreadable: Mapping[int, str]) -> pd.DataFrame:
+    """The images that can't be read, row -> reason, with the columns path and reason."""
+    return pd.DataFrame({"path": images.table["path"].iloc[[*unreadable]], "reason": [*unreadable.values()]})
+
+
+def write_skipped(folder: Path, skipped: pd.DataFrame) -> None:
+    """Write `skipped.csv`."""
+    write_atomically(folder / SKIPPED, skipped.to_csv(index=False).encode())
+
+
+@contextmanager
 def _memory_named(embedder: Embedder, batch_size: int) -> Iterator[None]:
     """Say what to lower where the device has too little memory.  Raises EmbeddingError."""
     try:
@@ -303,10 +324,9 @@ class _Run:
             unreadable |= reasons
         table = self.images.table.iloc[np.concatenate(rows)].reset_index(drop=True)
         if table.empty and not self.may_be_empty:
-            raise EmbeddingError(f"none of the {len(self.images)} images can be read; the first: {unreadable[0]}")
+            raise EmbeddingError(f"{self.images.source}: no image can be read; the first: {unreadable[0]}")
         if unreadable:
-            listed = {"path": self.images.table["path"].iloc[[*unreadable]], "reason": [*unreadable.values()]}
-            write_atomically(self.folder / SKIPPED, pd.DataFrame(listed).to_csv(index=False).encode())
+            write_skipped(self.folder, skipped_images(self.images, unreadable))
         kept = np.concatenate(rows)
         files = pd.DataFrame({name: values[kept] for name, values in self.facts.items()})
         buffer = io.BytesIO()
@@ -352,7 +372,7 @@ class _Run:
         """Raise StoreError that says what differs."""
         check_same_model(ModelStamp.from_json(there["model"]), self.stamp)
         if there["images"] != plan["images"]:
-            before, now = (f"{record['count']:,} images of {record['source']}" for record in (there, plan))
+            before, now = (f"{counted(record['count'], 'image')} of {record['source']}" for record in (there, plan))
             differs = "of which some have changed since" if before == now else f"not from {now}"
             growing = ""
             if (self.folder / META).exists():

@@ -40,6 +40,7 @@ from bdbnet.gallery.parts import (
 )
 from bdbnet.gallery.parts import StoreError as StoreError
 from bdbnet.gallery.rows import Rows
+from bdbnet.missing import no_embeddings
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import versions, write_atomically
 
@@ -485,7 +486,7 @@ def write_store(
 def read_meta(folder: Path) -> dict[str, Any]:
     """The content of `meta.json`.  Raises StoreError where there is no store of a schema that is known."""
     if not folder.is_dir():
-        raise StoreError(f"{folder}: there is no such folder of embeddings; python -m bdbnet.embed makes one")
+        raise StoreError(no_embeddings(folder))
     try:
         meta = read_json(folder / META)
     except FileNotFoundError:

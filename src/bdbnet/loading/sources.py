@@ -22,6 +22,7 @@ from bdbnet.datasets.numbering import number_cameras, number_sequences
 from bdbnet.datasets.open_metric_learning import drop_empty, fill_boxes, with_whole_images
 from bdbnet.datasets.paths import plain_paths
 from bdbnet.loading.from_config import read_manifest, settle_protocol
+from bdbnet.missing import no_images
 from bdbnet.regular_files import special_kind
 
 SPLITS = ("query", "gallery", "train", "test", "all")
@@ -62,8 +63,8 @@ def find_images(images: str | Path, *, root: str | Path | None = None) -> Images
     - A CSV file (UTF-8, commas, column names in the first line) or Parquet file with a row per image and the columns
       `path` (relative to `root`; default: the table's folder), and optional `label` (a whole number), `camera` (0 or
       more, or names), `time` (seconds since 1970, or an ISO 8601 date and time, in UTC where it has no zone; may be empty) and
-      `x1 y1 x2 y2` (a box in pixels, right and lower edge excluded), or the names that other tools give them. Warns of
-      columns that are not used.
+      `x1 y1 x2 y2` (a box in pixels, right and lower edge excluded; the part of it beyond them is cut off), or the names that
+      other tools give them. Warns of columns that are not used.
     - One image file.
 
     Raises DatasetError that names table, row (the first row of data is 1) and column, or the folder without images.
@@ -71,7 +72,7 @@ def find_images(images: str | Path, *, root: str | Path | None = None) -> Images
     place = expanded(images).absolute()
     require_utf8(str(place))
     if not place.exists():
-        raise DatasetError(f"images={images}: there is no such file or folder")
+        raise DatasetError(no_images(images))
     if (kind := special_kind(place)) is not None:
         raise DatasetError(f"images={images} is {kind}: name a folder, a table or an image")
     if not place.is_dir() and place.suffix.lower() in _TABLES:

@@ -30,7 +30,7 @@ import torchvision.models
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bdbnet.files import similar_file
+from bdbnet.missing import no_weights
 from bdbnet.models.formats import known_format
 from bdbnet.regular_files import require_regular
 from bdbnet.renamed import todays_module
@@ -144,8 +144,7 @@ def read_checkpoint(path: str | Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path} {error.strerror}") from None
     if not path.is_file():
-        near = similar_file(path)
-        raise CheckpointError(f"{path}: no such file{f'; did you mean {near}?' if near else ''}")
+        raise CheckpointError(no_weights(path))
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; copy or download it again")
     if path.suffix == ".safetensors":

@@ -15,6 +15,7 @@ from bdbnet.checked import Column, UnfitError, checked, read_json, read_parquet
 from bdbnet.datasets import BOX_COLUMNS, DatasetError, load_manifest
 from bdbnet.evaluation.calibration import Calibration
 from bdbnet.evaluation.feature_sets import FEATURES
+from bdbnet.missing import no_run
 from bdbnet.reporting.analysis_record import read_record
 from bdbnet.results import ANALYSIS, CALIBRATION, HISTORY, LABEL_NAMES, RESULT, TOP_K, Result, read_result
 
@@ -65,7 +66,7 @@ def read_run(folder: str | Path, *, key: str = "run") -> RunFolder:
     if path.name == RESULT:
         path = path.parent
     if not path.is_dir():
-        raise ReportError(f"{key}={folder}: no such folder. Give the folder that a training or an evaluation wrote.")
+        raise ReportError(no_run(folder, key))
     if not (path / RESULT).is_file():
         runs = sorted(str(found.parent) for found in path.glob(f"*/{RESULT}"))[:5]
         below = f"Runs below it: {'; '.join(runs)}" if runs else "No run is below it. A run writes the file at its end."

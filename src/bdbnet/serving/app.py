@@ -30,6 +30,7 @@ _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 
 _AFTER = "only images of this time or later: seconds since 1970, or ISO 8601, UTC without a zone"
 _BEFORE = "only images of an earlier time than this"
+_BOX = "x1,y1,x2,y2 in pixels; what is beyond the image is cut off, a box without a pixel in it is error 422"
 Cameras = Annotated[list[int] | None, Query(description="only images of these cameras")]
 After = Annotated[str | None, Query(description=_AFTER)]
 Before = Annotated[str | None, Query(description=_BEFORE)]
@@ -188,9 +189,7 @@ def _add_searching(app: FastAPI, gallery: ServedGallery, settings: ServerSetting
         row: Annotated[
             int | None, Form(description="the query: id of an image of the gallery, which is not found itself")
         ] = None,
-        box: Annotated[
-            str | None, Form(description="part of the image that is the query: x1,y1,x2,y2 in pixels")
-        ] = None,
+        box: Annotated[str | None, Form(description=f"part of the image that is the query: {_BOX}")] = None,
         k: Annotated[int, Form(ge=1, le=MOST_FOUND, description="images wanted")] = settings.k,
         camera: Annotated[list[int] | None, Form(description="only images of these cameras")] = None,
         after: Annotated[str | None, Form(description=_AFTER)] = None,
@@ -233,7 +232,7 @@ def _add_searching(app: FastAPI, gallery: ServedGallery, settings: ServerSetting
     @app.post("/api/embed", summary="The embedding of an image, or of each of several boxes in it")
     async def embed(
         image: Annotated[UploadFile, File(description="an image file")],
-        box: Annotated[list[str] | None, Form(description=f"x1,y1,x2,y2 in pixels; at most {MOST_BOXES} boxes")] = None,
+        box: Annotated[list[str] | None, Form(description=f"{_BOX}; at most {MOST_BOXES} boxes")] = None,
     ) -> dict[str, Any]:
         boxes = [box_of(each) for each in box or []]
         if len(boxes) > MOST_BOXES:

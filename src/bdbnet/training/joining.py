@@ -345,8 +345,9 @@ def check_started(ranks: int, environment: Mapping[str, str] = os.environ) -> No
         started = environment.get(total, "")
         if mark in environment and started.isdigit() and int(started) not in (1, ranks):
             raise ConfigError(
-                f"{starter} started {started} processes, and the training has {ranks}, trainer.devices times trainer.num_nodes: "
-                "set trainer.devices to the processes of a machine, and trainer.num_nodes to the number of machines"
+                f"{starter} started {started} processes, but the training has {ranks} (trainer.devices times trainer.num_nodes), "
+                "so each would train by itself: set trainer.devices to the processes of one machine, and trainer.num_nodes to the "
+                "number of machines"
             )
 
 

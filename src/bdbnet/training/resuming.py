@@ -10,6 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from bdbnet.config import ConfigError, flatten
 from bdbnet.evaluation.load import trained_with
 from bdbnet.loading.entries import without_places
+from bdbnet.missing import no_checkpoint
 from bdbnet.models import CheckpointError, load_network, read_checkpoint
 from bdbnet.results import BEST, HISTORY, LABEL_NAMES, LAST, PER_QUERY, PREVIOUS, REPORT, RESULT, TOP_K
 from bdbnet.settings import is_whole, setting_of
@@ -42,9 +43,7 @@ def prepare_folder(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> P
     if ckpt_path is not None:
         path = Path(ckpt_path).expanduser()
         if not path.is_file():
-            raise ConfigError(
-                f"ckpt_path={ckpt_path}: no such file; ckpt_path=last resumes from the run's own last checkpoint"
-            )
+            raise ConfigError(no_checkpoint(ckpt_path))
         return path
     if _has_checkpoint(folder) and not overwrite:
         raise ConfigError(

@@ -50,7 +50,7 @@ from bdbnet.training.setup import build_module, extra_callbacks, resolve_compile
 from bdbnet.training.step import cache_folder
 from bdbnet.training.sync_norm import layer_sync_of
 from bdbnet.training.union import read_members, training_sets
-from bdbnet.wording import trained_on_lines
+from bdbnet.wording import counted, trained_on_lines
 
 
 @told_before_meeting()
@@ -204,7 +204,9 @@ def _fit_and_record(
                 f"no epoch was finished: trainer.max_time={config.trainer.max_time} or another limit of the trainer was reached"
             )
         if trainer.is_global_zero and history.replaced_images:
-            print(f"{history.replaced_images} training images could not be read: others of their identities were taken")
+            print(
+                f"{counted(history.replaced_images, 'training image')} could not be read: another of the same identity was taken"
+            )
         if trainer.is_global_zero and trainer.current_epoch < config.trainer.max_epochs:
             print(
                 f"stopped after epoch {trainer.current_epoch} of {config.trainer.max_epochs}; resume with ckpt_path=last"
@@ -312,8 +314,11 @@ def _announce(
     resume: Path | None,
 ) -> None:
     counts = data.manifest.counts()
-    print(f"{data.manifest.name}: " + "; ".join(f"{role} {int(r['images'])} images of {int(r['identities'])} identities"
-                                                 for role, r in counts.iterrows()))  # fmt: skip
+    parts = [
+        f"{role} {counted(int(of['images']), 'image')} of {counted(int(of['identities']), 'identity', 'identities')}"
+        for role, of in counts.iterrows()
+    ]
+    print(f"{data.manifest.name}: {'; '.join(parts)}")
     for line in trained_on_lines(_described(data)):
         print(line)
     train, test = data.train_transform, data.test_transform

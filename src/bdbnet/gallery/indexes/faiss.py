@@ -18,6 +18,7 @@ from bdbnet.gallery.rows import Rows
 from bdbnet.regular_files import require_regular
 from bdbnet.results import write_atomically
 from bdbnet.retrieval.matrices import Array
+from bdbnet.wording import counted
 
 KINDS = ("ivf", "hnsw")
 
@@ -165,7 +166,9 @@ class FaissIndex(GalleryIndex):
                 if build:
                     self._write(folder, index, at)
                 self.build_seconds = time.perf_counter() - begin
-                self.built = f"{len(new):,} images added and {gone.sum():,} taken out in {self.build_seconds:.1f} s"
+                self.built = (
+                    f"{counted(len(new), 'image')} added and {gone.sum():,} taken out in {self.build_seconds:.1f} s"
+                )
                 return index, at
         if not build:
             why = f": {reason}" if reason else ""

@@ -15,6 +15,7 @@ import numpy as np
 from bdbnet.gallery.indexes.exact import Allowed, GalleryIndex, GalleryIndexError
 from bdbnet.gallery.rows import Rows
 from bdbnet.retrieval.matrices import Array
+from bdbnet.wording import counted
 
 _BATCH_BYTES = 8 * 2**20  # of vectors per insertion; a server takes messages of up to 64 MiB
 _QUERIES_PER_CALL = 1000
@@ -162,7 +163,7 @@ class MilvusIndex(GalleryIndex):
         if self._count() != len(self):  # it was not what its name says
             return False
         self.build_seconds = time.perf_counter() - begin
-        self.built = f"{len(new):,} images added and {len(gone):,} taken out in {self.build_seconds:.1f} s"
+        self.built = f"{counted(len(new), 'image')} added and {len(gone):,} taken out in {self.build_seconds:.1f} s"
         return True
 
     def _ids_in(self, name: str) -> np.ndarray:
