@@ -81,6 +81,19 @@ def test_without_a_terminal_there_is_no_bar_and_rows_end_with_the_time_left(tiny
     assert max(map(len, rows)) <= 80
 
 
+def test_without_a_terminal_an_evaluation_says_now_and_then_how_far_it_is(tiny_config, tmp_path, monkeypatch, capsys):
+    config = tiny_config("callbacks.progress=true", "trainer.max_epochs=1", "loading.test_batch_size=8")
+    train(config, tmp_path / "quick")
+    assert "embedding" not in capsys.readouterr().err  # it took less than the time between two lines
+    monkeypatch.setattr("bdbnet.evaluation.progress.SECONDS_BETWEEN_LINES", 0.0)
+    train(config, tmp_path / "slow")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("embedding the test set")]
+    total = len(lines)
+    assert total > 1
+    for number, line in enumerate(lines, start=1):
+        assert re.fullmatch(rf"embedding the test set: batch {number} of {total}, \d\d:\d\d left", line)
+
+
 def test_a_resumed_training_goes_on_with_its_table(tiny_config, tmp_path, monkeypatch, capsys):
     begin_epoch = History.on_train_epoch_start
 

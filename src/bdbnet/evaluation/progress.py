@@ -1,6 +1,7 @@
 """Progress bar of an evaluation."""
 
 import sys
+import time
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
@@ -8,12 +9,18 @@ from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
 
+#: Seconds between two lines of a log file.
+SECONDS_BETWEEN_LINES = 30.0
+
+
 class EvaluationProgress(ProgressBar):
-    """A bar while the test set is embedded, where the output is a terminal."""
+    """A bar while the test set is embedded; where the output is no terminal, a line now and then."""
 
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
+        self._done = self._total = 0
+        self._began = self._said = 0.0
         self._evaluation: tqdm[NoReturn] | None = None
 
     def disable(self) -> None:
@@ -36,15 +43,22 @@ class EvaluationProgress(ProgressBar):
         self._close_evaluation()
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._done, self._total = 0, sum(int(n) for n in trainer.num_val_batches)
+        self._began = self._said = time.perf_counter()
         if self.live and not trainer.sanity_checking:
-            total = sum(int(n) for n in trainer.num_val_batches)
             self._evaluation = tqdm(
-                total=total, desc="embedding the test set", unit="batch", leave=False, dynamic_ncols=True
+                total=self._total, desc="embedding the test set", unit="batch", leave=False, dynamic_ncols=True
             )
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        self._done += 1
         if self._evaluation is not None:
             self._evaluation.update(1)
+        elif self._enabled and (now := time.perf_counter()) - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            left = tqdm.format_interval((now - self._began) / self._done * (self._total - self._done))
+            line = f"embedding the test set: batch {self._done} of {self._total}, {left} left"
+            print(line, file=sys.stderr, flush=True)  # where the bar would be
 
     def on_validation_end(self, *_: Any) -> None:
         self._close_evaluation()
