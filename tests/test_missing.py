@@ -107,3 +107,21 @@ def test_a_list_without_brackets_is_answered_with_a_folder_or_a_table():
     assert refusal("embed", "images='a.jpg,b.jpg'") == (
         "images=a.jpg,b.jpg: there is no such file or folder; of several images name their folder, or a table with a column path"
     )
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("content", [[], ["history.csv"]], ids=["empty", "of a run"])
+def test_a_refused_run_leaves_no_folder_behind_and_removes_none_that_holds_something(content, tmp_path):
+    folder = tmp_path / "evaluate" / "mine"
+    for name in content:
+        folder.mkdir(parents=True)
+        (folder / name).write_text("kept")
+    source = Path(sys.modules["bdbnet"].__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "bdbnet.evaluate", f"output_root={tmp_path}", "run_name=mine"],
+        env={**os.environ, "PYTHONPATH": str(source)}, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "checkpoint= is missing" in done.stderr
+    assert folder.exists() == bool(content)
+    assert all((folder / name).read_text() == "kept" for name in content)

@@ -10,6 +10,7 @@ import inspect
 import io
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,9 +22,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
@@ -376,7 +379,12 @@ def command(
                 _collect_again()
                 return main(config)
 
-            return speaking(with_plugins)(config)
+            try:
+                return speaking(with_plugins)(config)
+            except SystemExit as ended:
+                if ended.code == 1:
+                    _remove_unused_folder()
+                raise
 
         # Inside Hydra for what the command raises, outside for what Hydra does with the command line.
         start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(composed)
@@ -440,6 +448,16 @@ def _print_for_reader(text: str) -> None:
     except BrokenPipeError:
         # Python would write what is left when it ends, and say that it could not.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _remove_unused_folder() -> None:
+    """Remove the folder of a run that was refused: nothing is in it but what was typed, and lists would show it as a run."""
+    if not HydraConfig.initialized():  # called from Python
+        return
+    hydra_config = HydraConfig.get()
+    folder, record = Path(hydra_config.runtime.output_dir), hydra_config.output_subdir
+    if hydra_config.mode is RunMode.RUN and record is not None and [each.name for each in folder.iterdir()] == [record]:
+        shutil.rmtree(folder)
 
 
 def _collect_again() -> None:

@@ -8,7 +8,6 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
-
 #: Seconds between two lines of a log file.
 SECONDS_BETWEEN_LINES = 30.0
 
