@@ -32,7 +32,7 @@ def refusal(command: str, *typed: str) -> str:
 def test_a_wrong_folder_is_refused_before_torch_is_imported(tmp_path):
     code = (
         "import sys\ntry:\n  from bdbnet.train import main; main()\n"
-        "except SystemExit as end: sys.exit(end.code if 'torch' not in sys.modules else 'torch was imported')"
+        "except SystemExit as end: sys.exit(end.code if 'torch' not in sys.modules else 3)"
     )
     typed = ["dataset=market1501", "data_root=nowhere"]
     python = [sys.executable, "-c", code, *typed]
@@ -101,6 +101,28 @@ def test_of_a_dataset_too(name, tmp_path):
 def test_what_is_a_name_or_made_by_the_command_is_not_looked_for(line):
     command, *typed = line.split()
     check_given(compose_settings(command, [*typed, "run_name=x"] if command != "prepare" else typed), command)
+
+
+def test_a_name_of_the_zoo_is_told_from_a_file_of_starting_weights():
+    assert "give its file" in refusal("train", "dataset=synthetic_reid", "backbone.weights=osnet_x0_25_msmt17").lower()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("dataset.manifest=5", "5"),
+        ("dataset.manifest=[]", "names no data"),
+        ("dataset.manifest=[nope.csv,5]", "dataset.manifest=5 is not the name of a file or folder"),
+    ],
+)
+def test_a_manifest_that_is_no_text_is_answered_by_its_reader(typed, said):
+    assert said in refusal("train", "dataset=table", typed)
+
+
+def test_what_an_unset_variable_would_name_is_left_to_whoever_reads_it():
+    check_given(
+        compose_settings("train", ["dataset=table", "dataset.manifest=${oc.env:NOT_SET}/a.csv", "run_name=x"]), "train"
+    )
 
 
 def test_a_list_without_brackets_is_answered_with_a_folder_or_a_table():

@@ -133,9 +133,10 @@ def gpu_queue(text: str | None = None) -> str:
             if what == "what" or set(what) <= {"-", ":"}:
                 continue
             figure = "; ".join(part for part in found if part)
-            rows.append((what, "**not yet**" if "unmeasured" in found else figure))
+            open_yet = any(part.startswith("unmeasured") for part in found)
+            rows.append((what, figure.replace("unmeasured", "**not yet**", 1) if open_yet else figure))
+            measured += not open_yet
         total += len(rows)
-        measured += sum(figure != "**not yet**" for _, figure in rows)
         parts.append(f"## {title}\n\n{table(('what', 'figure'), rows)}")
     return f"{measured} of {total} have been measured.\n\n" + "\n".join(parts)
 

@@ -44,6 +44,8 @@ def _similar_source(source: str) -> str:
 
 def no_weights(path: str | Path) -> str:
     """Of a file of weights."""
+    if str(path) in ENTRIES:
+        return f"{path}: no such file; names of the zoo go with checkpoint=. Give its file, such as ~/.cache/bdbnet/{path}.pth"
     return f"{path}: no such file{_similar(path)}"
 
 
@@ -113,9 +115,14 @@ def check_given(config: DictConfig, command: str) -> None:
                 raise ConfigError(text(path))
     name = next(_typed(config, "dataset.name"), None)
     if command in _READ_DATASET and name is not None and not [*_typed(config, "dataset.reader")]:
-        root, manifest = next(_typed(config, "dataset.root"), None), [*_typed(config, "dataset.options.manifest")]
+        root = next(_typed(config, "dataset.root"), None)
+        try:
+            manifest = OmegaConf.select(config, "dataset.options.manifest")
+        except OmegaConfBaseException:
+            return  # whoever reads it says what can't be resolved
+        given = list(manifest) if OmegaConf.is_list(manifest) else [] if manifest is None else [manifest]
         # The package stands above this module; it imports no torch, and whoever reads a data set needs it anyway.
-        importlib.import_module("bdbnet.datasets").require_given(name, root, manifest)
+        importlib.import_module("bdbnet.datasets").require_given(name, root, given)
 
 
 def _typed(config: DictConfig, key: str) -> Iterator[str]:

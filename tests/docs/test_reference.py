@@ -95,15 +95,16 @@ def test_every_metric_and_data_set_is_listed():
 def test_what_a_gpu_has_not_shown_is_said_so():
     listed = (
         "# Queue\n\n## Speed\n\n| what | command | figure | device |\n|---|---|---|---|\n"
-        "| a step | `a \\| b` | 43 ms | H100 |\n| many | `c` | unmeasured | |\n\n"
+        "| a step | `a \\| b` | 43 ms | H100 |\n| many | `c` | unmeasured; it ended with nan | |\n\n"
         "## Right\n\n| what | command | outcome |\n|---|---|---|\n| equal | `d` | passed, H100 |\n"
     )
     assert gpu_queue(listed) == (
         "2 of 3 have been measured.\n\n"
-        "## Speed\n\n| what | figure |\n| --- | --- |\n| a step | 43 ms; H100 |\n| many | **not yet** |\n\n"
+        "## Speed\n\n| what | figure |\n| --- | --- |\n| a step | 43 ms; H100 |\n| many | **not yet**; it ended with nan |\n\n"
         "## Right\n\n| what | figure |\n| --- | --- |\n| equal | passed, H100 |\n"
     )
     assert "training step against forward + backward" in gpu_queue()
+    assert "| unmeasured" not in gpu_queue()
 
 
 def test_the_navigation_has_every_page_once():

@@ -113,6 +113,34 @@ def test_a_step_whose_compiled_gradients_are_nan_is_not_compiled(capsys):
     assert "gradients are nan or infinite" in capsys.readouterr().out
 
 
+class Averaging(torch.nn.Module):
+    """A loss with a running mean, which a nan would never leave."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, embeddings, labels):
+        loss = (embeddings**2).mean()
+        with torch.no_grad():
+            self.mean.lerp_(loss.detach(), 0.5)
+        return loss + 0 * self.mean
+
+
+class NanWhenCompiled(Small):
+    def forward(self, images):
+        features = super().forward(images)
+        return features * float("nan") if torch.compiler.is_compiling() else features
+
+
+def test_the_uncompiled_trial_does_not_begin_where_the_compiled_one_left_a_loss(capsys):
+    torch._dynamo.reset()
+    step = step_of(True, Averaging, backbone=NanWhenCompiled, backend="eager")
+    loss, _ = step(batch())
+    assert step.plan == "nothing"
+    assert loss.isfinite()
+
+
 def test_gradients_that_are_nan_anyway_are_no_fault_of_compiling():
     torch._dynamo.reset()
     step = step_of(True, backend="eager")

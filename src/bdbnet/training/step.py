@@ -28,7 +28,7 @@ class TrainingStep:
     """Images and labels of a batch to the loss and its parts.
 
     The first batch tries a compiled step out, forward and backward, and puts everything back. What does not compile is left
-    uncompiled, and so is what has gradients that are not finite where those of the step itself are; this is said once. On one
+    uncompiled, and so is what has gradients that are not finite there, where uncompiled they are; this is said once. On one
     process all is one graph. On several, the embeddings that they exchange part it in two. A loss that can't be a graph,
     because it draws numbers on the host or lists triplets, runs beside the compiled network.
 
@@ -136,13 +136,11 @@ class TrainingStep:
         """Why a plan can't be followed on one of the ranks; None where it can."""
         failure: Exception | None = None
         try:
-            with self._as_before(images.device):
-                if not self._has_finite_gradients(plan, images, erased, labels):
-                    with torch.compiler.set_stance("force_eager"):
-                        if self._has_finite_gradients(plan, images, erased, labels):
-                            raise ArithmeticError(
-                                "its gradients are nan or infinite, those of the same step uncompiled are not"
-                            )
+            if not self._has_finite_gradients(plan, images, erased, labels):
+                with torch.compiler.set_stance("force_eager"):
+                    finite = self._has_finite_gradients(plan, images, erased, labels)
+                if finite:
+                    raise ArithmeticError("compiled, the gradients are nan or infinite, uncompiled they are not")
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError) or is_ours(error):
                 raise
@@ -152,10 +150,11 @@ class TrainingStep:
         return failure or RuntimeError("it fails in another process")
 
     def _has_finite_gradients(self, plan: Plan, images: Tensor, erased: Tensor | None, labels: Tensor) -> bool:
-        """Compiles the backward pass, too."""
-        loss = self._trial(plan, images, erased, labels)
-        wanted = [p for root in (self._network, self._criterion) for p in root.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        """Of a trial that is put back; the backward pass is compiled, too."""
+        with self._as_before(images.device):
+            loss = self._trial(plan, images, erased, labels)
+            wanted = [p for root in (self._network, self._criterion) for p in root.parameters() if p.requires_grad]
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
         return all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
 
     def _trial(self, plan: Plan, images: Tensor, erased: Tensor | None, labels: Tensor) -> Tensor:
