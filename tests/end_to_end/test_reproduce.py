@@ -86,7 +86,7 @@ WRONG = [
     (["table=9"], "Choose from 1, 2, 3, 4, 5, 6, 7a, 7b, 7c, 7d, 8, or all"),
     (["figure=3"], "Choose from 1, 4, 5, 6, 7a, 7b, 8, 9, or all"),
     (["claims=mine"], "claims=mine: no such file; choose one of paper, or give a file of your own"),
-    (["table=3", "budget=huge"], "choose one of cpu, demo, full, smoke"),
+    (["table=3", "budget=huge"], "choose one of cpu, cpu_long, demo, full, random, smoke"),
     (["table=3", "seeds=1"], "give a list of different whole numbers"),
     (["table=3", "seeds=[1,1]"], "give a list of different whole numbers"),
     (["table=3", "overrides=seed=2"], "set by the command itself"),

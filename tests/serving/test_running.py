@@ -125,7 +125,7 @@ def test_the_command_serves_until_a_signal_ends_it(stored, embedder, tmp_path):
 def test_the_command_refuses_a_taken_port_before_it_loads_the_gallery(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = subprocess.run(
-            [sys.executable, "-m", "bdbnet.serve", "index=nothing", f"port={taken.getsockname()[1]}"], cwd=tmp_path,
+            [sys.executable, "-m", "bdbnet.serve", "index=.", f"port={taken.getsockname()[1]}"], cwd=tmp_path,
             env=environment(), capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert done.returncode == 1
@@ -134,7 +134,7 @@ def test_the_command_refuses_a_taken_port_before_it_loads_the_gallery(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [([], "index= is missing"), (["index=nothing", "host=0.0.0.0"], "give a token too")]
+    ("arguments", "said"), [([], "index= is missing"), (["index=.", "host=0.0.0.0"], "give a token too")]
 )
 def test_the_command_says_what_is_missing(arguments, said, capsys, monkeypatch):
     monkeypatch.delenv("BDBNET_TOKEN", raising=False)

@@ -150,7 +150,7 @@ def test_an_extended_index_finds_what_one_built_anew_finds(gallery, growing, tmp
     for add, gone in ((60, ()), (0, range(0, 40)), (30, range(190, 205)), (1, [260])):
         growing.change(add, [*gone])
         index = FaissIndex(**growing.now, folder=tmp_path, **options)
-        assert index.built.startswith(f"{add} images added and ")
+        assert index.built.startswith(f"{add} image{'' if add == 1 else 's'} added and ")
         assert index.settings["built_with"] == 200
         again = FaissIndex(**growing.now, folder=tmp_path, build=False, **options)
         assert again.build_seconds is None
