@@ -20,7 +20,7 @@ setup: $(READY_DEV)  ## bdbnet and the packages for its development in .venv: 7.
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here; name another with make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed"; exit 1; }
-	@echo "Setting up $(VENV), once: bdbnet and its libraries, 6.3 GB on disk, of which PyTorch and its CUDA libraries are 5.5 GB"
+	@echo "Setting up $(VENV), once: bdbnet and its libraries, 6.1 GB on disk, of which PyTorch and its CUDA libraries are 5.5 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
 	@touch $@
