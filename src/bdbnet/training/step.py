@@ -135,19 +135,24 @@ class TrainingStep:
     def _failure(self, plan: Plan, images: Tensor, erased: Tensor | None, labels: Tensor) -> Exception | None:
         """Why a plan can't be followed on one of the ranks; None where it can."""
         failure: Exception | None = None
+        finite = True
         try:
-            if not self._has_finite_gradients(plan, images, erased, labels):
-                with torch.compiler.set_stance("force_eager"):
-                    finite = self._has_finite_gradients(plan, images, erased, labels)
-                if finite:
-                    raise ArithmeticError("compiled, the gradients are nan or infinite, uncompiled they are not")
+            finite = self._has_finite_gradients(plan, images, erased, labels)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError) or is_ours(error):
                 raise
             failure = error
-        if all_agree(failure is None, images.device):
+        if not all_agree(failure is None, images.device):
+            return failure or RuntimeError("it fails in another process")
+        if all_agree(finite, images.device):
             return None
-        return failure or RuntimeError("it fails in another process")
+        with torch.compiler.set_stance(
+            "force_eager"
+        ):  # on all ranks: layers that take statistics of all wait for one another
+            finite = self._has_finite_gradients(plan, images, erased, labels)
+        if not all_agree(finite, images.device):
+            return None
+        return ArithmeticError("compiled, the gradients are nan or infinite, uncompiled they are not")
 
     def _has_finite_gradients(self, plan: Plan, images: Tensor, erased: Tensor | None, labels: Tensor) -> bool:
         """Of a trial that is put back; the backward pass is compiled, too."""
