@@ -10,19 +10,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bdbnet.files import similar_file
 from bdbnet.settings import ConfigError
-from bdbnet.zoo_entries import ENTRIES
-
-#: Schemes of pretrained networks as they are, and of saved folders on a hub: `timm:NAME`.
-SCHEMES, HUB = ("timm", "torchvision"), "hub"
+from bdbnet.zoo_entries import ENTRIES, is_named
 
 #: Values of keys of files that are none.
 _WORDS = frozenset({"last", "none", "imagenet"})
-
-
-def is_named(source: str) -> bool:
-    """Whether a source of a network is by its form the name of one rather than a path."""
-    scheme, _, name = source.partition(":")
-    return source in ENTRIES or (scheme in (*SCHEMES, HUB) and bool(name))
 
 
 def no_source(source: str) -> str:

@@ -1,7 +1,10 @@
-"""The networks of the zoo: name, file, digest, what it was trained on. Known without torch."""
+"""Names of networks, known without torch: those of the zoo, with file, digest and training set, and the schemes of others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+#: Schemes of pretrained networks as they are, and of saved folders on a hub: `timm:NAME`.
+SCHEMES, HUB = ("timm", "torchvision"), "hub"
 
 _RESEARCH = "images for research only: so are the weights; they show no people, but find people"
 
@@ -73,3 +76,9 @@ ENTRIES: dict[str, Entry] = {
         published={"rank1": 61.4, "mAP": 29.5},
     ),
 }
+
+
+def is_named(source: str) -> bool:
+    """Whether a source of a network is by its form the name of one rather than a path."""
+    scheme, _, name = source.partition(":")
+    return source in ENTRIES or (scheme in (*SCHEMES, HUB) and bool(name))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdbnet.evaluation.saved import CARD, RECORD, WEIGHTS, is_saved, save_embedder
-from bdbnet.missing import HUB
 from bdbnet.models import CheckpointError
+from bdbnet.zoo_entries import HUB
 
 if TYPE_CHECKING:
     from bdbnet.evaluation.embedder import Embedder

@@ -18,7 +18,7 @@ from bdbnet.evaluation.embedder import Embedder, EmbeddingSettings, Origin
 from bdbnet.evaluation.network import PARTS, build_network
 from bdbnet.evaluation.saved import check_weights, is_saved, read_saved
 from bdbnet.loading import Preprocessing
-from bdbnet.missing import HUB, SCHEMES, is_named, no_source
+from bdbnet.missing import no_source
 from bdbnet.models import (
     Architecture,
     CheckpointError,
@@ -37,7 +37,7 @@ from bdbnet.models.zoo import zoo_path
 from bdbnet.renamed import with_todays_names
 from bdbnet.results import ResultError, RunSettings, read_result
 from bdbnet.settings import is_whole
-from bdbnet.zoo_entries import ENTRIES
+from bdbnet.zoo_entries import ENTRIES, HUB, SCHEMES, is_named
 
 Group = str | Mapping[str, Any] | DictConfig | None
 
