@@ -89,6 +89,11 @@ def test_parameters_are_as_published(width: float, millions: float) -> None:
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 1) == millions
 
 
+def test_imagenet_weights_are_no_file() -> None:
+    with pytest.raises(ValueError, match="no ImageNet weights of OSNet"):
+        OSNetBackbone(0.25, weights="imagenet")
+
+
 def test_unknown_width_lists_the_choices() -> None:
     with pytest.raises(ValueError, match=r"1\.0, 0\.75, 0\.5, 0\.25"):
         OSNetBackbone(0.3)

@@ -115,7 +115,7 @@ class OSNetBackbone(nn.Module):
         variant: "plain", or with instance normalisation, "ibn" or "ain".
 
     Raises:
-        ValueError: unknown width or variant.
+        ValueError: unknown width or variant, or weights="imagenet", of which there are none.
         CheckpointError: the file can't be read safely or holds another architecture.
     """
 
@@ -123,6 +123,11 @@ class OSNetBackbone(nn.Module):
         super().__init__()
         if width not in WIDTHS:
             raise ValueError(f"unknown width {width!r} of OSNet; choose from {', '.join(map(str, WIDTHS))}")
+        if weights == "imagenet":
+            raise ValueError(
+                "backbone.weights=imagenet: no ImageNet weights of OSNet are downloaded; give torchreid's file of this "
+                "width, or backbone.weights=none"
+            )
         if variant not in VARIANTS:
             raise ValueError(f"unknown variant {variant!r} of OSNet; choose from {', '.join(VARIANTS)}")
         blocks = VARIANTS[variant]
