@@ -422,6 +422,20 @@ class TestStartingWeights:
         backbone = OSNetBackbone(0.25, path)
         assert torch.equal(backbone.conv5.conv.weight, trained.backbone.conv5.conv.weight)
 
+    def test_branches_with_another_head_start_anew(self, path: Path) -> None:
+        torch.save(torchreid_state(), path)
+        network = osnet_network(head="bnneck")
+        before = {key: tensor.clone() for key, tensor in network.branches.state_dict().items()}
+        assert initialize_from(network, path) == ["backbone"]
+        assert equal(network.branches.state_dict(), before)
+        torch.save(network.state_dict(), path)
+        assert initialize_from(osnet_network(), path) == ["backbone"]
+        assert initialize_from(osnet_network(head="bnneck"), path) == [
+            "backbone",
+            "branches.global_",
+            "branches.dropping",
+        ]
+
     def test_other_architecture_changes_nothing(self, path: Path) -> None:
         torch.save(torchreid_state(), path)
         for network in (BDBNetwork(5, OSNetBackbone(0.5)), osnet_network(embedding_dims={"global": 64})):

@@ -291,9 +291,9 @@ def training_identities(path: str | Path) -> int:
 def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
     """Starting weights for a network: the backbone, and every branch that the file holds too, each loaded strictly.
 
-    Classifiers, drop layers and branches that the file does not have stay as initialised; branches of the file that the
-    network does not have are left out. Copies of the backbone's last stages (MGN) that the file does not have are filled from
-    the backbone.
+    Classifiers, drop layers and branches that the file does not have, or has with another head ("linear" or "bnneck"), stay as
+    initialised; branches of the file that the network does not have are left out. Copies of the backbone's last stages (MGN)
+    that the file does not have are filled from the backbone.
 
     Returns:
         Names of the modules that were loaded, such as ["backbone", "branches.global_"].
@@ -308,7 +308,7 @@ def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
     state = _network_keys(read_state_dict(path), getattr(network, "backbone", None), str(path))
     own = network.state_dict()
     branches = {".".join(key.split(".")[:2]): None for key in own if key.startswith(("branches.", "copies."))}
-    parts = ["backbone", *(name for name in branches if any(key.startswith(f"{name}.") for key in state))]
+    parts = ["backbone", *(name for name in branches if _has(f"{name}.", state) and _has_same_head(name, state, own))]
     chosen = tuple(f"{name}." for name in parts)
     state |= _of_new_layers(getattr(network, "backbone", None), state)
     weights = {key: tensor for key, tensor in state.items() if key.startswith(chosen) and is_weight(key)}
@@ -317,6 +317,15 @@ def initialize_from(network: nn.Module, path: str | Path) -> list[str]:
     if isinstance(network, _HasCopies):
         network.copy_backbone([name for name in network.copies if f"copies.{name}" not in parts])
     return parts
+
+
+def _has(start: str, state: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith(start) for key in state)
+
+
+def _has_same_head(branch: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether both end in a `BNNeck`, or neither."""
+    return _has(f"{branch}.neck.", state) == _has(f"{branch}.neck.", own)
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
