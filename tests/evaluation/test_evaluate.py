@@ -12,6 +12,7 @@ from bdbnet.config import ConfigError
 from bdbnet.evaluate import main
 from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.evaluate import evaluate as run_evaluation
+from bdbnet.evaluation.module import most_alike
 from bdbnet.evaluation.protocol import build_metric
 from bdbnet.evaluation.test_set import EvaluationError
 from bdbnet.results import read_result
@@ -162,6 +163,19 @@ def test_an_embedding_of_zeros_is_named(evaluate, monkeypatch):
         UserWarning, match=r"of 18 test images have an embedding of zeros.*the first is row \d+ \(gallery"
     ):
         evaluate()
+
+
+def test_one_embedding_for_most_images_is_a_collapsed_network(evaluate, monkeypatch):
+    monkeypatch.setattr(Embedder, "embed_prepared", lambda self, images: torch.ones(len(images), 7))
+    with pytest.warns(UserWarning, match="18 of 18 test images have the same embedding: the network has collapsed"):
+        evaluate()
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"), [([], 0), ([3], 1), ([1, 2, 3, 4], 1), ([5, 1, 1, 1, 1], 4), ([1, 1, 5], 2)]
+)
+def test_alike_are_those_that_equal_one_of_three(rows, expected):
+    assert most_alike(torch.tensor(rows, dtype=torch.float32)[:, None].expand(-1, 4)) == expected
 
 
 def test_a_gpu_out_of_memory_is_told_with_what_to_lower(evaluate, monkeypatch):

@@ -12,6 +12,15 @@ from bdbnet.evaluation.embedder import Embedder
 from bdbnet.evaluation.test_set import TestSet
 
 
+def most_alike(embeddings: Tensor) -> int:
+    """How many of (N, D) embeddings are the same vector as the first, the middle or the last: one vector for most images is
+    found among these three."""
+    count = len(embeddings)
+    return max(
+        (int((embeddings == embeddings[row]).all(1).sum()) for row in {0, count // 2, count - 1} if count), default=0
+    )
+
+
 class EvaluationModule(pl.LightningModule):
     """Embeds the images of one or several test sets and computes their metrics.
 
@@ -57,6 +66,13 @@ class EvaluationModule(pl.LightningModule):
                     f"{int(zeros.sum())} of {len(zeros)} test images{f' of {test.name}' if test.name else ''} have "
                     f"an embedding of zeros, which says nothing about them; the first is row {int(zeros.int().argmax())} "
                     "(gallery before queries)"
+                )
+            same = most_alike(found.embeddings)
+            if same > len(zeros) / 2 and not zeros.all():
+                rank_zero_warn(
+                    f"{same} of {len(zeros)} test images{f' of {test.name}' if test.name else ''} have the same embedding: the "
+                    "network has collapsed, and its metrics say nothing. After a training try a lower optimizer.lr, a longer "
+                    "schedule.warmup_epochs, or with model.head=bnneck a backbone with batch normalisation"
                 )
             prefix = f"{test.name}/" if test.name else ""
             self.metrics |= {f"{prefix}{name}": value for name, value in test.metrics.items()}
