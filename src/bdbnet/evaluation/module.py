@@ -13,8 +13,10 @@ from bdbnet.evaluation.test_set import TestSet
 
 
 def most_alike(embeddings: Tensor) -> int:
-    """How many of (N, D) embeddings are the same vector as the first, the middle or the last: one vector for most images is
-    found among these three."""
+    """How many of (N, D) embeddings equal the first, the middle or the last one, whichever has the most.
+
+    A vector that nearly all images share is among these three.
+    """
     count = len(embeddings)
     return max(
         (int((embeddings == embeddings[row]).all(1).sum()) for row in {0, count // 2, count - 1} if count), default=0

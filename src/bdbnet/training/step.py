@@ -146,9 +146,8 @@ class TrainingStep:
             return failure or RuntimeError("it fails in another process")
         if all_agree(finite, images.device):
             return None
-        with torch.compiler.set_stance(
-            "force_eager"
-        ):  # on all ranks: layers that take statistics of all wait for one another
+        # On all ranks: layers that take statistics of all wait for one another.
+        with torch.compiler.set_stance("force_eager"):
             finite = self._has_finite_gradients(plan, images, erased, labels)
         if not all_agree(finite, images.device):
             return None
