@@ -314,3 +314,8 @@ def test_without_the_token_there_is_a_field_for_it(browser, address):
     browser.evaluate(f"document.querySelector('#token').value = '{TOKEN}'; document.querySelector('button').click()")
     browser.wait("document.body?.dataset.state === 'gallery'")
     assert browser.evaluate("location.href") == address
+
+
+def test_waiting_goes_on_when_the_page_is_left(page):
+    page.evaluate("window.old = true; setTimeout(() => location.reload(), 100)")
+    assert page.wait("window.old ? new Promise(() => {}) : 'new'") == "new"

@@ -104,13 +104,24 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, code: str, seconds: float = 30) -> Any:
-        """Wait until an expression is true; its value."""
+        """Wait until an expression is true, on the next page if this one is left meanwhile; its value."""
         deadline = time.monotonic() + seconds
-        while not (value := self.evaluate(code)):
+        while not (value := self._evaluate_or_left(code)):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"never true: {code}; console: {self.messages}")
             time.sleep(0.05)
         return value
+
+    def _evaluate_or_left(self, code: str) -> Any:
+        try:
+            return self.evaluate(code)
+        except RuntimeError as error:
+            # An expression that was being evaluated when the browser went to another page has no value.
+            if any(
+                part in str(error) for part in ("navigated or closed", "context was destroyed", "find default exec")
+            ):
+                return None
+            raise
 
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)
