@@ -10,7 +10,7 @@ compared. With `--compile` both are compiled, the step as the training does it, 
 of each is what compiling costs (from the cache of an earlier run it is less: `TORCHINDUCTOR_CACHE_DIR`). Then one profiled step
 of either kind says how many operations it launches and how often the host waits; on a CPU it is fused Adam that reads a
 number, the step, for every parameter. `--plain-malloc` shows what both cost without the
-setting of the C library that training makes on a CPU.
+setting of the C library that training makes on a CPU, `--contiguous` what the same step costs with channels first.
 """
 
 import argparse
@@ -38,6 +38,9 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="instead of bfloat16 autocast")
     parser.add_argument("--compile", nargs="?", const=True, default=False, help="torch.compile both; or its mode")
     parser.add_argument("--benchmark", action="store_true", help="let cuDNN try its algorithms out")
+    parser.add_argument(
+        "--contiguous", action="store_true", help="the step with channels first (trainer.channels_last=false), too"
+    )
     options = parser.parse_args()
 
     if not options.plain_malloc:
@@ -50,7 +53,11 @@ def main() -> None:
     mode = options.compile if isinstance(options.compile, str) else None
     forward = torch.compile(network.forward, mode=mode, dynamic=False) if options.compile else network.forward
     compute = TrainingStep(network, BranchLosses(BatchHardTripletLoss(), name="triplet"), options.compile)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=5e-4, fused=True)
+    # One for each memory format, in which its moments are.
+    optimizers = {
+        order: torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=5e-4, fused=True)
+        for order in (torch.channels_last, torch.contiguous_format)
+    }
     stored = torch.randint(0, 256, (options.batch, 3, *options.size), dtype=torch.uint8, device=device)
     stored = stored.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(options.batch, device=device) // 4
@@ -74,7 +81,8 @@ def main() -> None:
         torch.autograd.backward([tensor for output in outputs.values() for tensor in output], gradients)
         network.zero_grad(set_to_none=True)
 
-    def step() -> None:
+    def step(order: torch.memory_format = torch.channels_last) -> None:
+        optimizer = optimizers[order]
         with autocast():
             loss, _ = compute(batch)
         optimizer.zero_grad(set_to_none=True)
@@ -88,17 +96,36 @@ def main() -> None:
         _wait(device)
         return time.perf_counter() - began
 
-    first = {call: seconds(call) for call in (floor, step)}
-    times = {floor: [], step: []}
+    def channels_first() -> None:
+        step(torch.contiguous_format)
+
+    def arrange(call) -> None:
+        """Give network and images the memory format of a call."""
+        order = torch.contiguous_format if call is channels_first else torch.channels_last
+        network.to(memory_format=order)
+        batch["image"] = stored.contiguous(memory_format=order)
+
+    calls = (floor, step, channels_first) if options.contiguous else (floor, step)
+    first, times = {}, {call: [] for call in calls}
+    for call in calls:
+        arrange(call)
+        first[call] = seconds(call)
     for _ in range(options.rounds):
-        for call in (floor, step):
+        for call in calls:
+            arrange(call)
             times[call].append(seconds(call))
+    arrange(step)
     bare, whole = statistics.median(times[floor]), statistics.median(times[step])
     precision = "float32" if options.float32 else "bfloat16 autocast"
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{options.backbone} BDB, batch {options.batch}, {options.size[0]} x {options.size[1]}, {precision}, {where}")
     print(f"forward + backward  {bare:8.3f} s   {options.batch / bare:8.1f} images/s")
     print(f"training step       {whole:8.3f} s   {options.batch / whole:8.1f} images/s")
+    if options.contiguous:
+        other = statistics.median(times[channels_first])
+        print(
+            f"  channels first    {other:8.3f} s   {options.batch / other:8.1f} images/s: {other / whole:.3f} times as long"
+        )
     print(
         f"first call: forward + backward {first[floor]:.1f} s, training step {first[step]:.1f} s; compiled: {compute.plan}"
     )

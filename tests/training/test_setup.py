@@ -16,10 +16,17 @@ from bdbnet.training.sync_norm import BatchNormOverRanks, layer_sync_of
 
 
 @pytest.mark.parametrize(
-    ("native", "precision", "channels_last"), [(True, "bf16-mixed", True), (False, "32-true", False)]
+    ("gpu", "native", "precision", "channels_last"),
+    [
+        (False, True, "bf16-mixed", True),
+        (False, False, "32-true", True),
+        (True, True, "bf16-mixed", True),
+        (True, False, "32-true", False),
+    ],
 )
-def test_auto_takes_bfloat16_where_it_is_native(native, precision, channels_last, tiny_config, monkeypatch):
+def test_auto_takes_what_is_fastest_there(gpu, native, precision, channels_last, tiny_config, monkeypatch):
     monkeypatch.setattr("bdbnet.training.setup.has_native_bfloat16", lambda accelerator: native)
+    monkeypatch.setattr("bdbnet.training.setup.on_gpu", lambda settings: gpu)
     config = tiny_config("trainer.precision=auto")
     resolve_precision(config)
     assert (config.trainer.precision, config.trainer.channels_last) == (precision, channels_last)
@@ -46,9 +53,9 @@ def test_cudnn_chooses_on_gpus_unless_it_has_to_be_deterministic(
 
 
 def test_what_the_user_chose_stays(tiny_config):
-    config = tiny_config("trainer.precision=32-true", "trainer.channels_last=true")
+    config = tiny_config("trainer.precision=32-true", "trainer.channels_last=false")
     resolve_precision(config)
-    assert (config.trainer.precision, config.trainer.channels_last) == ("32-true", True)
+    assert (config.trainer.precision, config.trainer.channels_last) == ("32-true", False)
 
 
 def test_a_processor_that_cannot_be_asked_has_no_native_bfloat16(monkeypatch):
