@@ -97,9 +97,8 @@ def _draw(axes: "Axes", mask: np.ndarray, theme: Theme) -> None:
     rows, columns = mask.shape
     axes.imshow(mask, cmap=ListedColormap([theme.faint, theme.lines[0]]), vmin=0, vmax=1, interpolation="none")
     axes.set_aspect("auto")
-    axes.set_xticks(np.arange(1, columns) - 0.5)
-    axes.set_yticks(np.arange(1, rows) - 0.5)
-    axes.tick_params(length=0, labelbottom=False, labelleft=False)
-    axes.grid(color=theme.background, linewidth=0.5)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set_axis_off()
+    # Lines, not a grid: the ticks that a grid needs would take two thirds of the time of the whole figure.
+    lines: Any = {"color": theme.background, "linewidth": 0.5}
+    axes.vlines(np.arange(1, columns) - 0.5, -0.5, rows - 0.5, **lines)
+    axes.hlines(np.arange(1, rows) - 0.5, -0.5, columns - 0.5, **lines)
