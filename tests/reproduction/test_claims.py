@@ -285,6 +285,23 @@ def test_trainings_that_can_not_be_compared_are_refused(difference, message, cla
         judged(mine, tmp_path)
 
 
+def test_what_belongs_to_a_recipe_may_differ_where_the_claim_says_so(claims, tmp_path):
+    mine = claims(BETTER)
+    (table,) = look(mine, tmp_path)
+    finish(table, "BDB", drawn(1, 0.1), normalize="joint")
+    finish(table, "Baseline", drawn(2))
+    with pytest.raises(ConfigError, match=r"compares, add may_differ: \[normalize\] to it$"):
+        judged(mine, tmp_path)
+    found = judged(claims(BETTER, may_differ=["measure", "normalize"]), tmp_path)
+    assert found.verdict is Verdict.SUPPORTED
+    assert found.own_protocols == ["normalize of BDB: joint, of Baseline: none"]
+    assert (
+        "- each as its recipe has it: normalize of BDB: joint, of Baseline: none" in write(mine, found, tmp_path)["md"]
+    )
+    with pytest.raises(ConfigError, match="normalize joint and none"):
+        judged(claims(BETTER, may_differ=["measure"]), tmp_path)
+
+
 def test_values_per_query_of_another_evaluation_are_refused(claims, tmp_path):
     mine = claims(BETTER)
     (table,) = look(mine, tmp_path)
@@ -322,6 +339,8 @@ WRONG = [
     (BETTER, {"table": "table9"}, "table: table9: no such table; choose one of figure1, .*table8, or give a file"),
     (BETTER, {"table": "none.yaml"}, "table: .*none.yaml: no such file"),
     (BETTER, {"pair": []}, "missing or unknown: pair"),
+    (BETTER, {"may_differ": ["ap_at"]}, r"may_differ: \['ap_at'\]: give a list of image_size, .*measure"),
+    (BETTER, {"may_differ": "measure"}, "may_differ: measure: give a list of"),
     (BETTER, {"source": None}, "source: None: give a text"),
     (BETTER, {"name": ""}, "name is missing: give it a sentence"),
 ]  # fmt: skip

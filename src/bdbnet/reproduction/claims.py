@@ -16,6 +16,11 @@ from bdbnet.results import headline_metrics
 #: Stands for all other rows that have a training.
 REST = "rest"
 _KEYS = ("name", "source", "table", "dataset", "pairs")
+#: What of the protocol a recipe may have of its own: how embeddings are made and compared, not what is counted.
+OWN_PROTOCOL = (
+    "image_size", "pad_to_square", "decode_margin", "preprocessing", "precision", "normalize", "measure", "flip", "scales",
+    "query_expansion", "rerank",
+)  # fmt: skip
 _TESTED = 2  # metrics of a column
 
 
@@ -34,6 +39,7 @@ class Claim:
         name: the sentence.
         source: where the paper says it.
         dataset: column of the table.
+        may_differ: what of the protocol belongs to what is compared, of `OWN_PROTOCOL`.
     """
 
     name: str
@@ -41,6 +47,7 @@ class Claim:
     table: Table
     dataset: str
     pairs: tuple[Pair, ...]
+    may_differ: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> list[str]:
@@ -100,9 +107,11 @@ def _claim(path: Path, number: int, entry: Any, tables: dict[Path, Table]) -> Cl
     if not isinstance(entry, Mapping) or not _is_text(entry.get("name")):
         raise SpecError(f"{path}: claim {number}: name is missing: give it a sentence")
     where = f"{path}: claim {entry['name']}"
-    if entry.keys() != set(_KEYS):
-        odd = sorted({*map(str, entry)} ^ {*_KEYS})
-        raise SpecError(f"{where}: a claim has the keys {', '.join(_KEYS)}; missing or unknown: {', '.join(odd)}")
+    if entry.keys() - {"may_differ"} != set(_KEYS):
+        odd = sorted(({*map(str, entry)} - {"may_differ"}) ^ {*_KEYS})
+        raise SpecError(
+            f"{where}: a claim has the keys {', '.join(_KEYS)}, and may have may_differ; missing or unknown: {', '.join(odd)}"
+        )
     for key in ("source", "table", "dataset"):
         if not _is_text(entry[key]):
             raise SpecError(f"{where}: {key}: {entry[key]}: give a text")
@@ -118,9 +127,12 @@ def _claim(path: Path, number: int, entry: Any, tables: dict[Path, Table]) -> Cl
         or not all(isinstance(pair, Mapping) and pair.keys() == {"above", "below"} for pair in pairs)
     ):
         raise SpecError(f"{where}: pairs: give a list of {{above: ROW, below: ROW}}")
+    may_differ = entry.get("may_differ", [])
+    if not isinstance(may_differ, list) or not {*map(str, may_differ)} <= {*OWN_PROTOCOL}:
+        raise SpecError(f"{where}: may_differ: {may_differ}: give a list of {', '.join(OWN_PROTOCOL)}")
     rows = _Rows(where, table)
     found = dict.fromkeys(pair for one in pairs for pair in rows.pairs(one["above"], one["below"]))
-    return Claim(entry["name"], entry["source"], table, entry["dataset"], tuple(found))
+    return Claim(entry["name"], entry["source"], table, entry["dataset"], tuple(found), tuple(may_differ))
 
 
 def _table(where: str, folder: Path, name: str, tables: dict[Path, Table]) -> Table:

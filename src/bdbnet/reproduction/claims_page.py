@@ -159,7 +159,9 @@ def _fields(of: Finding) -> list[str]:
 
 
 def _settings(claims: Claims, budget: Budget, folder: Path, runs_root: Path, version: str | None) -> dict[str, Any]:
-    content = repr([(of.name, of.dataset, of.pairs, dict(of.table.columns), of.table.rows) for of in claims.claims])
+    content = repr([
+        (of.name, of.dataset, of.pairs, dict(of.table.columns), of.table.rows, *of.may_differ) for of in claims.claims
+    ])  # fmt: skip
     return {"claims": content_key(content), **budget_settings(budget, folder, runs_root, version)}
 
 
@@ -243,9 +245,9 @@ def _is_measured(judged: Judged) -> bool:
 
 
 def _remarks(judged: Judged) -> list[str]:
-    """The reasons for a verdict, and cells that it lacks all the same."""
+    """The reasons for a verdict, cells that it lacks all the same, and what of the protocol is the rows' own."""
     lacking = [f"not counted: {text}" for text in judged.missing] if judged.verdict is not Verdict.NOT_MEASURED else []
-    return judged.reasons + lacking
+    return judged.reasons + lacking + [f"each as its recipe has it: {text}" for text in judged.own_protocols]
 
 
 def _markdown(title: str, judged: Sequence[Judged], rank: int) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,10 @@ from bdbnet.evaluation.per_query import SURE, metric_difference, query_values
 from bdbnet.evaluation.significance import PairedDifference
 from bdbnet.reporting.compare_runs import verdict as compared
 from bdbnet.reproduction.cells import Run, State
-from bdbnet.reproduction.claims import Claim
+from bdbnet.reproduction.claims import OWN_PROTOCOL, Claim
 from bdbnet.reproduction.measured import Entry, Measured
 from bdbnet.reproduction.queries import has_queries, queries_of, shown_file
-from bdbnet.results import PER_QUERY, Metric, Result, metric_of
+from bdbnet.results import PER_QUERY, Metric, Protocol, Result, metric_of
 
 
 class Verdict(StrEnum):
@@ -109,6 +110,19 @@ class Judged:
         order = (Verdict.CONTRADICTED, Verdict.NOT_SHOWN)
         shown = [finding.words for verdict in order for finding in self.findings if finding.verdict is verdict]
         return [*shown, *(self.missing if Verdict.NOT_MEASURED in {of.verdict for of in self.findings} else ())]
+
+    @property
+    def own_protocols(self) -> list[str]:
+        """In what rows were evaluated differently, where the claim allows it."""
+        found: dict[str, None] = {}
+        for of in self.findings:
+            rows = [(entry.row.label, run.result) for entry in (of.above, of.below) for run in entry.counted[:1]]
+            for (above, here), (below, there) in pairwise(rows):
+                assert here is not None
+                assert there is not None
+                for key, values in _differing(here.protocol, there.protocol).items():
+                    found[f"{key} of {above}: {values[0]}, of {below}: {values[1]}"] = None
+        return list(found)
 
     @property
     def results(self) -> dict[Path, Result]:
@@ -218,14 +232,23 @@ def _check_pair(claim: Claim, above: Entry, below: Entry) -> None:
                 f"{where}: {_named(entry, run)} was evaluated on galleries drawn at random, one image of each identity: such "
                 "numbers have no values per query that could be compared"
             )
-        here, there = result.protocol.record(), theirs.protocol.record()
-        if here != there:
-            keys = [key for key in dict.fromkeys([*here, *there]) if here.get(key) != there.get(key)]
-            what = ", ".join(f"{key} {here.get(key)} and {there.get(key)}" for key in keys)
+        differing = _differing(result.protocol, theirs.protocol)
+        if differing.keys() - {*claim.may_differ}:
+            what = ", ".join(f"{key} {here} and {there}" for key, (here, there) in differing.items())
+            own = differing.keys() <= {*OWN_PROTOCOL}
             raise ConfigError(
                 f"{where}: {both} were evaluated under different protocols ({what}): move one of the folders away to measure it "
                 "again"
+                + f"; or, if that belongs to what the claim compares, add may_differ: [{', '.join(differing)}] to it"
+                * own
             )
+
+
+def _differing(here: Protocol, there: Protocol) -> dict[str, tuple[Any, Any]]:
+    """Key -> both values of what differs."""
+    one, other = here.record(), there.record()
+    both = {key: (one.get(key), other.get(key)) for key in dict.fromkeys([*one, *other])}
+    return {key: values for key, values in both.items() if values[0] != values[1]}
 
 
 def _compare(claim: Claim, above: Entry, below: Entry) -> list[Finding]:
