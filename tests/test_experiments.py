@@ -192,7 +192,8 @@ def test_a_budget_shortens_a_recipe_and_changes_its_backbone():
     budget, table, configs = recipes_under(str(folder / "cpu.yaml"))
     for config in configs.values():
         assert config.backbone.width == 0.25  # OSNet
-        assert (config.trainer.max_epochs, config.schedule.max_epochs) == (6, 6)
+        assert (config.trainer.max_epochs, config.schedule.max_epochs) == (8, 8)
+        assert (config.optimizer.lr, config.schedule.epochs, [*config.schedule.decay_epochs]) == (1e-3, 24, [16, 22])
         assert list(config.dataset.image_size) == [192, 64]
     left_out = {row.name for row in table.rows if budget.lacks_backbone(row, "market1501")}
     assert left_out == {row.name for row in table.rows} - configs.keys()
