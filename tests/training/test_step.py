@@ -268,19 +268,27 @@ def test_cuda_graphs_and_accumulated_gradients_do_not_go_together(tiny_config):
         resolve_compile(config, 23)
 
 
-@pytest.mark.parametrize(("then", "now"), [(True, False), (False, True)])
-def test_fused_or_not_a_training_resumes(then, now, tiny_config):
+LAST, FIRST = torch.channels_last, torch.contiguous_format
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "layout_then", "layout_now"),
+    [(True, False, FIRST, FIRST), (False, True, FIRST, FIRST), (True, True, FIRST, LAST), (True, True, LAST, FIRST)],
+)
+def test_fused_or_not_and_in_any_memory_format_a_training_resumes(then, now, layout_then, layout_now, tiny_config):
     def one_step(module, optimizer):
         torch.manual_seed(2)
         for parameter in module.network.parameters():
-            parameter.grad = torch.randn_like(parameter)
+            parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape))
         optimizer.step()
 
     first = training_module(tiny_config(f"optimizer.fused={then}"))
+    first.network.to(memory_format=layout_then)
     before = first.configure_optimizers()["optimizer"]
     one_step(first, before)
     checkpoint = {"optimizer_states": [copy.deepcopy(before.state_dict())], "state_dict": first.state_dict()}
     second = training_module(tiny_config(f"optimizer.fused={now}"))
+    second.network.to(memory_format=layout_now)
     second.load_state_dict(first.state_dict())
     second.on_load_checkpoint(checkpoint)
     after = second.configure_optimizers()["optimizer"]

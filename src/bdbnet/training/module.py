@@ -143,6 +143,7 @@ class TrainingModule(EvaluationModule):
         optimizer = self.recipe.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("rate", 1.0)
+        optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
         if self.recipe.schedule is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.recipe.schedule(optimizer, self._optimizer_steps)}
@@ -178,3 +179,14 @@ class TrainingModule(EvaluationModule):
             for group in state["param_groups"]:
                 if "fused" in group:
                     group["fused"] = own.get("fused")
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give what an optimizer keeps of a parameter, such as Adam's moments, the parameter's memory format.
+
+    A checkpoint may come from a run with another one, and a fused step takes the numbers of both in the order of memory.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, kept in state.items():
+            if isinstance(kept, Tensor) and kept.shape == parameter.shape and kept.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=kept.dtype).copy_(kept)
