@@ -42,6 +42,8 @@ def main() -> None:
         "--contiguous", action="store_true", help="the step with channels first (trainer.channels_last=false), too"
     )
     options = parser.parse_args()
+    if options.contiguous and options.compile:
+        parser.error("--contiguous goes without --compile: it moves the parameters between steps")
 
     if not options.plain_malloc:
         keep_freed_memory()
@@ -123,9 +125,8 @@ def main() -> None:
     print(f"training step       {whole:8.3f} s   {options.batch / whole:8.1f} images/s")
     if options.contiguous:
         other = statistics.median(times[channels_first])
-        print(
-            f"  channels first    {other:8.3f} s   {options.batch / other:8.1f} images/s: {other / whole:.3f} times as long"
-        )
+        print(f"  channels first    {other:8.3f} s   {options.batch / other:8.1f} images/s")
+        print(f"  channels last takes {whole / other:.3f} of it")
     print(
         f"first call: forward + backward {first[floor]:.1f} s, training step {first[step]:.1f} s; compiled: {compute.plan}"
     )

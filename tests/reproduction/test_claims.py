@@ -290,7 +290,7 @@ def test_what_belongs_to_a_recipe_may_differ_where_the_claim_says_so(claims, tmp
     (table,) = look(mine, tmp_path)
     finish(table, "BDB", drawn(1, 0.1), normalize="joint")
     finish(table, "Baseline", drawn(2))
-    with pytest.raises(ConfigError, match=r"compares, add may_differ: \[normalize\] to it$"):
+    with pytest.raises(ConfigError, match=r"compared, write may_differ: \[normalize\] in the claim$"):
         judged(mine, tmp_path)
     found = judged(claims(BETTER, may_differ=["measure", "normalize"]), tmp_path)
     assert found.verdict is Verdict.SUPPORTED
@@ -300,6 +300,12 @@ def test_what_belongs_to_a_recipe_may_differ_where_the_claim_says_so(claims, tmp
     )
     with pytest.raises(ConfigError, match="normalize joint and none"):
         judged(claims(BETTER, may_differ=["measure"]), tmp_path)
+    mine = claims(BETTER, may_differ=["normalize"])
+    finish(look(mine, tmp_path, seeds=(1, 2))[0], "BDB", drawn(3, 0.1), seed=2)
+    with pytest.raises(
+        ConfigError, match=r"BDB, market1501, seed 1 .* and BDB, .*seed 2 .*joint and none.* measure it again$"
+    ):
+        judged(mine, tmp_path, seeds=(1, 2))
 
 
 def test_values_per_query_of_another_evaluation_are_refused(claims, tmp_path):
@@ -339,8 +345,8 @@ WRONG = [
     (BETTER, {"table": "table9"}, "table: table9: no such table; choose one of figure1, .*table8, or give a file"),
     (BETTER, {"table": "none.yaml"}, "table: .*none.yaml: no such file"),
     (BETTER, {"pair": []}, "missing or unknown: pair"),
-    (BETTER, {"may_differ": ["ap_at"]}, r"may_differ: \['ap_at'\]: give a list of image_size, .*measure"),
-    (BETTER, {"may_differ": "measure"}, "may_differ: measure: give a list of"),
+    (BETTER, {"may_differ": ["ap_at"]}, r"may_differ: \['ap_at'\]: give a list of keys out of image_size, .*measure"),
+    (BETTER, {"may_differ": "measure"}, "may_differ: measure: give a list of keys"),
     (BETTER, {"source": None}, "source: None: give a text"),
     (BETTER, {"name": ""}, "name is missing: give it a sentence"),
 ]  # fmt: skip

@@ -318,4 +318,4 @@ def test_without_the_token_there_is_a_field_for_it(browser, address):
 
 def test_waiting_goes_on_when_the_page_is_left(page):
     page.evaluate("window.old = true; setTimeout(() => location.reload(), 100)")
-    assert page.wait("window.old ? new Promise(() => {}) : 'new'") == "new"
+    assert page.wait("window.old ? window.kept = new Promise(() => {}) : 'new'") == "new"

@@ -18,6 +18,10 @@ def chromium() -> str | None:
     return next((found for name in EXECUTABLES if (found := shutil.which(name))), None)
 
 
+class DevToolsError(RuntimeError):
+    """A method was refused, or what it was asked of is gone."""
+
+
 class Browser:
     """One page in a browser of its own; a context manager.
 
@@ -75,7 +79,7 @@ class Browser:
             answer = self._next(60)
             if answer.get("id") == self._number:
                 if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']['message']}")
+                    raise DevToolsError(f"{method}: {answer['error']['message']}")
                 return answer["result"]
 
     def _next(self, seconds: float) -> dict[str, Any]:
@@ -106,22 +110,16 @@ class Browser:
     def wait(self, code: str, seconds: float = 30) -> Any:
         """Wait until an expression is true, on the next page if this one is left meanwhile; its value."""
         deadline = time.monotonic() + seconds
-        while not (value := self._evaluate_or_left(code)):
+        while True:
+            left = None
+            try:
+                if value := self.evaluate(code):
+                    return value
+            except DevToolsError as error:  # the browser went to another page in the middle of it
+                left = error
             if time.monotonic() > deadline:
-                raise TimeoutError(f"never true: {code}; console: {self.messages}")
+                raise TimeoutError(f"never true: {code}; console: {self.messages}") from left
             time.sleep(0.05)
-        return value
-
-    def _evaluate_or_left(self, code: str) -> Any:
-        try:
-            return self.evaluate(code)
-        except RuntimeError as error:
-            # An expression that was being evaluated when the browser went to another page has no value.
-            if any(
-                part in str(error) for part in ("navigated or closed", "context was destroyed", "find default exec")
-            ):
-                return None
-            raise
 
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)

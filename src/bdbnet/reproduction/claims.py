@@ -129,7 +129,7 @@ def _claim(path: Path, number: int, entry: Any, tables: dict[Path, Table]) -> Cl
         raise SpecError(f"{where}: pairs: give a list of {{above: ROW, below: ROW}}")
     may_differ = entry.get("may_differ", [])
     if not isinstance(may_differ, list) or not {*map(str, may_differ)} <= {*OWN_PROTOCOL}:
-        raise SpecError(f"{where}: may_differ: {may_differ}: give a list of {', '.join(OWN_PROTOCOL)}")
+        raise SpecError(f"{where}: may_differ: {may_differ}: give a list of keys out of {', '.join(OWN_PROTOCOL)}")
     rows = _Rows(where, table)
     found = dict.fromkeys(pair for one in pairs for pair in rows.pairs(one["above"], one["below"]))
     return Claim(entry["name"], entry["source"], table, entry["dataset"], tuple(found), tuple(may_differ))

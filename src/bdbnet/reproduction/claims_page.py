@@ -159,6 +159,7 @@ def _fields(of: Finding) -> list[str]:
 
 
 def _settings(claims: Claims, budget: Budget, folder: Path, runs_root: Path, version: str | None) -> dict[str, Any]:
+    # may_differ at the end: the key of claims without it stays what it was.
     content = repr([
         (of.name, of.dataset, of.pairs, dict(of.table.columns), of.table.rows, *of.may_differ) for of in claims.claims
     ])  # fmt: skip

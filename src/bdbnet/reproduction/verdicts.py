@@ -113,7 +113,7 @@ class Judged:
 
     @property
     def own_protocols(self) -> list[str]:
-        """In what rows were evaluated differently, where the claim allows it."""
+        """What the rows of a pair were evaluated differently in, which the claim allows."""
         found: dict[str, None] = {}
         for of in self.findings:
             rows = [(entry.row.label, run.result) for entry in (of.above, of.below) for run in entry.counted[:1]]
@@ -233,14 +233,15 @@ def _check_pair(claim: Claim, above: Entry, below: Entry) -> None:
                 "numbers have no values per query that could be compared"
             )
         differing = _differing(result.protocol, theirs.protocol)
-        if differing.keys() - {*claim.may_differ}:
-            what = ", ".join(f"{key} {here} and {there}" for key, (here, there) in differing.items())
-            own = differing.keys() <= {*OWN_PROTOCOL}
+        allowed = set() if entry is other else {*claim.may_differ}  # two seeds of a row have one protocol
+        if refused := {key: values for key, values in differing.items() if key not in allowed}:
+            what = ", ".join(f"{key} {here} and {there}" for key, (here, there) in refused.items())
+            advice = ""
+            if entry is not other and differing.keys() <= {*OWN_PROTOCOL}:
+                advice = f"; or, if that belongs to what is compared, write may_differ: [{', '.join(differing)}] in the claim"
             raise ConfigError(
                 f"{where}: {both} were evaluated under different protocols ({what}): move one of the folders away to measure it "
-                "again"
-                + f"; or, if that belongs to what the claim compares, add may_differ: [{', '.join(differing)}] to it"
-                * own
+                f"again{advice}"
             )
 
 

@@ -33,7 +33,8 @@ def resolve_precision(config: DictConfig) -> None:
     if trainer.precision == "auto":
         trainer.precision = "bf16-mixed" if has_native_bfloat16(trainer.accelerator) else "32-true"
     if trainer.channels_last == "auto":
-        # On a CPU in float32, too: with channels first a step takes 1.1 times as long with a ResNet, 1.4 to 1.6 times with OSNet.
+        # On a CPU in float32, too: with channels first a BDB step takes 1.1 times as long with a ResNet, 1.4 to 1.6 times with
+        # OSNet x0.25 (experiments/benchmarks/README.md).
         half = str(trainer.precision) in ("bf16-mixed", "16-mixed")
         trainer.channels_last = half or not on_gpu(trainer)
 
