@@ -7,7 +7,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 cd "${1:?give a folder for data and runs}"
 run() { # threads name settings...
   OMP_NUM_THREADS=$1 OMP_WAIT_POLICY=passive CUDA_VISIBLE_DEVICES= \
-    "${PYTHON:-python}" -m bdbnet.train experiment=demo "run_name=$2" "${@:3}" 'hydra.run.dir=outputs/${run_name}' overwrite=true
+    "${PYTHON:-python}" -m bdbnet.train experiment=demo trainer.channels_last=false "run_name=$2" "${@:3}" 'hydra.run.dir=outputs/${run_name}' overwrite=true
   mkdir -p "$here/$2"
   cp "outputs/$2"/{result.json,history.csv} "$here/$2"
 }
