@@ -63,7 +63,7 @@ def compare_runs(folder: str | Path, other: str | Path, *, seed: int = 0, overwr
         names = str(folder), str(other)
     differences = _differences(a, b, seed)
     means = {name: (_mean(a, b, name), _mean(b, a, name)) for name in differences}
-    changed = _changed_settings(a.record["protocol"], b.record["protocol"])
+    changed = changed_settings(a.record["protocol"], b.record["protocol"])
     apart = _most_different(a.queries, b.queries)
     record = {
         "a": str(a.run.path),
@@ -197,7 +197,8 @@ def _mean(of: _Analysed, other: _Analysed, name: str) -> float:
     return float(values[~np.isnan(values) & ~np.isnan(query_values(other.queries, name))].mean())
 
 
-def _changed_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+def changed_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Key -> both values of what differs; None where one lacks it."""
     return {key: [a.get(key), b.get(key)] for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)}
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,12 +12,13 @@ import pandas as pd
 from bdbnet.config import ConfigError, shown_path
 from bdbnet.evaluation.per_query import SURE, metric_difference, query_values
 from bdbnet.evaluation.significance import PairedDifference
+from bdbnet.reporting.compare_runs import changed_settings
 from bdbnet.reporting.compare_runs import verdict as compared
 from bdbnet.reproduction.cells import Run, State
 from bdbnet.reproduction.claims import OWN_PROTOCOL, Claim
 from bdbnet.reproduction.measured import Entry, Measured
 from bdbnet.reproduction.queries import has_queries, queries_of, shown_file
-from bdbnet.results import PER_QUERY, Metric, Protocol, Result, metric_of
+from bdbnet.results import PER_QUERY, Metric, Result, metric_of
 
 
 class Verdict(StrEnum):
@@ -116,12 +116,11 @@ class Judged:
         """What the rows of a pair were evaluated differently in, which the claim allows."""
         found: dict[str, None] = {}
         for of in self.findings:
-            rows = [(entry.row.label, run.result) for entry in (of.above, of.below) for run in entry.counted[:1]]
-            for (above, here), (below, there) in pairwise(rows):
-                assert here is not None
-                assert there is not None
-                for key, values in _differing(here.protocol, there.protocol).items():
-                    found[f"{key} of {above}: {values[0]}, of {below}: {values[1]}"] = None
+            above, below = ([run.result for run in entry.counted if run.result] for entry in (of.above, of.below))
+            if above and below:
+                differing = changed_settings(above[0].protocol.record(), below[0].protocol.record())
+                for key, (one, other) in differing.items():
+                    found[f"{key} of {of.above.row.label}: {one}, of {of.below.row.label}: {other}"] = None
         return list(found)
 
     @property
@@ -232,7 +231,7 @@ def _check_pair(claim: Claim, above: Entry, below: Entry) -> None:
                 f"{where}: {_named(entry, run)} was evaluated on galleries drawn at random, one image of each identity: such "
                 "numbers have no values per query that could be compared"
             )
-        differing = _differing(result.protocol, theirs.protocol)
+        differing = changed_settings(result.protocol.record(), theirs.protocol.record())
         allowed = set() if entry is other else {*claim.may_differ}  # two seeds of a row have one protocol
         if refused := {key: values for key, values in differing.items() if key not in allowed}:
             what = ", ".join(f"{key} {here} and {there}" for key, (here, there) in refused.items())
@@ -243,13 +242,6 @@ def _check_pair(claim: Claim, above: Entry, below: Entry) -> None:
                 f"{where}: {both} were evaluated under different protocols ({what}): move one of the folders away to measure it "
                 f"again{advice}"
             )
-
-
-def _differing(here: Protocol, there: Protocol) -> dict[str, tuple[Any, Any]]:
-    """Key -> both values of what differs."""
-    one, other = here.record(), there.record()
-    both = {key: (one.get(key), other.get(key)) for key in dict.fromkeys([*one, *other])}
-    return {key: values for key, values in both.items() if values[0] != values[1]}
 
 
 def _compare(claim: Claim, above: Entry, below: Entry) -> list[Finding]:
